@@ -1,0 +1,172 @@
+"""Settings of a run: frozen, validated, read from TOML, never executed.
+
+A component (cohort, model) is a ``name`` and its ``settings``; the package that
+owns the registry validates those before anything is written. Unknown keys are
+refused with the nearest known one.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from spectral_mlops.errors import InputError
+from spectral_mlops.records import QUANTITIES, Quantity
+from spectral_mlops.registry import nearest
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, no unknown keys, no NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Component(Settings):
+    """Something chosen by name from a registry, with the settings it takes."""
+
+    name: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class TrainingConfig(Settings):
+    """The loop: how long, how fast, in which folds."""
+
+    epochs: int = Field(20, ge=1, description="passes over the training people")
+    batch_size: int = Field(16, ge=2, description="people per step")
+    folds: int = Field(5, ge=2, description="stratified cross-validation folds")
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-3, ge=0)
+    seed: int = Field(0, ge=0, description="of folds, weights and batch order")
+
+
+class SpectraConfig(Settings):
+    """What is watched, and how often."""
+
+    quantities: tuple[Quantity, ...] = QUANTITIES
+    batches_per_epoch: int = Field(8, ge=1, description="evenly spaced, watched")
+    layers: tuple[str, ...] | None = Field(None, description="all if not given")
+
+
+class ComparisonConfig(Settings):
+    """How groups are compared."""
+
+    grouping: str = Field("group", description="column of the people table")
+    divergence: str = Field("js", description="distance of two spectra")
+    permutations: int = Field(199, ge=19, description="subject relabellings")
+    probe_fraction: float = Field(0.25, gt=0, lt=1, description="held-out people")
+    probe_epochs: int = Field(5, ge=1, description="evenly spaced, with a probe")
+
+
+class TrackingConfig(Settings):
+    """Where the run is recorded."""
+
+    uri: str | None = Field(None, description="MLflow store; sqlite here if unset")
+    experiment: str = Field("spectral_mlops", min_length=1)
+
+
+class RunConfig(Settings):
+    """All settings of ``spectral-mlops train``."""
+
+    cohort: Component = Component(name="simulated")
+    model: Component = Component(name="mlp")
+    training: TrainingConfig = TrainingConfig()
+    spectra: SpectraConfig = SpectraConfig()
+    comparison: ComparisonConfig = ComparisonConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    def flat(self) -> dict[str, str | int | float | bool]:
+        """Return dotted names and plain values, as MLflow parameters want them."""
+        return flatten(self.model_dump(mode="json"))
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def flatten(
+    nested: Mapping[str, Any], prefix: str = ""
+) -> dict[str, str | int | float | bool]:
+    """Flatten nested settings into dotted names; lists become ``256-128``."""
+    flat: dict[str, str | int | float | bool] = {}
+    for name, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        elif isinstance(value, list | tuple):
+            flat[prefix + name] = "-".join(map(str, value))
+        elif value is not None:
+            flat[prefix + name] = value
+    return flat
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``base`` with ``changes`` laid over it, level by level."""
+    merged = dict(base)
+    for name, value in changes.items():
+        below = merged.get(name)
+        if isinstance(value, Mapping) and isinstance(below, Mapping):
+            value = merge(below, value)
+        merged[name] = value
+    return merged
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        InputError: If the file is missing or is not TOML; names the line.
+    """
+    try:
+        with path.open("rb") as stream:
+            return tomllib.load(stream)
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid TOML: {error}.") from error
+
+
+def validate(model: type[Model], values: Mapping[str, Any], where: str) -> Model:
+    """Build validated settings from plain values.
+
+    Args:
+        model: The settings class.
+        values: Nested plain values, as TOML gives them.
+        where: File or flag group the values came from, for the message.
+
+    Returns:
+        The frozen settings.
+
+    Raises:
+        InputError: For the first key that is unknown or has an impossible value.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        raise InputError(_first_error(model, error, where)) from error
+
+
+def _first_error(model: type[BaseModel], error: ValidationError, where: str) -> str:
+    """Say the first validation error as one sentence: key, value, expectation."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    key = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        known = list(_fields_at(model, path[:-1]))
+        return (
+            f"{where}: unknown key '{key}'; known here are {', '.join(known)}."
+            f"{nearest(path[-1], known)}"
+        )
+    if first["type"] == "missing":
+        return f"{where}: '{key}' is needed and missing."
+    return f"{where}: {key}={first['input']!r} is not usable: {first['msg']}."
+
+
+def _fields_at(model: type[BaseModel], path: list[str]) -> tuple[str, ...]:
+    """Return the field names of the settings class that ``path`` leads to."""
+    for name in path:
+        annotation = model.model_fields[name].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            break
+        model = annotation
+    return tuple(model.model_fields)
