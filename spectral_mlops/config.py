@@ -33,11 +33,11 @@ class Component(Settings):
 class TrainingConfig(Settings):
     """The loop: how long, how fast, in which folds."""
 
-    epochs: int = Field(20, ge=1, description="passes over the training people")
+    epochs: int = Field(30, ge=1, description="passes over the training people")
     batch_size: int = Field(16, ge=2, description="people per step")
     folds: int = Field(5, ge=2, description="stratified cross-validation folds")
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(3e-3, gt=0)
     weight_decay: float = Field(1e-3, ge=0)
     seed: int = Field(0, ge=0, description="of folds, weights and batch order")
 
@@ -53,11 +53,15 @@ class SpectraConfig(Settings):
 class ComparisonConfig(Settings):
     """How groups are compared."""
 
-    grouping: str = Field("group", description="column of the people table")
+    groupings: tuple[str, ...] = Field(
+        (), description="columns of the people table; the target if not given"
+    )
     divergence: str = Field("js", description="distance of two spectra")
     permutations: int = Field(199, ge=19, description="subject relabellings")
+    seed: int = Field(0, ge=0, description="of the relabellings")
     probe_fraction: float = Field(0.25, gt=0, lt=1, description="held-out people")
-    probe_epochs: int = Field(5, ge=1, description="evenly spaced, with a probe")
+    probe_seed: int = Field(0, ge=0, description="of who is held out")
+    null_epochs: int = Field(5, ge=1, description="evenly spaced, with a null")
 
 
 class TrackingConfig(Settings):

@@ -20,6 +20,10 @@ SCALES = ("batch", "sum", "mean")
 POOLED = "all"
 """Name of the pooled group, and of the grouping it stands in."""
 
+DEGENERATE = 1e-3
+"""Relative to the leading value: below it a second value may be the rounding of
+float32 probabilities close to 1, and counts as none."""
+
 
 def check_quantities(quantities: Iterable[str]) -> tuple[Quantity, ...]:
     """Return the quantities in their fixed order.
@@ -80,6 +84,17 @@ class Spectrum:
     status: str
     summaries: Mapping[str, float]
     step: int = 0
+
+    @property
+    def degenerate(self) -> bool:
+        """Whether the spectrum has at most one value to speak of.
+
+        Such a spectrum has no shape to compare: a two-class output's adjoint has
+        rank 1, and what stands beside its leading value is rounding
+        (`DEGENERATE`).
+        """
+        top = self.values[:1].sum()
+        return not (self.values[1:] > DEGENERATE * top).any()
 
     def factor_of(self, scale: str) -> float:
         """Return what ``values`` is multiplied by to reach ``scale``.

@@ -1,0 +1,14 @@
+"""The only place that touches autograd: rows of A and Δ, split by group."""
+
+from spectral_mlops.hooks.capture import GroupFactors, capture
+from spectral_mlops.hooks.coverage import CoverageRow
+from spectral_mlops.hooks.rows import RowRule, Rows, register_rows
+
+__all__ = [
+    "CoverageRow",
+    "GroupFactors",
+    "RowRule",
+    "Rows",
+    "capture",
+    "register_rows",
+]

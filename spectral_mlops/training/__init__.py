@@ -1,0 +1,7 @@
+"""The loop: folds trained side by side, watched, validated, probed, tracked."""
+
+from spectral_mlops.training.loop import RunResult, train
+from spectral_mlops.training.plan import Plan, make_plan
+from spectral_mlops.training.run import FinishedRun, run
+
+__all__ = ["FinishedRun", "Plan", "RunResult", "make_plan", "run", "train"]

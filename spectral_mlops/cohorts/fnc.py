@@ -1,0 +1,178 @@
+"""Loader ``fnc``: vectorised connectivity and a table of labels, joined by id."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from spectral_mlops.cohorts.cohort import Cohort, listed
+from spectral_mlops.cohorts.labels import choose_positive
+from spectral_mlops.cohorts.loaders import Progress, register_cohort
+from spectral_mlops.cohorts.tables import read_people
+from spectral_mlops.cohorts.triangles import (
+    Order,
+    check_order,
+    kept_diagonal,
+    size_of,
+)
+from spectral_mlops.cohorts.vectors import Vectors, read_vectors
+from spectral_mlops.config import Settings
+from spectral_mlops.errors import InputError
+
+
+class FncSettings(Settings):
+    """Settings of the loader ``fnc``; relative paths are below the work folder."""
+
+    features: Path = Field(description="CSV, TSV or NPZ of connections, with ids")
+    labels: Path = Field(description="CSV or TSV table of people")
+    order: Order = Field(
+        description="row-major 'upper' (GIFT) or 'lower' (nilearn) triangle"
+    )
+    check_order: bool = Field(True, description="by positive definiteness")
+    id_column: str | None = Field(None, description="found by alias if not given")
+    label_column: str | None = Field(None, description="found by alias if not given")
+    label_names: dict[str, str] | None = Field(None, description="0 = 'control', …")
+    positive: str | None = Field(None, description="label counted as positive")
+    missing: Literal["raise", "drop_subject"] = Field(
+        "raise", description="what to do about people with missing connections"
+    )
+    unmatched: Literal["raise", "drop"] = Field(
+        "raise", description="what to do about people in only one of the files"
+    )
+
+
+@register_cohort("fnc", FncSettings)
+def load_fnc(
+    settings: FncSettings, workdir: Path, progress: Progress | None = None
+) -> Cohort:
+    """Load connectivity vectors and labels from files.
+
+    Values stay as they are: Fisher z is recognised for the check of the order
+    only, and columns keep their order. Rows follow the features file.
+
+    Args:
+        settings: Which files, and how they are to be read.
+        workdir: Folder that relative paths are below.
+        progress: Not used: two small files.
+
+    Returns:
+        The cohort, features ``[people, n(n-1)/2]``.
+    """
+    del progress
+    vectors = read_vectors(workdir / settings.features, settings.id_column)
+    people = read_people(
+        workdir / settings.labels,
+        settings.id_column,
+        settings.label_column,
+        settings.label_names,
+    )
+    size = size_of(vectors.values.shape[1], vectors.path)
+    keep, joined = _join(
+        vectors, list(people.frame.index), workdir / settings.labels, settings
+    )
+    keep, dropped = _without_missing(vectors, keep, settings.missing)
+    values = vectors.values[keep]
+    connections = [*_measure(values, size, settings, vectors.path)]
+    frame = people.frame.loc[[vectors.ids[row] for row in keep]]
+    positive, chosen = choose_positive(
+        [str(label) for label in frame[people.target]],
+        settings.positive,
+        people.label_column,
+        workdir / settings.labels,
+    )
+    return Cohort(
+        people=frame,
+        features=values.astype(np.float32),
+        modality="fnc",
+        target=people.target,
+        positive=positive,
+        source=str(settings.features),
+        notes=(*people.notes, chosen, *joined, *dropped, *connections),
+    )
+
+
+def _join(
+    vectors: Vectors, labelled: list[str], labels: Path, settings: FncSettings
+) -> tuple[list[int], tuple[str, ...]]:
+    """Return the rows of people that stand in both files, and what was left out."""
+    known, featured = set(labelled), set(vectors.ids)
+    extra = [who for who in vectors.ids if who not in known]
+    without = [who for who in labelled if who not in featured]
+    keep = [row for row, who in enumerate(vectors.ids) if who in known]
+    if not (extra or without):
+        return keep, (f"{len(keep)} people joined by id",)
+    sides = [
+        f"{len(ids)} only in {name} ({listed(ids)})"
+        for ids, name in ((extra, vectors.path.name), (without, labels.name))
+        if ids
+    ]
+    told = f"{len(keep)} people joined by id, {' and '.join(sides)}"
+    if settings.unmatched == "drop" and keep:
+        return keep, (f"{told}: left out as unmatched='drop' asks",)
+    same = {_bare(who) for who in extra} & {_bare(who) for who in without}
+    way_out = (
+        f"{len(same)} of them agree but for 'sub-' and leading zeros: write them alike"
+        if same
+        else "make both list the same people, or set unmatched='drop'"
+    )
+    raise InputError(f"{vectors.path} and {labels}: {told}; {way_out}.")
+
+
+def _bare(who: str) -> str:
+    """Return an id without ``sub-`` and leading zeros, to explain a mismatch."""
+    return who.removeprefix("sub-").lstrip("0")
+
+
+def _without_missing(
+    vectors: Vectors, keep: list[int], missing: str
+) -> tuple[list[int], tuple[str, ...]]:
+    """Refuse or leave out people with a value that is not finite."""
+    bad = ~np.isfinite(vectors.values[keep])
+    if not bad.any():
+        return keep, ()
+    good = [bool(row.all()) for row in ~bad]
+    affected = [
+        vectors.ids[row] for row, fine in zip(keep, good, strict=True) if not fine
+    ]
+    row, column = (int(i) for i in np.argwhere(bad)[0])
+    if missing == "raise":
+        raise InputError(
+            f"{vectors.path}: {int(bad.sum())} values of {len(affected)} people are "
+            f"missing or not finite, the first that of {vectors.ids[keep[row]]} in "
+            f"column '{vectors.names[column]}'; repair them, or set "
+            "missing='drop_subject' to leave these people out."
+        )
+    if len(affected) == len(keep):
+        raise InputError(
+            f"{vectors.path}: everyone has a missing value, so missing='drop_subject' "
+            f"leaves nobody; column '{vectors.names[column]}' is one to look at."
+        )
+    rest = [row for row, fine in zip(keep, good, strict=True) if fine]
+    note = f"missing='drop_subject' left out {len(affected)}: {', '.join(affected)}"
+    return rest, (note,)
+
+
+def _measure(
+    values: np.ndarray, size: int, settings: FncSettings, path: Path
+) -> tuple[str, ...]:
+    """Check triangle and order; say whether the values are r or Fisher z."""
+    networks = kept_diagonal(values)
+    if networks is not None:
+        raise InputError(
+            f"{path}: {values.shape[1]} columns are {networks}({networks}+1)/2, and "
+            f"those on the diagonal of {networks} networks are the same for everyone: "
+            f"the diagonal was kept; leave it out, {networks * (networks - 1) // 2} "
+            "columns remain."
+        )
+    fisher = bool((np.abs(values) > 1 + 1e-6).any())
+    measure = (
+        "Fisher z (some values exceed 1; kept as they are)"
+        if fisher
+        else "correlations (no value exceeds 1)"
+    )
+    notes = (f"{values.shape[1]} connections of {size} networks, {measure}",)
+    if not settings.check_order:
+        return (*notes, f"order {settings.order}: not checked (check_order=false)")
+    correlations = np.tanh(values) if fisher else values
+    return (*notes, check_order(correlations, settings.order, path))

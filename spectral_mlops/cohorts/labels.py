@@ -1,0 +1,86 @@
+"""Labels of groups: new names for them, and which of them counts as positive."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from spectral_mlops.cohorts.columns import plain
+from spectral_mlops.errors import InputError
+from spectral_mlops.registry import nearest
+
+POSITIVE = (
+    *("patient", "patients", "case", "cases", "sz", "scz", "schz"),
+    *("schizophrenia", "1"),
+)
+
+
+def choose_positive(
+    labels: Sequence[str], named: str | None, column: str, where: object
+) -> tuple[str, str]:
+    """Return the label counted as positive, and a note on how it was chosen.
+
+    Of two labels, one that says "patient" (`POSITIVE`) is taken; anything less
+    plain must be named, for published tables give opposite meanings to one code.
+
+    Args:
+        labels: The different labels.
+        named: The user's choice, if any.
+        column: What the file calls the column, for the message.
+        where: The file, for the message.
+
+    Returns:
+        The label and the note.
+
+    Raises:
+        InputError: If the choice is no label, or none is plain.
+    """
+    known = sorted(set(labels))
+    if named is not None:
+        if named not in known:
+            raise InputError(
+                f"positive='{named}' is no label of '{column}' in {where}; its labels "
+                f"are {', '.join(known)}.{nearest(named, known)}"
+            )
+        return named, f"positive: '{named}' (as set)"
+    likely = [label for label in known if plain(label) in POSITIVE]
+    if (
+        len(known) != 2
+        or len(likely) != 1
+        or known == ["1", "2"]
+        or "control" in plain(column)
+    ):
+        raise InputError(
+            f"{where}: which label of '{column}' counts as positive cannot be told "
+            f"from {', '.join(known)}; say so with positive=."
+        )
+    return likely[0], f"positive: '{likely[0]}' (set positive= to change)"
+
+
+def relabel(
+    labels: list[str], names: Mapping[str, str] | None, path: Path, column: str
+) -> list[str]:
+    """Give every label its new name.
+
+    Args:
+        labels: One label a person.
+        names: Old name to new name; several may get the same.
+        path: The file, for the message.
+        column: What it calls the column, for the message.
+
+    Returns:
+        The new labels.
+
+    Raises:
+        InputError: If a label has no new name, or a name no label.
+    """
+    if not names:
+        return labels
+    known = sorted(set(labels))
+    without = [label for label in known if label not in names]
+    unused = [label for label in names if label not in known]
+    if without or unused:
+        wrong = f"no name for '{without[0]}'" if without else f"unknown '{unused[0]}'"
+        raise InputError(
+            f"label_names: {wrong}; the labels of '{column}' in {path} are "
+            f"{', '.join(known)}, and each needs one name."
+        )
+    return [names[label] for label in labels]

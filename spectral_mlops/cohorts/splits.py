@@ -1,0 +1,210 @@
+"""Who trains, who validates, and who is set aside: by person, never by sample.
+
+The probe is drawn first and never touched again; folds are drawn over the rest.
+Both depend on ids and seed, not on the order of rows.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from spectral_mlops.errors import InputError, UnknownNameError
+from spectral_mlops.registry import nearest
+
+UNKNOWN = "n/a"
+"""Stratum of people whose site (or other secondary column) is not known."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """People whom no training, validation, scaling or selection ever touches.
+
+    Attributes:
+        ids: Sorted.
+        strata: Columns within which they were drawn.
+    """
+
+    ids: tuple[str, ...]
+    strata: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """Return the SHA-256 over the ids, by which two runs know their probe."""
+        return hashlib.sha256("\n".join(self.ids).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One fold of a cross-validation.
+
+    Attributes:
+        train_ids: Sorted; everything fitted is fitted on these.
+        validation_ids: Sorted.
+        strata: Columns that the folds are balanced over.
+        note: What the user should know about that, or empty.
+    """
+
+    train_ids: tuple[str, ...]
+    validation_ids: tuple[str, ...]
+    strata: tuple[str, ...]
+    note: str = ""
+
+
+def set_probe_aside(
+    people: pd.DataFrame,
+    grouping: str,
+    fraction: float = 0.25,
+    minimum: int = 12,
+    strata: Sequence[str] = ("group", "site"),
+    seed: int = 0,
+) -> tuple[Probe | None, str]:
+    """Draw the probe: the same fraction of each group, spread over strata.
+
+    Each group gives ``round(fraction · n_g)`` people, shared among its strata by
+    largest remainder.
+
+    Args:
+        people: Index of ids; columns ``grouping`` and, where present, ``strata``.
+        grouping: Column of the groups that will be compared.
+        fraction: Share of each group, between 0 and 1.
+        minimum: Fewest people per group that make a probe worth having.
+        strata: Further columns to balance; those absent are left out.
+        seed: Of the draw.
+
+    Returns:
+        The probe and what it holds; or None and the reason.
+
+    Raises:
+        InputError: If the fraction is not between 0 and 1, or a label is missing.
+        UnknownNameError: If there is no such grouping.
+    """
+    if not 0 < fraction < 1:
+        raise InputError(f"fraction={fraction}: choose a share between 0 and 1.")
+    columns = _present(people, grouping, strata)
+    table = _stratum_table(people, columns)
+    quota = {
+        str(group): round(fraction * len(members))
+        for group, members in table.groupby(grouping)
+    }
+    counts = ", ".join(f"{n} {group}" for group, n in quota.items())
+    short = [group for group, n in quota.items() if n < minimum]
+    if short:
+        return None, (
+            f"No probe: {fraction:.0%} of {len(people)} people would be {counts}, and "
+            f"'{short[0]}' needs at least {minimum}; use a larger cohort or fraction."
+        )
+    rng = np.random.default_rng([seed, len(table)])
+    chosen: list[str] = []
+    for group, members in table.groupby(grouping):
+        cells = [cell for _, cell in members.groupby(columns)]
+        shares = _allocate([len(cell) for cell in cells], quota[str(group)])
+        for cell, share in zip(cells, shares, strict=True):
+            chosen += rng.permutation(cell.index.to_numpy())[:share].tolist()
+    probe = Probe(tuple(sorted(chosen)), tuple(columns))
+    return probe, f"Probe of {len(chosen)} people ({counts}), by {' × '.join(columns)}."
+
+
+def fold_splits(
+    people: pd.DataFrame,
+    folds: int,
+    seed: int = 0,
+    strata: Sequence[str] = ("group", "site"),
+    probe: Probe | None = None,
+) -> list[Fold]:
+    """Split everyone outside the probe into stratified folds.
+
+    Args:
+        people: Index of ids; columns ``strata``.
+        folds: At least 2.
+        seed: Of the draw.
+        strata: The target first, which must exist; further columns are balanced
+            too if present and if every combination has a person for each fold,
+            else the target alone is (the folds' ``note`` says so).
+        probe: People to leave out.
+
+    Returns:
+        One fold after another; validation parts are disjoint and cover everyone.
+
+    Raises:
+        InputError: If a group is smaller than the number of folds, or a label is
+            missing.
+        UnknownNameError: If the target is no column, or the probe is of other
+            people.
+    """
+    from sklearn.model_selection import StratifiedKFold
+
+    if folds < 2:
+        raise InputError(f"folds={folds}: a cross-validation has at least 2.")
+    target = strata[0]
+    columns = _present(people, target, strata)
+    table = _stratum_table(people, columns)
+    if probe is not None:
+        strangers = sorted(set(probe.ids) - set(table.index))
+        if strangers:
+            raise UnknownNameError(
+                f"The probe holds {len(strangers)} people who are not in the cohort, "
+                f"the first {strangers[0]}; use the probe of this cohort."
+            )
+        table = table.drop(index=list(probe.ids))
+    sizes = table[target].value_counts()
+    if len(sizes) == 0 or sizes.min() < folds:
+        smallest = f"'{sizes.idxmin()}' has {sizes.min()}" if len(sizes) else "it has 0"
+        raise InputError(
+            f"folds={folds}: of column '{target}', {smallest} people outside the "
+            "probe, fewer than folds; ask for fewer folds."
+        )
+    note = ""
+    cells = table[columns].agg("\x1f".join, axis=1)
+    if len(columns) > 1 and cells.value_counts().min() < folds:
+        note = (
+            f"Folds are balanced over '{target}' alone: some combinations of "
+            f"{' × '.join(columns)} have fewer than {folds} people."
+        )
+        columns, cells = [target], table[target]
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    ids = table.index.to_numpy()
+    return [
+        Fold(tuple(ids[train]), tuple(ids[held]), tuple(columns), note)
+        for train, held in splitter.split(ids, cells.to_numpy(dtype=object))
+    ]
+
+
+def _present(people: pd.DataFrame, first: str, others: Sequence[str]) -> list[str]:
+    """Return ``first`` and those of the others that are columns, each once."""
+    if first not in people.columns:
+        known = [str(name) for name in people.columns]
+        raise UnknownNameError(
+            f"There is no column '{first}' to group people by; there are "
+            f"{', '.join(known)}.{nearest(first, known)}"
+        )
+    return list(dict.fromkeys([first, *(o for o in others if o in people.columns)]))
+
+
+def _stratum_table(people: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """Return the columns as text, sorted by id, gaps in later ones as a stratum."""
+    missing = people.index[people[columns[0]].isna()]
+    if len(missing):
+        raise InputError(
+            f"'{columns[0]}' is missing for {len(missing)} people, the first "
+            f"{missing[0]}; label them or leave them out."
+        )
+    table = people[columns].astype(object)
+    table = table.where(table.notna(), UNKNOWN).map(str)
+    table.index = pd.Index([str(who) for who in people.index], dtype=object)
+    return table.sort_index()
+
+
+def _allocate(sizes: list[int], total: int) -> list[int]:
+    """Share ``total`` out in proportion to sizes, by largest remainder.
+
+    Ties go to the earlier stratum.
+    """
+    exact = [size * total / sum(sizes) for size in sizes]
+    shares = [int(share) for share in exact]
+    order = sorted(range(len(sizes)), key=lambda k: (shares[k] - exact[k], k))
+    for k in order[: total - sum(shares)]:
+        shares[k] += 1
+    return shares

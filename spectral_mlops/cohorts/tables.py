@@ -1,0 +1,138 @@
+"""Tables of people: who they are, which group they belong to, what else is known.
+
+Columns are found by the names seen in published data (`columns.ALIASES`), in any case
+and with or without blanks and underscores; what was found is always echoed.
+Ids stay text, so that leading zeros survive.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from spectral_mlops.cohorts.cohort import listed
+from spectral_mlops.cohorts.columns import concept_of, find_column, rename
+from spectral_mlops.cohorts.delimited import Table, is_missing, read_table
+from spectral_mlops.cohorts.labels import relabel
+from spectral_mlops.errors import InputError
+
+NUMERIC = ("age", "fd")
+"""Columns read as numbers where every known cell is one; all others stay text."""
+
+
+@dataclass(frozen=True, eq=False)
+class People:
+    """A table of people as a cohort wants it.
+
+    Attributes:
+        frame: Index ``participant_id``, columns by concept where one was found,
+            else by their own name; unknown cells are missing values.
+        target: Column of ``frame`` with the labels.
+        label_column: What the file calls that column.
+        notes: The mapping found, and the number of people per label.
+    """
+
+    frame: pd.DataFrame
+    target: str
+    label_column: str
+    notes: tuple[str, ...]
+
+
+def read_people(
+    path: Path,
+    id_column: str | None = None,
+    label_column: str | None = None,
+    label_names: Mapping[str, str] | None = None,
+) -> People:
+    """Read a table of people with a label each.
+
+    A label column that is no alias of age, sex or site is filed as ``group``.
+
+    Args:
+        path: CSV or TSV file.
+        id_column: Column of ids; found by alias if not given.
+        label_column: Column of labels; found by alias of ``group`` if not given.
+        label_names: New name of every label, such as ``{"0": "control"}``.
+
+    Returns:
+        The table, its target column and notes on what was found.
+
+    Raises:
+        InputError: If an id or label is missing, an id repeats (with the same or
+            another label), or everyone has the same label.
+    """
+    table = read_table(path)
+    ids = find_column(table, "id", id_column)
+    labels = find_column(table, "group", label_column)
+    _check_ids(table, ids, labels)
+    concept = concept_of(labels)
+    target = concept if concept in ("age", "sex", "site") else "group"
+    names, doubts = rename(table.header, ids, labels, target)
+
+    frame = pd.DataFrame(
+        {
+            new: _values(table.column(old), new)
+            for old, new in names.items()
+            if old != ids
+        },
+        index=pd.Index(table.column(ids), name="participant_id", dtype=object),
+    )
+    frame[target] = relabel(table.column(labels), label_names, table.path, labels)
+    counts = frame[target].value_counts().sort_index()
+    if len(counts) < 2:
+        raise InputError(
+            f"{path}: everyone has {labels}={counts.index[0]}; comparing groups needs "
+            "at least two labels."
+        )
+    found = ", ".join(f"{new} = '{old}'" for old, new in names.items() if old != ids)
+    shown = ", ".join(f"{count} {label}" for label, count in counts.items())
+    notes = (f"{path.name}: id = '{ids}', {found}", f"{target}: {shown}", *doubts)
+    return People(frame, target, labels, notes)
+
+
+def _check_ids(table: Table, ids: str, labels: str) -> None:
+    """Refuse missing ids and labels, and ids that stand twice."""
+    first: dict[str, int] = {}
+    unlabelled = []
+    for row, (who, label) in enumerate(
+        zip(table.column(ids), table.column(labels), strict=True)
+    ):
+        line = table.lines[row]
+        if is_missing(who):
+            raise InputError(
+                f"{table.path}, line {line}: the id in column '{ids}' is missing; "
+                "every row needs one."
+            )
+        if who in first:
+            earlier = first[who]
+            before = table.column(labels)[earlier]
+            if before != label:
+                what = f"contradict each other ({labels}={before} and {labels}={label})"
+            elif table.rows[row] == table.rows[earlier]:
+                what = "are identical"
+            else:
+                what = "differ in other columns"
+            raise InputError(
+                f"{table.path}: id {who} stands on lines {table.lines[earlier]} and "
+                f"{line}, and the two rows {what}; keep the right one only."
+            )
+        first[who] = row
+        if is_missing(label):
+            unlabelled.append(f"{who} (line {line})")
+    if unlabelled:
+        raise InputError(
+            f"{table.path}: '{labels}' is missing for {listed(unlabelled)}; label them "
+            "or delete their rows."
+        )
+
+
+def _values(cells: list[str], name: str) -> list[float] | list[str | None]:
+    """Return a column's cells: numbers for age and motion, else text."""
+    known = [None if is_missing(cell) else cell for cell in cells]
+    if name in NUMERIC:
+        try:
+            return [float("nan") if cell is None else float(cell) for cell in known]
+        except ValueError:
+            pass  # "89+", "Disenrolled": the column stays text
+    return known

@@ -1,0 +1,179 @@
+"""Volumes of a cohort, read from NIfTI: one grid, native floats, nothing silent."""
+
+import gzip
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spectral_mlops.errors import InputError
+
+Volume = NDArray[np.float32]
+
+
+def read_volume(path: Path) -> tuple[Volume, NDArray[np.float64]]:
+    """Read one image as float32, axes turned to the nearest RAS order.
+
+    Scaling (``scl_slope``), byte order and axis flips of the file are undone;
+    nothing is resampled, so an oblique grid stays oblique.
+
+    Args:
+        path: A NIfTI file, compressed or not.
+
+    Returns:
+        C-contiguous voxels ``[X, Y, Z]`` in native byte order, and the affine
+        from voxels to mm ``[4, 4]``.
+
+    Raises:
+        InputError: If the file is missing, is no image, is not three-dimensional
+            or holds NaN or infinity; names the file.
+    """
+    import nibabel
+
+    try:
+        _check_sum(path)
+        image: Any = nibabel.load(path)
+        turned = nibabel.as_closest_canonical(  # type: ignore[no-untyped-call]
+            image
+        )
+        # Unscaled through the data object: the header's own slope reads NaN.
+        data = turned.get_fdata(dtype=np.float32, caching="unchanged")
+    except FileNotFoundError as error:
+        raise InputError(f"There is no image {path}.") from error
+    except (
+        nibabel.filebasedimages.ImageFileError,
+        nibabel.spatialimages.HeaderDataError,
+        OSError,
+        EOFError,
+        ValueError,
+        zlib.error,
+    ) as error:
+        raise InputError(
+            f"{path} cannot be read as a NIfTI image: {error}; copy it anew."
+        ) from error
+    while data.ndim > 3 and data.shape[-1] == 1:
+        data = data[..., 0]
+    if data.ndim != 3:
+        raise InputError(
+            f"{path} has shape {data.shape}: a volume has three axes; reduce a series "
+            "to one map per person first."
+        )
+    bad = ~np.isfinite(data)
+    if bad.any():
+        voxel = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise InputError(
+            f"{path} holds {int(bad.sum())} values that are not finite (NaN or "
+            f"infinite), the first at voxel {voxel}; repair the map or leave the "
+            "person out."
+        )
+    # NOTE a flipped axis has a negative stride, which torch refuses.
+    return np.ascontiguousarray(data, dtype=np.float32), np.asarray(turned.affine)
+
+
+def read_volumes(
+    paths: Mapping[str, Path],
+    coarsen: int = 2,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[Volume, NDArray[np.float64]]:
+    """Read everyone's volume; all must share one shape and one affine.
+
+    Args:
+        paths: Person to file, in the order of the rows wanted.
+        coarsen: Edge, in voxels, of the cubes averaged into one; 1 keeps all.
+        progress: Called with what is done, how many are, and how many there are.
+
+    Returns:
+        Float32 ``[people, x, y, z]`` and the affine of the coarse grid.
+
+    Raises:
+        InputError: If two files differ in grid (names both), or `read_volume`
+            refuses one.
+    """
+    if not paths:
+        raise InputError("No volumes to read: the table of people is empty.")
+    first = next(iter(paths.values()))
+    example, grid = read_volume(first)
+    coarse = block_average(example, coarsen)
+    kept = np.empty((len(paths), *coarse.shape), dtype=np.float32)
+    for row, path in enumerate(paths.values()):
+        voxels, affine = read_volume(path) if row else (example, grid)
+        _check_grid(first, example.shape, grid, path, voxels.shape, affine)
+        kept[row] = block_average(voxels, coarsen)
+        if progress:
+            progress("reading volumes", row + 1, len(paths))
+    assert kept is not None
+    return kept, _coarse_affine(grid, coarsen)
+
+
+def block_average(voxels: Volume, factor: int) -> Volume:
+    """Average cubes of ``factor`` voxels an edge into one voxel.
+
+    Where an axis does not divide, its last block holds what is left and is the
+    average of just that: nothing is padded, nothing is cut off.
+
+    Args:
+        voxels: Shape ``[X, Y, Z]``.
+        factor: At least 1; 1 changes nothing.
+
+    Returns:
+        Float32, shape ``[ceil(X / factor), ceil(Y / factor), ceil(Z / factor)]``.
+
+    Raises:
+        InputError: If the factor is below 1.
+    """
+    if factor < 1:
+        raise InputError(f"coarsen={factor}: give a block edge of 1 voxel or more.")
+    averaged = np.asarray(voxels, dtype=np.float64)
+    for axis, length in enumerate(voxels.shape):
+        starts = np.arange(0, length, factor)
+        sums = np.add.reduceat(averaged, starts, axis=axis)
+        counts = np.minimum(factor, length - starts)
+        averaged = sums / np.expand_dims(counts, tuple({0, 1, 2} - {axis}))
+    return averaged.astype(np.float32)
+
+
+def _check_sum(path: Path) -> None:
+    """Read a compressed file to its end, where its check sum stands.
+
+    nibabel stops at the last voxel and would hand on damaged values.
+    """
+    if path.suffix == ".gz":
+        with gzip.open(path) as stream:
+            while stream.read(1 << 20):
+                pass
+
+
+def _coarse_affine(affine: NDArray[np.float64], factor: int) -> NDArray[np.float64]:
+    """Return the affine of the block grid: centres of (whole) blocks."""
+    step = np.diag([factor, factor, factor, 1.0])
+    step[:3, 3] = (factor - 1) / 2
+    return affine @ step
+
+
+def _check_grid(
+    first: Path,
+    shape: tuple[int, ...],
+    affine: NDArray[np.float64],
+    path: Path,
+    other_shape: tuple[int, ...],
+    other_affine: NDArray[np.float64],
+) -> None:
+    """Refuse a second grid, naming both files and what they say."""
+    way_out = "bring all images to one grid first; nothing is resampled silently."
+    if shape != other_shape:
+        raise InputError(
+            f"{path} has shape {other_shape} but {first} has {shape}: {way_out}"
+        )
+    if not np.allclose(affine, other_affine, rtol=0, atol=1e-3):
+        raise InputError(
+            f"{path} has affine {_spell(other_affine)} but {first} has "
+            f"{_spell(affine)} (RAS mm): {way_out}"
+        )
+
+
+def _spell(affine: NDArray[np.float64]) -> str:
+    """Write the upper rows of an affine on one line."""
+    return str(np.round(affine[:3], 4).tolist())

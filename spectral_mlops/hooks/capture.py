@@ -1,0 +1,541 @@
+"""One batch, everything exact: rows of A and Δ for every call of every layer.
+
+A forward hook puts a *tensor* hook on each call's output and binds that call's
+input in the closure. Never a full backward hook (in-place activations break it),
+never a slot or counter on the layer (reused modules and recomputed forwards break
+those). Nothing is written on the model, and every handle is removed on the way
+out, also after an exception.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+import spectral_mlops.hooks.layers  # noqa: F401  (registers the row rules)
+from spectral_mlops.errors import CaptureError, InputError, UnknownNameError
+from spectral_mlops.hooks.coverage import (
+    CoverageRow,
+    Site,
+    clean_name,
+    coverage_table,
+    find_sites,
+)
+from spectral_mlops.hooks.groups import Groups, Labelling, Labels, read_labelling
+from spectral_mlops.hooks.measure import LayerRows, measure
+from spectral_mlops.hooks.rows import Rows
+from spectral_mlops.records import POOLED, QUANTITIES, Spectrum, check_quantities
+from spectral_mlops.registry import nearest
+
+Gradients = dict[str, dict[str, Tensor]]
+
+
+class GroupFactors(NamedTuple):
+    """The factors of one group at one layer; ``Aᵀ Δ`` over rows is its gradient.
+
+    Attributes:
+        A: Activations, shape ``[n_g, S, d_in]``.
+        adjoint: Shape ``[n_g, S, d_out]``; carries the loss scale ``c``.
+        samples: ``n_g``.
+    """
+
+    A: Tensor
+    adjoint: Tensor
+    samples: int
+
+
+@dataclass(eq=False)
+class _Call:
+    """One forward call of one layer; the adjoint arrives with the backward pass."""
+
+    site: Site
+    labelling: Labelling
+    inputs: tuple[Any, ...]
+    versions: tuple[int, ...]
+    adjoint: Tensor | None = None
+    rows: Rows | None = field(default=None, init=False)
+
+
+class capture:
+    """Watch one batch of a model; the labels say which sample is in which group.
+
+    Args:
+        model: Any module. It is neither wrapped nor changed.
+        groups: Labels ``[N]`` (list, array, tensor) or ``{grouping: labels}``.
+        subjects: The person behind each sample, ``[N]``; each sample is its own
+            person if not given.
+        targets: What training predicts, ``[N]``.
+        batch_dim: Batch axis of the model's inputs and outputs.
+        layers: Names of the layers to watch; all if ``None``.
+        quantities: Of which spectra are computed.
+        reduction: ``"mean"`` (``c = 1/N``) or ``"sum"`` (``c = 1``): how the loss
+            reduces over the batch.
+        loss_scale: ``c`` itself, where the loss is weighted, masked or accumulated;
+            overrides ``reduction``.
+        rows_per_sample: ``k``, or ``{layer: k}``, where a layer's leading axis is
+            ``k·N``: ``k`` consecutive rows belong to one sample.
+        strict: Refuse a model that has parameters no rule covers.
+        missing: What missing labels get: ``"raise"`` or ``"group"``.
+
+    Raises:
+        InputError: If a setting or label cannot be used.
+        CaptureError: If calls and labels do not belong together.
+
+    Example:
+        >>> model, x = nn.Linear(3, 2), torch.ones(4, 3)
+        >>> with capture(model, ["a", "a", "b", "a"]) as captured:
+        ...     model(x).sum().backward()
+        >>> captured.group_gradients()["b"]["weight"].tolist()
+        [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: Groups,
+        *,
+        subjects: Labels | None = None,
+        targets: Labels | None = None,
+        batch_dim: int = 0,
+        layers: Iterable[str] | None = None,
+        quantities: Iterable[str] = QUANTITIES,
+        reduction: str = "mean",
+        loss_scale: float | None = None,
+        rows_per_sample: int | Mapping[str, int] | None = None,
+        strict: bool = False,
+        missing: str = "raise",
+        additivity: bool = True,
+    ) -> None:
+        if reduction not in ("mean", "sum"):
+            raise InputError(
+                f"reduction='{reduction}': choose 'mean' or 'sum', or pass loss_scale="
+            )
+        if batch_dim < 0:
+            raise InputError(f"batch_dim={batch_dim}: count axes from 0.")
+        self._model = model
+        self._quantities = check_quantities(quantities)
+        self._batch_dim = batch_dim
+        self._reduction, self._loss_scale = reduction, loss_scale
+        self._missing = missing
+        self._additivity = additivity
+        self._labelling = read_labelling(groups, subjects, targets, missing)
+        self._first_labelling = self._labelling
+        self._sites = find_sites(model, None if layers is None else frozenset(layers))
+        self._folded = self._read_folding(rows_per_sample)
+        self._frozen = frozenset(
+            clean_name(name)
+            for name, parameter in model.named_parameters(remove_duplicate=False)
+            if not parameter.requires_grad
+        )
+        self._calls: list[_Call] = []
+        self._unbatched: set[str] = set()
+        self._reaching: dict[str, Tensor] = {}
+        self._handles: list[RemovableHandle] = []
+        bare = [row for row in self.coverage() if row.method == "none"]
+        if strict and bare:
+            raise InputError(
+                f"strict=True and {len(bare)} parameters are not covered: "
+                + "; ".join(f"{row.parameter} ({row.why})" for row in bare)
+                + ". Register a rule with register_rows, or pass strict=False."
+            )
+
+    # -- attaching ---------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        try:
+            self._attach()
+        except BaseException:
+            self._detach()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._detach()
+
+    def _attach(self) -> None:
+        keep = self._handles.append
+        keep(self._model.register_forward_pre_hook(self._on_root, with_kwargs=True))
+        for site in self._sites:
+            if site.rule is not None:
+                hook = partial(self._on_forward, site)
+                keep(site.module.register_forward_hook(hook, with_kwargs=True))
+        if self._additivity:
+            for name, parameter in self._model.named_parameters():
+                if parameter.requires_grad:
+                    hook = partial(self._on_parameter, clean_name(name))
+                    keep(parameter.register_hook(hook))
+
+    def _detach(self) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+    def relabel(
+        self,
+        groups: Groups,
+        subjects: Labels | None = None,
+        targets: Labels | None = None,
+    ) -> None:
+        """Give the labels of the forward calls from here on.
+
+        For several different batches in one context: real and fake ones of a GAN.
+
+        Raises:
+            InputError: If the groupings differ from those given first.
+        """
+        fresh = read_labelling(groups, subjects, targets, self._missing)
+        if fresh.groupings.keys() != self._first_labelling.groupings.keys():
+            raise InputError(
+                f"relabel gives the groupings {list(fresh.groupings)}, the context "
+                f"began with {list(self._first_labelling.groupings)}: give the same."
+            )
+        sizes_matter = self._loss_scale is None and self._reduction == "mean"
+        if sizes_matter and fresh.size != self._first_labelling.size:
+            raise InputError(
+                f"relabel gives {fresh.size} samples after "
+                f"{self._first_labelling.size}: the mean over different batch sizes "
+                "has no one scale, pass loss_scale= to capture."
+            )
+        self._labelling = fresh
+
+    def _on_root(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Check that the labels describe the batch the model is called with."""
+        if not torch.is_grad_enabled():
+            return
+        tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+        batched = next((x for x in tensors if x.ndim > self._batch_dim), None)
+        if batched is None:
+            return
+        size = batched.shape[self._batch_dim]
+        if size != self._labelling.size:
+            raise CaptureError(
+                f"The model is called with {size} samples (axis {self._batch_dim} of "
+                f"{tuple(batched.shape)}) and the labels name "
+                f"{self._labelling.size}: give one label per sample, set batch_dim=, "
+                "or call captured.relabel(groups) before this forward call."
+            )
+
+    def _on_forward(
+        self,
+        site: Site,
+        layer: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
+    ) -> None:
+        if not (isinstance(output, Tensor) and output.requires_grad):
+            return
+        inputs = tuple(
+            self._keep(x, layer) if isinstance(x, Tensor) else x
+            for x in (*args, *kwargs.values())
+        )
+        versions = tuple(x._version for x in inputs if isinstance(x, Tensor))
+        call = _Call(site, self._labelling, inputs, versions)
+        self._calls.append(call)
+        self._handles.append(_hook_output(output, call))
+
+    @staticmethod
+    def _keep(x: Tensor, layer: nn.Module) -> Tensor:
+        """Keep an input by reference where autograd guards it against writes.
+
+        Autograd saves the input of a layer whose weight is trained, and refuses
+        the backward pass if it was changed in place. Others are copied.
+        """
+        weight = layer._parameters.get("weight")
+        guarded = weight is not None and weight.requires_grad
+        return x.detach() if guarded else x.detach().clone()
+
+    def _on_parameter(self, name: str, gradient: Tensor) -> None:
+        total = self._reaching.get(name)
+        fresh = gradient.detach()
+        self._reaching[name] = fresh.clone() if total is None else total + fresh
+
+    def _read_folding(
+        self, rows_per_sample: int | Mapping[str, int] | None
+    ) -> dict[str, int]:
+        if rows_per_sample is None:
+            return {}
+        names = [site.name for site in self._sites]
+        if isinstance(rows_per_sample, int):
+            rows_per_sample = dict.fromkeys(names, rows_per_sample)
+        for name, k in rows_per_sample.items():
+            if name not in names:
+                raise UnknownNameError(
+                    f"rows_per_sample names '{name}', which holds no parameters; "
+                    f"choose from {', '.join(names)}.{nearest(name, names)}"
+                )
+            if k < 1:
+                raise InputError(f"rows_per_sample={k} of '{name}': at least 1.")
+        return dict(rows_per_sample)
+
+    # -- reading -----------------------------------------------------------------
+
+    def group_gradients(self) -> Any:
+        """Weight gradients of every group; they add up to what reached ``.grad``.
+
+        At scale ``batch``: they carry the loss scale ``c``. Several backward passes
+        in the context add up, as ``.grad`` does.
+
+        Returns:
+            ``{group: {parameter name: tensor of the parameter's shape}}``; where
+            groupings were given by name ``{grouping: {group: {...}}}``. Parameters
+            whose `coverage` is not ``rows`` are not in it.
+
+        Raises:
+            CaptureError: Before any backward pass.
+        """
+        exact = {row.parameter for row in self.coverage() if row.method == "rows"}
+        result: dict[str, Gradients] = {}
+        for call in self._arrived():
+            rows = self._rows_of(call)
+            for grouping, groups in call.labelling.groupings.items():
+                for group, samples in groups.items():
+                    found = call.site.rule.gradients(  # type: ignore[union-attr]
+                        call.site.module, rows.choose(samples)
+                    )
+                    totals = result.setdefault(grouping, {}).setdefault(group, {})
+                    for local, gradient in found.items():
+                        name = call.site.parameters[local]
+                        if name in exact:
+                            before = totals.get(name)
+                            totals[name] = (
+                                gradient if before is None else before + gradient
+                            )
+        return self._plain(result)
+
+    def factors(self, layer: str) -> Any:
+        """The rows that form each group's gradient at a layer.
+
+        Calls of the same samples stand one after another along ``S`` in call order.
+
+        Args:
+            layer: Name of the layer.
+
+        Returns:
+            ``{group: GroupFactors}``, the pooled group ``all`` included; where
+            groupings were given by name ``{grouping: {group: GroupFactors}}``.
+
+        Raises:
+            CaptureError: Before any backward pass, or if none reached the layer.
+            UnknownNameError: If no layer of that name is watched.
+        """
+        result: dict[str, dict[str, GroupFactors]] = {}
+        batches = self.layer_rows(layer).batches
+        for grouping in self._first_labelling.groupings:
+            names = sorted(
+                {g for labels, _ in batches for g in labels.groupings[grouping]}
+            )
+            for group in (*names, POOLED):
+                chosen = []
+                for labelling, rows in batches:
+                    everyone = torch.arange(labelling.size)
+                    members = labelling.groupings[grouping].get(group, everyone[:0])
+                    chosen.append(rows.choose(everyone if group == POOLED else members))
+                a = torch.cat([rows.activation for rows in chosen])
+                d = torch.cat([rows.adjoint for rows in chosen])
+                result.setdefault(grouping, {})[group] = GroupFactors(a, d, len(a))
+        return self._plain(result)
+
+    def layer_rows(self, layer: str) -> LayerRows:
+        """All rows of one layer, by batch, for spectra and nulls (`measure`)."""
+        watched = {site.name: site for site in self._sites if site.rule is not None}
+        if layer not in watched:
+            raise UnknownNameError(
+                f"No layer '{layer}' is watched; choose from {', '.join(watched)}."
+                f"{nearest(layer, list(watched))}"
+            )
+        by_batch: dict[int, tuple[Labelling, list[Rows]]] = {}
+        for call in self._arrived():
+            if call.site.name == layer:
+                entry = by_batch.setdefault(id(call.labelling), (call.labelling, []))
+                entry[1].append(self._rows_of(call))
+        if not by_batch:
+            raise CaptureError(f"No adjoint reached layer '{layer}'; see coverage().")
+        return LayerRows(
+            layer, [(who, _stack(rows)) for who, rows in by_batch.values()]
+        )
+
+    def spectra(self, pooled: bool = True, step: int = 0) -> list[Spectrum]:
+        """Singular values of every quantity, layer and group of this batch.
+
+        Args:
+            pooled: Also for all samples together, as group ``all``.
+            step: Written into the records.
+
+        Returns:
+            Records, by layer in model order; raw values at scale ``batch``.
+
+        Raises:
+            CaptureError: Before any backward pass.
+        """
+        layers = [self.layer_rows(name) for name in self.reached_layers()]
+        return measure(layers, self._quantities, self.loss_scale, pooled, step)
+
+    def coverage(self) -> list[CoverageRow]:
+        """Every parameter of the model and how it is watched."""
+        reached = {c.site.name for c in self._calls if c.adjoint is not None}
+        return coverage_table(
+            self._sites, self._frozen, reached or None, self._unbatched
+        )
+
+    def additivity_error(self) -> dict[str, float]:
+        """Relative gap between the groups' sum and what reached each parameter.
+
+        The comparison is with the parameter's own tensor hook, in the norm of the
+        gradient, for each grouping (the largest is given): before any all-reduce,
+        and independent of an earlier ``.grad``. A gap above rounding means that
+        part of the gradient flowed outside the watched calls (a weight penalty, a
+        functional use of the weight); 1 means that all of it did.
+
+        Returns:
+            ``{parameter name: gap}``; 0 where both are zero.
+
+        Raises:
+            CaptureError: Before any backward pass, or if additivity was not asked
+                for.
+        """
+        if not self._additivity:
+            raise CaptureError("This capture was made with additivity=False.")
+        found = self.group_gradients()
+        groupings = found if self._first_labelling.named else {"": found}
+        gaps: dict[str, float] = {}
+        for row in self.coverage():
+            if row.method not in ("rows", "unused"):
+                continue
+            reaching = self._reaching.get(row.parameter)
+            for groups in groupings.values():
+                parts = [
+                    g[row.parameter] for g in groups.values() if row.parameter in g
+                ]
+                gap = _relative_gap(parts, reaching)
+                gaps[row.parameter] = max(gap, gaps.get(row.parameter, 0.0))
+        return gaps
+
+    @property
+    def loss_scale(self) -> float:
+        """``c`` in ``L = c · Σ ℓ_i``."""
+        if self._loss_scale is not None:
+            return self._loss_scale
+        return 1.0 if self._reduction == "sum" else 1.0 / self._first_labelling.size
+
+    def reached_layers(self) -> list[str]:
+        """Names of the layers that an adjoint reached, in model order."""
+        self._arrived()
+        reached = {call.site.name for call in self._calls if call.adjoint is not None}
+        lone = reached & self._unbatched
+        return [s.name for s in self._sites if s.name in reached - lone]
+
+    # -- inside ------------------------------------------------------------------
+
+    def _arrived(self) -> list[_Call]:
+        """Return the calls an adjoint reached (a recomputed forward has none)."""
+        calls = [call for call in self._calls if call.adjoint is not None]
+        if not calls:
+            raise CaptureError(
+                "Nothing was captured: run forward and loss.backward() inside the "
+                "context before reading results."
+            )
+        for call in calls:
+            if call.rows is None and call.site.name not in self._unbatched:
+                call.rows = self._read_rows(call)
+        return [call for call in calls if call.site.name not in self._unbatched]
+
+    def _rows_of(self, call: _Call) -> Rows:
+        assert call.rows is not None  # _arrived has read them
+        return call.rows
+
+    def _read_rows(self, call: _Call) -> Rows | None:
+        name, size = call.site.name, call.labelling.size
+        now = tuple(x._version for x in call.inputs if isinstance(x, Tensor))
+        if now != call.versions:
+            raise CaptureError(
+                f"The input of layer '{name}' was changed in place after the batch; "
+                "read results before overwriting it."
+            )
+        assert call.site.rule is not None
+        assert call.adjoint is not None
+        rows = call.site.rule.rows(
+            call.site.module, call.inputs, call.adjoint, self._batch_dim
+        )
+        if rows is None:
+            self._unbatched.add(name)
+            return None
+        k = self._folded.get(name, 1)
+        if len(rows.activation) != k * size:
+            raise CaptureError(
+                f"Layer '{name}' has {len(rows.activation)} rows on its batch axis and "
+                f"there are {size} samples"
+                + (f" times rows_per_sample={k}" if k > 1 else "")
+                + ": if several rows of each sample are folded into the batch, pass "
+                f"rows_per_sample={{'{name}': k}}."
+            )
+        a, d = (_widen(_fold(x, size, k)) for x in (rows.activation, rows.adjoint))
+        return Rows(a, d)
+
+    def _plain(self, result: dict[str, Any]) -> Any:
+        """Drop the grouping level where bare labels were given."""
+        if self._first_labelling.named:
+            return result
+        return next(iter(result.values()))
+
+
+def _hook_output(output: Tensor, call: _Call) -> RemovableHandle:
+    """Hook the tensor that keeps its place in the graph.
+
+    NOTE: ``nn.Linear`` on more than two axes returns a view of the product. An
+    in-place activation on a view rebuilds the graph from the view's *base*, and a
+    hook on the view never fires; one on the base does, with the same adjoint.
+    """
+    base = output._base
+    if base is None or base.shape.numel() != output.shape.numel():
+        return output.register_hook(partial(_on_adjoint, call, output.shape))
+    if not (base.requires_grad and base.is_contiguous() and output.is_contiguous()):
+        return output.register_hook(partial(_on_adjoint, call, output.shape))
+    return base.register_hook(partial(_on_adjoint, call, output.shape))
+
+
+def _on_adjoint(call: _Call, shape: torch.Size, gradient: Tensor) -> None:
+    """Keep the adjoint of one call; several backward passes add up."""
+    fresh = gradient.detach().reshape(shape)
+    call.adjoint = fresh if call.adjoint is None else call.adjoint + fresh
+
+
+def _relative_gap(parts: list[Tensor], reaching: Tensor | None) -> float:
+    """Norm of ``Σ parts − reaching`` over the norm of ``reaching``."""
+    total = torch.stack(parts).double().sum(0) if parts else torch.tensor(0.0)
+    whole = torch.zeros_like(total) if reaching is None else reaching.double()
+    gap = float(torch.linalg.vector_norm(total - whole))
+    if gap == 0.0:
+        return 0.0
+    size = float(torch.linalg.vector_norm(whole))
+    return gap / size if size else float("inf")
+
+
+def _fold(x: Tensor, size: int, k: int) -> Tensor:
+    return x if k == 1 else x.reshape(size, k * x.shape[1], x.shape[2])
+
+
+def _widen(x: Tensor) -> Tensor:
+    """Half-precision rows are widened before any product."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def _stack(rows: list[Rows]) -> Rows:
+    """Join calls of the same samples along ``S``."""
+    if len(rows) == 1:
+        return rows[0]
+    return Rows(
+        torch.cat([r.activation for r in rows], 1),
+        torch.cat([r.adjoint for r in rows], 1),
+    )

@@ -1,0 +1,141 @@
+"""Labels of a batch: which samples belong to which group.
+
+Keys are the text of the label as a Python scalar (``"patient"``, ``"1"``), so
+labels may come as lists, NumPy arrays or tensors on any device and are read once,
+on the CPU.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectral_mlops.errors import InputError
+from spectral_mlops.records import POOLED
+
+UNNAMED = "group"
+"""Name of the grouping when bare labels are given."""
+MISSING = "missing"
+_MISSING_TEXTS = {"n/a", "nan", "None", "<NA>", "NaT", ""}
+
+Labels = Sequence[Any] | Tensor | Any
+Groups = Labels | Mapping[str, Labels]
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """The samples of one batch and what they are called.
+
+    Attributes:
+        groupings: Grouping name to ``{group: sample indices, shape [n_g]}``, groups
+            sorted by name; the groups of a grouping partition the samples.
+        size: Number of samples ``N``.
+        subjects: The person behind each sample, length ``N``.
+        targets: What training predicts, per sample, or ``None`` if not told.
+        named: Whether groupings were given by name.
+    """
+
+    groupings: dict[str, dict[str, Tensor]]
+    size: int
+    subjects: tuple[str, ...]
+    targets: tuple[str, ...] | None
+    named: bool
+
+
+def read_labelling(
+    groups: Groups,
+    subjects: Labels | None = None,
+    targets: Labels | None = None,
+    missing: str = "raise",
+) -> Labelling:
+    """Read the labels of one batch.
+
+    Args:
+        groups: Labels of shape ``[N]``, or ``{grouping: labels}``.
+        subjects: The person behind each sample, shape ``[N]``; each sample is a
+            person of its own if not given.
+        targets: What training predicts, shape ``[N]``.
+        missing: ``"raise"`` refuses missing labels (``None``, NaN, ``n/a``);
+            ``"group"`` makes them the group ``missing``, so that the groups still
+            add up to the batch.
+
+    Returns:
+        The labelling.
+
+    Raises:
+        InputError: If lengths differ, a label is missing or named ``all``.
+    """
+    if missing not in ("raise", "group"):
+        raise InputError(f"missing='{missing}': choose 'raise' or 'group'.")
+    named = isinstance(groups, Mapping)
+    columns = dict(groups) if isinstance(groups, Mapping) else {UNNAMED: groups}
+    if not columns:
+        raise InputError("groups is empty: give labels or {grouping: labels}.")
+    texts = {
+        str(name): _read(str(name), labels, missing) for name, labels in columns.items()
+    }
+    if POOLED in texts:
+        raise InputError(
+            f"The grouping '{POOLED}' is taken by the pooled group; rename it."
+        )
+    size = len(next(iter(texts.values())))
+    people = label_texts(subjects) if subjects is not None else None
+    goals = label_texts(targets) if targets is not None else None
+    for name, column in {**texts, "subjects": people, "targets": goals}.items():
+        if column is not None and len(column) != size:
+            raise InputError(
+                f"'{name}' has {len(column)} entries and '{next(iter(texts))}' has "
+                f"{size}: give one per sample."
+            )
+    return Labelling(
+        groupings={name: _indices(column) for name, column in texts.items()},
+        size=size,
+        subjects=tuple(people or (f"sample {i}" for i in range(size))),
+        targets=None if goals is None else tuple(goals),
+        named=named,
+    )
+
+
+def label_texts(labels: Labels) -> list[str]:
+    """Return labels as text of their Python scalars; missing ones as they print."""
+    if hasattr(labels, "tolist"):  # tensors, arrays, pandas columns
+        labels = labels.tolist()
+    if isinstance(labels, str) or not hasattr(labels, "__iter__"):
+        raise InputError(f"Labels {labels!r} are not a sequence: give one per sample.")
+    return [str(x.item() if hasattr(x, "item") else x) for x in labels]
+
+
+def _read(name: str, labels: Labels, missing: str) -> list[str]:
+    """Return one grouping's labels as text, missing ones refused or renamed."""
+    texts = label_texts(labels)
+    absent = [i for i, text in enumerate(texts) if text in _MISSING_TEXTS]
+    if absent and missing == "raise":
+        raise InputError(
+            f"Grouping '{name}': sample {absent[0]} has no label ({len(absent)} of "
+            f"{len(texts)} have none); leave these people out, or pass "
+            "missing='group' to watch them as a group of their own."
+        )
+    present = {text for i, text in enumerate(texts) if i not in set(absent)}
+    if absent and MISSING in present:
+        raise InputError(
+            f"Grouping '{name}' has a group named '{MISSING}' and missing labels; "
+            "rename the group."
+        )
+    if POOLED in present:
+        raise InputError(
+            f"Grouping '{name}': the label '{POOLED}' is the name of the pooled "
+            "group; rename it."
+        )
+    for i in absent:
+        texts[i] = MISSING
+    return texts
+
+
+def _indices(texts: list[str]) -> dict[str, Tensor]:
+    """Return ``{group: sample indices}``, groups sorted by name."""
+    return {
+        group: torch.tensor([i for i, text in enumerate(texts) if text == group])
+        for group in sorted(set(texts))
+    }

@@ -1,0 +1,574 @@
+"""From hooks to spectra to records, on scheduled steps of a training run.
+
+`SpectralMonitor` watches; `EpochSpectra` is what one epoch showed. Training batches
+are watched on the fly and describe; the probe (held-out people, evaluation mode,
+weights and statistics untouched) is where inference happens.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from spectral_mlops.compare import Observed, ObservedLayer, compare
+from spectral_mlops.errors import CaptureError, InputError
+from spectral_mlops.hooks.capture import capture
+from spectral_mlops.hooks.coverage import CoverageRow
+from spectral_mlops.hooks.groups import Groups, Labels
+from spectral_mlops.hooks.measure import LayerRows, measure
+from spectral_mlops.inference.comparison import Comparison, to_divergences
+from spectral_mlops.records import (
+    QUANTITIES,
+    EpochRecord,
+    Quantity,
+    Spectrum,
+    as_columns,
+    check_quantities,
+)
+from spectral_mlops.schedule import Decided, EveryNth, Schedule, TimeBudget
+
+Strata = Mapping[str, Mapping[str, str]]
+LossFunction = Callable[[Any, Any], Tensor]
+
+
+class ProbeBatch(NamedTuple):
+    """Held-out people: what the model takes, what it should say, who they are."""
+
+    inputs: Any
+    targets: Any
+    groups: Groups
+    subjects: Labels
+
+
+class EpochSpectra:
+    """What one epoch of training batches, or one pass of the probe, showed.
+
+    Attributes:
+        epoch: Counted from 0.
+        source: ``train`` or ``probe``.
+        spectra: One record per watched batch, layer, quantity and group.
+        batches: Number of watched batches.
+    """
+
+    def __init__(
+        self,
+        epoch: int,
+        source: str,
+        spectra: list[Spectrum],
+        batches: int,
+        observed: list[Observed],
+        strata: Strata,
+    ) -> None:
+        self.epoch = epoch
+        self.source = source
+        self.spectra = spectra
+        self.batches = batches
+        self._observed = observed
+        self._strata = strata
+        self._compared: list[Comparison] | None = None
+
+    def comparisons(
+        self,
+        permutations: int = 199,
+        strata: str | Strata | None = "auto",
+        seed: int = 0,
+        divergence: str = "js",
+        relabel: Literal["pair", "everyone"] = "pair",
+    ) -> list[Comparison]:
+        """The statistics behind `divergences`, under every relabelling.
+
+        Folds that share a probe are averaged on these (`inference.comparison`).
+
+        Args:
+            permutations: Relabellings beside the observed labels; 0 for none.
+            strata: ``"auto"`` (target, if not the grouping, and the monitor's
+                strata), ``None``, or ``{name: {subject: stratum}}``.
+            seed: Of the relabellings; the same people, labels, strata and seed
+                give the same relabellings everywhere.
+            divergence: Name of the divergence.
+            relabel: Whose labels move: the pair's people, or everyone's.
+
+        Raises:
+            CaptureError: If a null is asked for after `release`.
+        """
+        chosen = self._strata if strata == "auto" else strata
+        if isinstance(chosen, str):
+            raise InputError(
+                f"strata='{chosen}': pass 'auto', None or "
+                "{name: {subject: stratum}}."
+            )
+        self._compared = compare(
+            self.spectra,
+            self._observed,
+            source=self.source,
+            batches=self.batches,
+            permutations=permutations,
+            strata=chosen or {},
+            by_target=strata == "auto",
+            seed=seed,
+            divergence=divergence,
+            everyone=relabel == "everyone",
+        )
+        return self._compared
+
+    def divergences(
+        self,
+        permutations: int = 199,
+        strata: str | Strata | None = "auto",
+        null: str = "auto",
+        seed: int = 0,
+        divergence: str = "js",
+    ) -> pd.DataFrame:
+        """How far groups are apart at each layer, with what a p may mean.
+
+        With a null, ``value`` is the mean over the batches that the null is about
+        (all of the probe; ``null_batches`` of a training epoch), each person of
+        the same weight; without one, over all watched batches.
+
+        Args:
+            permutations: See `comparisons`.
+            strata: See `comparisons`.
+            null: ``"auto"`` (relabelled subjects where factors were kept) or
+                ``"none"``.
+            seed: See `comparisons`.
+            divergence: See `comparisons`.
+
+        Returns:
+            One row per layer, quantity and pair of groups, with the columns of
+            `records.Divergence`.
+        """
+        if null not in ("auto", "none"):
+            raise InputError(f"null='{null}': choose 'auto' or 'none'.")
+        number = permutations if null == "auto" else 0
+        found = self.comparisons(number, strata, seed, divergence)
+        return pd.DataFrame(as_columns(to_divergences(found)))
+
+    def to_frame(self) -> pd.DataFrame:
+        """One tidy row per spectrum: its fields, and a column per summary.
+
+        Norms are at scale ``batch``. ``values`` holds the singular values.
+        """
+        frame = pd.DataFrame(as_columns(self.spectra))
+        frame.insert(0, "epoch", self.epoch)
+        frame.insert(1, "source", self.source)
+        return frame
+
+    def to_records(self) -> list[EpochRecord]:
+        """What a tracker stores: the spectra, and the divergences last computed.
+
+        Where none were computed, they are formed without a null.
+        """
+        if self._compared is None:
+            self.comparisons(permutations=0)
+        assert self._compared is not None
+        rows = tuple(to_divergences(self._compared))
+        return [EpochRecord(self.epoch, self.source, tuple(self.spectra), rows)]
+
+    def release(self) -> None:
+        """Free the factors kept for the null; called by ``tracker.log``."""
+        if self._compared is None:
+            self.comparisons(permutations=0)
+        self._observed = []
+
+
+class SpectralMonitor:
+    """Watch a model over a training run, on a schedule.
+
+    Args:
+        model: Any module; it is neither wrapped nor changed.
+        quantities: Any of ``gradient``, ``activation``, ``adjoint``.
+        every: Watch each n-th step of an epoch, or ``"auto"``: as many as keep
+            watching under 5 % of the time.
+        schedule: Instead of ``every``: a `schedule.Schedule`, or a function of
+            ``(epoch, step)``.
+        layers: Names of the layers to watch; all if ``None``.
+        reduction: How the loss reduces over the batch, ``"mean"`` or ``"sum"``.
+        loss_scale: ``c`` itself, for weighted, masked or accumulated losses.
+        batch_dim: Batch axis of the model's inputs and outputs.
+        rows_per_sample: ``k`` or ``{layer: k}``, see `hooks.capture`.
+        strict: Refuse a model that has parameters no rule covers.
+        missing: What missing labels get: ``"raise"`` or ``"group"``.
+        aggregate: ``"batch"``: a spectrum of each watched batch, then mean and
+            spread over the window.
+        pooled: Also watch all samples together, as group ``all``.
+        permutations: Relabellings computed by `collect`; 0 leaves them to
+            ``EpochSpectra.divergences``.
+        null_batches: Number of watched batches per epoch whose reduced factors are
+            kept for the null.
+        strata: ``{name: {subject: stratum}}``: what labels move within, beside the
+            target (sites, and whatever split and sampler stratify by).
+        seed: Of the relabellings.
+
+    Raises:
+        InputError: If a setting cannot be used.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        quantities: Iterable[str] = QUANTITIES,
+        every: int | Literal["auto"] = 1,
+        schedule: Schedule | Callable[[int, int], bool] | None = None,
+        layers: Iterable[str] | None = None,
+        reduction: str = "mean",
+        *,
+        loss_scale: float | None = None,
+        batch_dim: int = 0,
+        rows_per_sample: int | Mapping[str, int] | None = None,
+        strict: bool = False,
+        missing: str = "raise",
+        aggregate: str = "batch",
+        pooled: bool = True,
+        permutations: int = 0,
+        null_batches: int = 1,
+        strata: Strata | None = None,
+        seed: int = 0,
+    ) -> None:
+        if aggregate != "batch":
+            raise InputError(f"aggregate='{aggregate}': only 'batch' is built so far.")
+        if permutations < 0 or null_batches < 0:
+            raise InputError(f"{permutations=}, {null_batches=}: not below zero.")
+        self.model = model
+        self.quantities: tuple[Quantity, ...] = check_quantities(quantities)
+        self.additivity: dict[str, float] | None = None
+        self.coverage: list[CoverageRow] | None = None
+        self._schedule = _read_schedule(every, schedule)
+        self._settings: dict[str, Any] = {
+            "layers": None if layers is None else tuple(layers),
+            "quantities": self.quantities,
+            "batch_dim": batch_dim,
+            "rows_per_sample": rows_per_sample,
+            "strict": strict,
+            "missing": missing,
+        }
+        self._scale: dict[str, Any] = {"reduction": reduction, "loss_scale": loss_scale}
+        self._pooled, self._null_batches = pooled, null_batches
+        self._permutations, self._seed = permutations, seed
+        self._strata: Strata = strata or {}
+        self._epoch, self._step = 0, 0
+        self._steps: int | None = None
+        self._active: capture | None = None
+        self._spectra: list[Spectrum] = []
+        self._observed: list[Observed] = []
+        self._batches = 0
+        capture(model, [0], **self._settings, **self._scale)  # refuse bad settings now
+
+    # -- training batches --------------------------------------------------------
+
+    def begin_epoch(self, epoch: int, steps: int | None = None) -> None:
+        """Announce an epoch; optional, except for evenly spaced schedules.
+
+        Args:
+            epoch: Counted from 0.
+            steps: Number of steps it will have.
+        """
+        self._epoch, self._step, self._steps = epoch, 0, steps
+
+    @contextmanager
+    def watch(
+        self,
+        groups: Groups,
+        subjects: Labels | None = None,
+        targets: Labels | None = None,
+    ) -> Iterator[capture | None]:
+        """Watch one batch, if its step is scheduled.
+
+        Forward and backward go inside. Unscheduled steps carry no hook.
+
+        Args:
+            groups: Labels ``[N]`` or ``{grouping: labels}``.
+            subjects: The person behind each sample, ``[N]``.
+            targets: What training predicts, ``[N]``.
+
+        Yields:
+            The capture, or ``None`` on unscheduled steps.
+        """
+        captured = self.start(groups, subjects, targets)
+        try:
+            yield captured
+        except BaseException:
+            self._abandon()
+            raise
+        self.stop()
+
+    def start(
+        self,
+        groups: Groups,
+        subjects: Labels | None = None,
+        targets: Labels | None = None,
+    ) -> capture | None:
+        """`watch` without the ``with``, for the callbacks of a framework.
+
+        Raises:
+            CaptureError: If the step before was not stopped.
+        """
+        if self._active is not None:
+            raise CaptureError("The step before is still watched: call stop() first.")
+        step, self._step = self._step, self._step + 1
+        if not self._schedule.watches(self._epoch, step, self._steps):
+            return None
+        began = time.perf_counter()
+        self._active = capture(
+            self.model,
+            groups,
+            subjects=subjects,
+            targets=targets,
+            additivity=self.additivity is None,
+            **self._settings,
+            **self._scale,
+        )
+        self._active.__enter__()
+        self._spend(began)
+        return self._active
+
+    def stop(self) -> None:
+        """End the step begun by `start` and take in what it showed.
+
+        Raises:
+            CaptureError: If no backward pass happened inside.
+        """
+        captured, self._active = self._active, None
+        if captured is None:
+            return
+        began = time.perf_counter()
+        captured.__exit__(None, None, None)
+        step = self._step - 1
+        self._spectra += captured.spectra(pooled=self._pooled, step=step)
+        layers = [captured.layer_rows(name) for name in captured.reached_layers()]
+        if len(self._observed) < self._null_batches:
+            self._observed.append(_observe(layers, trained_on=True))
+        if self.additivity is None:
+            self.additivity = captured.additivity_error()
+            self.coverage = captured.coverage()
+        self._batches += 1
+        self._spend(began)
+
+    def relabel(
+        self,
+        groups: Groups,
+        subjects: Labels | None = None,
+        targets: Labels | None = None,
+    ) -> None:
+        """Give the labels of the forward calls from here on (``capture.relabel``)."""
+        if self._active is not None:
+            self._active.relabel(groups, subjects, targets)
+
+    def collect(self, epoch: int | None = None) -> EpochSpectra:
+        """Return what was watched since the last call, and empty the monitor.
+
+        Args:
+            epoch: Written into the result; the announced or counted one if not
+                given. The next epoch counts on from it.
+        """
+        number = self._epoch if epoch is None else epoch
+        result = EpochSpectra(
+            number,
+            "train",
+            self._spectra,
+            self._batches,
+            self._observed,
+            self._strata,
+        )
+        self._spectra, self._observed, self._batches = [], [], 0
+        self.begin_epoch(number + 1)
+        if self._permutations:
+            result.comparisons(self._permutations, seed=self._seed)
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """What resuming needs: where the schedule stands. Collect before saving."""
+        return {"epoch": self._epoch, "step": self._step, "steps": self._steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self._epoch, self._step = state["epoch"], state["step"]
+        self._steps = state["steps"]
+
+    # -- held-out people ---------------------------------------------------------
+
+    def probe(
+        self,
+        batches: Iterable[ProbeBatch | tuple[Any, Any, Groups, Labels]],
+        loss_function: LossFunction | None = None,
+        epoch: int = 0,
+        adjoint: Literal["margin", "loss"] = "margin",
+    ) -> EpochSpectra:
+        """Pass held-out people in evaluation mode; nothing of the model changes.
+
+        ``.grad``, weights, buffers, training flags and random state are those of
+        before. All batches are taken together as one set of people.
+
+        Args:
+            batches: ``(inputs, targets, groups, subjects)`` each.
+            loss_function: Of ``(outputs, targets)``; needed for ``"loss"``.
+            epoch: Written into the result.
+            adjoint: ``"margin"``: adjoints of `margin` summed over people, which
+                knows no labels, so that groups may be compared even where they
+                are the target; ``"loss"``: adjoints of the loss.
+
+        Returns:
+            The same as `collect`, with ``source="probe"``.
+
+        Raises:
+            InputError: If there are no batches, or the loss is missing.
+        """
+        if adjoint not in ("margin", "loss"):
+            raise InputError(f"adjoint='{adjoint}': choose 'margin' or 'loss'.")
+        if adjoint == "loss" and loss_function is None:
+            raise InputError("adjoint='loss' needs the loss_function.")
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        together: dict[str, LayerRows] = {}
+        scale = self._scale if adjoint == "loss" else {"reduction": "sum"}
+        c = 1.0
+        with _undisturbed(self.model), torch.enable_grad():
+            for inputs, targets, groups, subjects in batches:
+                with capture(
+                    self.model,
+                    groups,
+                    subjects=subjects,
+                    targets=targets,
+                    additivity=False,
+                    **self._settings,
+                    **scale,
+                ) as captured:
+                    outputs = self.model(inputs)
+                    if adjoint == "loss" and loss_function is not None:
+                        scalar = loss_function(outputs, targets)
+                    else:
+                        scalar = margin(outputs).sum()
+                    torch.autograd.grad(scalar, trained, allow_unused=True)
+                c = captured.loss_scale
+                for name in captured.reached_layers():
+                    rows = captured.layer_rows(name)
+                    before = together.setdefault(name, LayerRows(name, []))
+                    before.batches.extend(rows.batches)
+        if not together:
+            raise InputError("probe: there are no batches of held-out people.")
+        layers = list(together.values())
+        spectra = measure(layers, self.quantities, c, self._pooled, 0)
+        observed = _observe(layers, trained_on=False, label_free=adjoint == "margin")
+        return EpochSpectra(epoch, "probe", spectra, 1, [observed], self._strata)
+
+    # -- inside ------------------------------------------------------------------
+
+    def _abandon(self) -> None:
+        captured, self._active = self._active, None
+        if captured is not None:
+            captured.__exit__(None, None, None)
+
+    def _spend(self, began: float) -> None:
+        if isinstance(self._schedule, TimeBudget):
+            self._schedule.spent += time.perf_counter() - began
+
+
+def margin(outputs: Any) -> Tensor:
+    """A label-free output per person, whose adjoints are the same for any labels.
+
+    Args:
+        outputs: Logits of shape ``[N, C]``, or ``[N]`` / ``[N, 1]``.
+
+    Returns:
+        Shape ``[N]``: the logit itself, the second less the first of two, or the
+        largest less the next of several.
+
+    Raises:
+        InputError: If the outputs are no such tensor.
+    """
+    if not isinstance(outputs, Tensor) or outputs.ndim not in (1, 2):
+        raise InputError(
+            "The margin needs logits of shape [N, C]; the model returns "
+            f"{tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs)}"
+            ". Pass adjoint='loss' with a loss_function."
+        )
+    if outputs.ndim == 1 or outputs.shape[1] == 1:
+        return outputs.flatten()
+    if outputs.shape[1] == 2:
+        return outputs[:, 1] - outputs[:, 0]
+    top = outputs.topk(2, dim=1).values
+    return top[:, 0] - top[:, 1]
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; training flags, buffers and random state are put back."""
+    flags = {module: module.training for module in model.modules()}
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                if not torch.equal(buffer, buffers[name]):
+                    buffer.copy_(buffers[name])
+
+
+def _read_schedule(
+    every: int | str, schedule: Schedule | Callable[[int, int], bool] | None
+) -> Schedule:
+    if isinstance(schedule, Schedule):
+        return schedule
+    if schedule is not None:
+        if not callable(schedule):
+            raise InputError(f"{schedule=}: a Schedule or a function (epoch, step).")
+        return Decided(schedule)
+    if every == "auto":
+        return TimeBudget()
+    if not isinstance(every, int):
+        raise InputError(f"{every=}: a number of steps, or 'auto'.")
+    return EveryNth(every)
+
+
+def _observe(
+    layers: list[LayerRows], trained_on: bool, label_free: bool = False
+) -> Observed:
+    """Reduce captured rows to what a null needs, and let go of the rest."""
+    labellings = [labelling for labelling, _ in layers[0].batches]
+    groupings = {
+        name: [group for who in labellings for group in _labels_of(who.groupings[name])]
+        for name in labellings[0].groupings
+    }
+    targets = [who.targets for who in labellings]
+    return Observed(
+        subjects=[person for who in labellings for person in who.subjects],
+        groupings=groupings,
+        targets=(
+            None
+            if any(t is None for t in targets)
+            else [label for column in targets for label in column or ()]
+        ),
+        layers=[_observe_layer(layer) for layer in layers],
+        trained_on=trained_on,
+        label_free=label_free,
+    )
+
+
+def _labels_of(groups: Mapping[str, Tensor]) -> list[str]:
+    """Return the label of each sample, in order."""
+    at = {i: group for group, samples in groups.items() for i in samples.tolist()}
+    return [at[i] for i in range(len(at))]
+
+
+def _observe_layer(layer: LayerRows) -> ObservedLayer:
+    """Flatten a layer's rows and say which sample each belongs to."""
+    start, samples = 0, []
+    for who, rows in layer.batches:
+        positions = rows.activation.shape[1]
+        numbers = torch.arange(start, start + who.size)
+        samples.append(numbers.repeat_interleave(positions))
+        start += who.size
+    pieces = [rows for _, rows in layer.batches]
+    return ObservedLayer.reduce(
+        layer.layer,
+        torch.cat([rows.activation.flatten(0, 1) for rows in pieces]),
+        torch.cat([rows.adjoint.flatten(0, 1) for rows in pieces]),
+        torch.cat(samples),
+    )

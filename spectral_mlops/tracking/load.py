@@ -1,0 +1,85 @@
+"""Read a run's records back, from MLflow or from a folder."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pandas as pd
+import pyarrow as pa
+
+from spectral_mlops.errors import InputError
+from spectral_mlops.records import EpochRecord
+from spectral_mlops.tracking.quiet import quiet  # NOTE: stays before mlflow
+from spectral_mlops.tracking.shards import KINDS, Kind, read_shards, records_of
+from spectral_mlops.tracking.store import Store, open_store, unusable
+
+# isort: split
+from mlflow.exceptions import MlflowException
+
+
+def load_run(
+    run: str | Path, tracking_uri: str | None = None, *, kind: Kind = "spectra"
+) -> pd.DataFrame:
+    """Return all spectra, or all divergences, of a run as one tidy frame.
+
+    Args:
+        run: Id of an MLflow run, or a folder that holds ``spectra/`` and
+            ``divergences/``.
+        tracking_uri: Where the run is; see `open_store`. Not used for a folder.
+        kind: ``spectra`` or ``divergences``.
+
+    Returns:
+        One row per spectrum, with the singular values as an array in ``values``
+        and each summary as a column; or one row per pair of groups, layer and
+        quantity. Rows stand in the order they were logged.
+
+    Raises:
+        InputError: If the run has no records at all, or ``kind`` is unknown.
+        TrackingError: If there is no such run or the store cannot be used.
+    """
+    if kind not in KINDS:
+        raise InputError(f"kind='{kind}': choose one of {', '.join(KINDS)}.")
+    frame: pd.DataFrame = _tables(run, tracking_uri)[kind].to_pandas()
+    return frame
+
+
+def load_records(run: str | Path, tracking_uri: str | None = None) -> list[EpochRecord]:
+    """Return a run's records as they were logged (see `load_run`).
+
+    Raises:
+        InputError: If the run has no records at all.
+        TrackingError: If there is no such run or the store cannot be used.
+    """
+    tables = _tables(run, tracking_uri)
+    return records_of(tables["spectra"], tables["divergences"])
+
+
+def _tables(run: str | Path, tracking_uri: str | None) -> dict[Kind, pa.Table]:
+    if Path(run).is_dir():
+        tables = {kind: read_shards(Path(run), kind) for kind in KINDS}
+    else:
+        store = open_store(tracking_uri)
+        with TemporaryDirectory(prefix="spectral-") as folder, quiet():
+            try:
+                _download(store, str(run), Path(folder))
+            except (MlflowException, OSError) as error:
+                raise unusable(store.uri, error) from error
+            tables = {kind: read_shards(Path(folder), kind) for kind in KINDS}
+    if not any(table.num_rows for table in tables.values()):
+        raise InputError(
+            f"Run {run} holds no spectra: there is no spectra/part-00000.parquet."
+        )
+    return tables
+
+
+def _download(store: Store, run_id: str, folder: Path) -> None:
+    """Copy the parts of a run into a folder."""
+    info = store.client.get_run(run_id).info
+    store.check_files(info.artifact_uri, f"Run {run_id}")
+    arrived = folder / "arrived"
+    arrived.mkdir()
+    for kind in KINDS:
+        (folder / kind).mkdir()
+        for item in store.client.list_artifacts(run_id, kind):
+            # Some file stores put it in a folder of its name below, some do not.
+            got = Path(store.client.download_artifacts(run_id, item.path, str(arrived)))
+            got.replace(folder / kind / got.name)

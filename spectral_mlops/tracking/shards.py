@@ -1,0 +1,196 @@
+"""Records as immutable parquet files, and back, exactly.
+
+``spectra/part-00000.parquet`` has one row per spectrum, with each summary as a
+column; ``divergences/part-00000.parquet`` one row per pair of groups. A part is
+written once. Not-a-number stays; a summary that a spectrum lacks is null.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from spectral_mlops.errors import InputError
+from spectral_mlops.records import Divergence, EpochRecord, Spectrum
+
+Kind = Literal["spectra", "divergences"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+SCHEMA_VERSION = "1"
+
+_TEXT, _FLOAT, _INT = pa.string(), pa.float64(), pa.int64()
+_RECORD = {"epoch": _INT, "fold": _INT, "source": _TEXT}
+_SPECTRA = _RECORD | {
+    "step": _INT,
+    "layer": _TEXT,
+    "quantity": _TEXT,
+    "grouping": _TEXT,
+    "group": _TEXT,
+    "samples": _INT,
+    "rows": _INT,
+    "batch_samples": _INT,
+    "subjects": _INT,
+    "loss_scale": _FLOAT,
+    "d_in": _INT,
+    "d_out": _INT,
+    "route": _TEXT,
+    "floor": _FLOAT,
+    "below_floor": _INT,
+    "status": _TEXT,
+    "values": pa.list_(_FLOAT),
+}
+_TYPES = {"float": _FLOAT, "int": _INT, float: _FLOAT, int: _INT}
+_DIVERGENCES = _RECORD | {
+    item.name: _TYPES.get(item.type, _TEXT)
+    for item in fields(Divergence)
+    if item.name != "source"  # the record's own, which stands there already
+}
+
+
+def table_of(records: Iterable[EpochRecord], kind: Kind) -> pa.Table:
+    """Return all spectra or divergences of the records as one table."""
+    rows = _spectrum_rows(records) if kind == "spectra" else _divergence_rows(records)
+    columns = _SPECTRA if kind == "spectra" else _DIVERGENCES
+    summaries = list(dict.fromkeys(name for row in rows for name in row))
+    summaries = [name for name in summaries if name not in columns]
+    schema = pa.schema(
+        [*columns.items(), *((name, _FLOAT) for name in summaries)],
+        metadata={
+            "spectral.schema_version": SCHEMA_VERSION,
+            "spectral.summaries": json.dumps(summaries),
+        },
+    )
+    arrays = [
+        pa.array([row.get(column.name) for row in rows], type=column.type)
+        for column in schema
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def write_shards(records: list[EpochRecord], folder: Path, part: int) -> list[Path]:
+    """Write one part of each kind that has rows.
+
+    Args:
+        records: What goes into this part.
+        folder: Where ``spectra/`` and ``divergences/`` are made.
+        part: Number of the part.
+
+    Returns:
+        The files written, inside ``folder``.
+
+    Raises:
+        InputError: If the part is there already; parts do not change.
+    """
+    written = []
+    for kind in KINDS:
+        table = table_of(records, kind)
+        path = folder / kind / f"part-{part:05d}.parquet"
+        if path.exists():
+            raise InputError(f"{path} is there already: parts never change.")
+        if table.num_rows:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(table, path, compression="zstd")
+            written.append(path)
+    return written
+
+
+def read_shards(folder: Path, kind: Kind) -> pa.Table:
+    """Read all parts of a kind, in order, as one table.
+
+    Args:
+        folder: Holds ``spectra/`` and ``divergences/``.
+        kind: Which of the two.
+
+    Returns:
+        The rows; none if there is no part of this kind.
+
+    Raises:
+        InputError: If a part cannot be read, or has another schema version.
+    """
+    tables = [table_of([], kind)]
+    summaries: list[str] = []
+    for path in sorted((folder / kind).glob("part-*.parquet")):
+        try:
+            table = pq.read_table(path)
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"Cannot read {path}: {error}") from error
+        metadata = table.schema.metadata or {}
+        version = metadata.get(b"spectral.schema_version", b"none").decode()
+        if version != SCHEMA_VERSION:
+            raise InputError(
+                f"{path} has schema version {version}, and this program reads "
+                f"version {SCHEMA_VERSION}: read it with the version that wrote it."
+            )
+        summaries += json.loads(metadata[b"spectral.summaries"])
+        tables.append(table)
+    joined = pa.concat_tables(tables, promote_options="default")
+    unique = json.dumps(list(dict.fromkeys(summaries)))
+    return joined.replace_schema_metadata(
+        (joined.schema.metadata or {}) | {b"spectral.summaries": unique.encode()}
+    )
+
+
+def records_of(spectra: pa.Table, divergences: pa.Table) -> list[EpochRecord]:
+    """Return the records that two tables were made of, in order of appearance.
+
+    Records of one epoch, fold and source that were logged apart come back as one.
+    """
+    summaries = json.loads(spectra.schema.metadata[b"spectral.summaries"])
+    found: dict[tuple[int, int, str], tuple[list[Spectrum], list[Divergence]]]
+    found = defaultdict(lambda: ([], []))
+    for row in _rows(spectra):
+        key = row.pop("epoch"), row.pop("fold"), row.pop("source")
+        named = {name: row.pop(name) for name in summaries}
+        named = {name: value for name, value in named.items() if value is not None}
+        shape = row.pop("d_in"), row.pop("d_out")
+        found[key][0].append(Spectrum(shape=shape, summaries=named, **row))
+    for row in _rows(divergences):
+        key = row.pop("epoch"), row.pop("fold"), row["source"]
+        found[key][1].append(Divergence(**row))
+    return [
+        EpochRecord(epoch, source, tuple(spectra), tuple(rows), fold)
+        for (epoch, fold, source), (spectra, rows) in found.items()
+    ]
+
+
+def _rows(table: pa.Table) -> list[dict[str, Any]]:
+    """Return rows as plain values, ``values`` as arrays."""
+    columns = {name: table[name].to_pylist() for name in table.column_names}
+    if "values" in columns:
+        scalars = table["values"]
+        columns["values"] = [v.values.to_numpy(zero_copy_only=False) for v in scalars]
+    return [
+        {name: column[place] for name, column in columns.items()}
+        for place in range(table.num_rows)
+    ]
+
+
+def _spectrum_rows(records: Iterable[EpochRecord]) -> list[dict[str, Any]]:
+    return [
+        {"epoch": record.epoch, "fold": record.fold, "source": record.source}
+        | {name: getattr(s, name) for name in _OF_SPECTRUM}
+        | {"d_in": s.shape[0], "d_out": s.shape[1]}
+        | dict(s.summaries)
+        for record in records
+        for s in record.spectra
+    ]
+
+
+def _divergence_rows(records: Iterable[EpochRecord]) -> list[dict[str, Any]]:
+    return [
+        {"epoch": record.epoch, "fold": record.fold}
+        | {name: getattr(row, name) for name in _OF_DIVERGENCE}
+        | {"source": record.source}
+        for record in records
+        for row in record.divergences
+    ]
+
+
+_OF_SPECTRUM = [
+    item.name for item in fields(Spectrum) if item.name not in ("shape", "summaries")
+]
+_OF_DIVERGENCE = [item.name for item in fields(Divergence)]

@@ -1,0 +1,150 @@
+"""One fold: a network, its people, and the monitor that watches it."""
+
+import copy
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from spectral_mlops.cohorts import FeatureScaler
+from spectral_mlops.models import build_model
+from spectral_mlops.monitor import EpochSpectra, ProbeBatch, SpectralMonitor
+from spectral_mlops.schedule import EvenlySpaced
+from spectral_mlops.training.performance import Predictions
+from spectral_mlops.training.plan import Plan
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+}
+
+
+class FoldRun:
+    """Train one network on the training people of one fold.
+
+    Everything fitted is fitted on those. Random numbers are drawn from the seed,
+    the fold and the epoch alone, so that a fold does not depend on its siblings.
+
+    Args:
+        plan: The run.
+        number: Which fold, counted from 0.
+        device: Where tensors live.
+    """
+
+    def __init__(self, plan: Plan, number: int, device: torch.device) -> None:
+        self.plan, self.number, self.device = plan, number, device
+        config, fold = plan.config, plan.folds[number]
+        self.train_rows = plan.cohort.rows(fold.train_ids)
+        self.validation_rows = plan.cohort.rows(fold.validation_ids)
+        self.scaler = FeatureScaler.fit(plan.cohort.features[self.train_rows])
+        self._seed(epoch=-1)
+        self.model = build_model(config.model, self.scaler.width, len(plan.classes))
+        self.model.to(device)
+        self.optimizer = OPTIMIZERS[config.training.optimizer](
+            self.model.parameters(),
+            lr=config.training.learning_rate,  # type: ignore[call-arg]
+            weight_decay=config.training.weight_decay,
+        )
+        self.monitor = SpectralMonitor(
+            self.model,
+            quantities=config.spectra.quantities,
+            schedule=EvenlySpaced(config.spectra.batches_per_epoch),
+            layers=config.spectra.layers,
+            reduction="mean",
+            missing="group",
+            strata=plan.strata(),
+            seed=config.comparison.seed,
+        )
+        self.inputs = self._tensor(self.train_rows)
+        self.targets = torch.from_numpy(plan.targets(self.train_rows)).to(device)
+        self.validation_inputs = self._tensor(self.validation_rows)
+        self._probe_batch = self._make_probe_batch()
+        self.best_loss, self.best_epoch = float("inf"), -1
+        self.best_weights = copy.deepcopy(self.model.state_dict())
+
+    def train_epoch(self, epoch: int) -> tuple[EpochSpectra, float]:
+        """Pass over the training people once, watching scheduled batches.
+
+        Args:
+            epoch: Counted from 0.
+
+        Returns:
+            What was seen, and the mean loss per person in nats.
+        """
+        self._seed(epoch)
+        self.model.train()
+        order = torch.randperm(len(self.train_rows))
+        batches = order.split(self.plan.config.training.batch_size)
+        self.monitor.begin_epoch(epoch, steps=len(batches))
+        total = torch.zeros((), device=self.device)
+        for batch in batches:
+            rows = self.train_rows[batch.numpy()]
+            people = self.plan.cohort.people.index[rows]
+            targets = self.targets[batch]
+            self.optimizer.zero_grad()
+            with self.monitor.watch(self.plan.labels(rows), people, targets):
+                loss = cross_entropy(self.model(self.inputs[batch]), targets)
+                loss.backward()
+            self.optimizer.step()
+            total += loss.detach() * len(batch)
+        return self.monitor.collect(epoch), float(total) / len(order)
+
+    def validate(self, epoch: int) -> Predictions:
+        """Predict the validation people, and keep the weights of the lowest loss."""
+        said = self._predict(self.validation_rows, self.validation_inputs)
+        if said.loss < self.best_loss:
+            self.best_loss, self.best_epoch = said.loss, epoch
+            self.best_weights = copy.deepcopy(self.model.state_dict())
+        return said
+
+    def restore_best(self) -> None:
+        """Load the weights chosen by validation loss."""
+        self.model.load_state_dict(self.best_weights)
+
+    def probe(self, epoch: int) -> EpochSpectra | None:
+        """Pass the held-out people, if there are any; nothing of the model changes."""
+        if self._probe_batch is None:
+            return None
+        return self.monitor.probe([self._probe_batch], epoch=epoch)
+
+    def predict_probe(self) -> Predictions | None:
+        """Predict the held-out people, if there are any."""
+        if self._probe_batch is None or self.plan.probe is None:
+            return None
+        rows = self.plan.cohort.rows(self.plan.probe.ids)
+        return self._predict(rows, self._probe_batch.inputs)
+
+    def _predict(self, rows: NDArray[np.intp], inputs: torch.Tensor) -> Predictions:
+        self.model.eval()
+        with torch.no_grad():
+            probabilities = self.model(inputs).double().softmax(1).cpu().numpy()
+        ids = tuple(self.plan.cohort.people.index[rows])
+        return Predictions(ids, self.plan.targets(rows), probabilities)
+
+    def _make_probe_batch(self) -> ProbeBatch | None:
+        if self.plan.probe is None:
+            return None
+        rows = self.plan.cohort.rows(self.plan.probe.ids)
+        return ProbeBatch(
+            self._tensor(rows),
+            torch.from_numpy(self.plan.targets(rows)).to(self.device),
+            self.plan.labels(rows),
+            self.plan.cohort.people.index[rows],
+        )
+
+    def _tensor(self, rows: NDArray[np.intp]) -> torch.Tensor:
+        scaled = self.scaler.transform(self.plan.cohort.features[rows])
+        return torch.from_numpy(scaled).to(self.device)
+
+    def _seed(self, epoch: int) -> None:
+        seed = self.plan.config.training.seed
+        state = np.random.SeedSequence([seed, self.number, epoch + 1])
+        torch.manual_seed(int(state.generate_state(1)[0]))
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of trained parameters."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

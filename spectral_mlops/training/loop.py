@@ -1,0 +1,221 @@
+"""All folds, epoch by epoch, so that one run has one curve per number.
+
+Folds share the probe and its relabellings; their statistics are averaged
+relabelling by relabelling before z is formed.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import torch
+
+from spectral_mlops.inference.comparison import (
+    Comparison,
+    average,
+    headline,
+    to_divergences,
+)
+from spectral_mlops.monitor import EpochSpectra
+from spectral_mlops.records import Divergence, EpochRecord
+from spectral_mlops.tracking import Tracker
+from spectral_mlops.tracking.metrics import safe_name
+from spectral_mlops.training.fold import FoldRun
+from spectral_mlops.training.performance import Predictions
+from spectral_mlops.training.plan import Plan
+
+OnEpoch = Callable[[int, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True, eq=False)
+class RunResult:
+    """What a run found.
+
+    Attributes:
+        metrics: Final numbers, ``final/…``; NaN where there is no probe.
+        last_epoch: Records of the last epoch's watched batches, all folds.
+        divergences: On the probe at the chosen checkpoints, averaged over folds;
+            from the last epoch's training batches where there is no probe.
+        validation: Out-of-fold predictions at the chosen checkpoints.
+        groups: Loss and accuracy per group on validation people.
+        fold_auc: Validation AUC of each fold.
+        best_epochs: The checkpoint chosen in each fold, by validation loss.
+        additivity: Largest relative gap between the sum over groups and what
+            reached a parameter, on the first watched batch of every fold.
+        weights: State dict of the chosen checkpoint of each fold.
+    """
+
+    metrics: dict[str, float]
+    last_epoch: list[EpochRecord]
+    divergences: list[Divergence]
+    validation: Predictions
+    groups: pd.DataFrame
+    fold_auc: list[float]
+    best_epochs: list[int]
+    additivity: float
+    weights: list[dict[str, torch.Tensor]]
+
+
+class _EpochOfFolds:
+    """What all folds showed in one epoch, as trackers take it."""
+
+    def __init__(self, shown: list[tuple[int, EpochSpectra]]) -> None:
+        self._shown = shown
+
+    def to_records(self) -> list[EpochRecord]:
+        """Records of every fold and source."""
+        return [
+            replace(record, fold=fold)
+            for fold, spectra in self._shown
+            for record in spectra.to_records()
+        ]
+
+    def release(self) -> None:
+        """Free what was kept for nulls."""
+        for _, spectra in self._shown:
+            spectra.release()
+
+
+def train(
+    plan: Plan,
+    tracker: Tracker,
+    on_epoch: OnEpoch | None = None,
+    device: str = "cpu",
+) -> RunResult:
+    """Train every fold, watch it, and log each epoch.
+
+    Args:
+        plan: The run.
+        tracker: Open; it is not closed here.
+        on_epoch: Called with the epoch and its metrics after they are logged; what
+            it raises ends the run.
+        device: Where tensors live.
+
+    Returns:
+        What was found.
+    """
+    folds = [FoldRun(plan, k, torch.device(device)) for k in range(len(plan.folds))]
+    null_epochs = plan.null_epochs()
+    last: list[EpochRecord] = []
+    training_comparisons: list[list[Comparison]] = []
+    for epoch in range(plan.config.training.epochs):
+        with_null = epoch in null_epochs
+        trained = [fold.train_epoch(epoch) for fold in folds]
+        said = [fold.validate(epoch) for fold in folds]
+        seen = [spectra for spectra, _ in trained]
+        training_comparisons = [_compare(plan, x, with_null) for x in seen]
+        probed = [fold.probe(epoch) for fold in folds] if with_null else []
+        held_out = [x for x in probed if x is not None]
+        shown = _EpochOfFolds([*enumerate(seen), *enumerate(held_out)])
+        if epoch == plan.config.training.epochs - 1:
+            last = [r for r in shown.to_records() if r.source == "train"]
+        metrics = _epoch_metrics(plan, [loss for _, loss in trained], said)
+        metrics |= _headlines(plan, held_out, "divergence/{}")
+        tracker.log(shown, metrics)
+        if on_epoch is not None:
+            on_epoch(epoch, metrics)
+    return _finish(plan, tracker, folds, last, training_comparisons)
+
+
+def _finish(
+    plan: Plan,
+    tracker: Tracker,
+    folds: list[FoldRun],
+    last: list[EpochRecord],
+    training_comparisons: list[list[Comparison]],
+) -> RunResult:
+    """Measure the checkpoints chosen by validation loss."""
+    for fold in folds:
+        fold.restore_best()
+    said = [fold.validate(fold.best_epoch) for fold in folds]
+    held_out = [x for fold in folds if (x := fold.probe(fold.best_epoch)) is not None]
+    metrics = _headlines(plan, held_out, "final/divergence_{}")
+    compared = [_compare(plan, x, True) for x in held_out] or training_comparisons
+    predicted = [p for fold in folds if (p := fold.predict_probe()) is not None]
+    validation = Predictions.join(said)
+    aucs = [x.auc for x in said]
+    metrics |= {
+        "final/auc": float(np.mean(aucs)),
+        "final/auc_sd": float(np.std(aucs)),
+        "final/loss": validation.loss,
+        "final/balanced_accuracy": float(np.mean([x.balanced_accuracy for x in said])),
+    }
+    if predicted:
+        metrics["final/probe_auc"] = float(np.mean([x.auc for x in predicted]))
+        metrics["final/probe_loss"] = float(np.mean([x.loss for x in predicted]))
+    gaps = [max((f.monitor.additivity or {"": np.nan}).values()) for f in folds]
+    metrics["check/additivity"] = float(np.max(gaps))
+    tracker.log_metrics(metrics, step=plan.config.training.epochs - 1)
+    rows = to_divergences(average(compared))
+    return RunResult(
+        metrics=metrics,
+        last_epoch=last,
+        divergences=[row for row in rows if row.grouping == plan.primary],
+        validation=validation,
+        groups=validation.per_group(
+            plan.labels(plan.cohort.rows(validation.ids))[plan.primary]
+        ),
+        fold_auc=aucs,
+        best_epochs=[fold.best_epoch for fold in folds],
+        additivity=metrics["check/additivity"],
+        weights=[fold.best_weights for fold in folds],
+    )
+
+
+def _compare(plan: Plan, spectra: EpochSpectra, with_null: bool) -> list[Comparison]:
+    settings = plan.config.comparison
+    return spectra.comparisons(
+        settings.permutations if with_null else 0,
+        seed=settings.seed,
+        divergence=settings.divergence,
+    )
+
+
+def _headlines(plan: Plan, held_out: list[EpochSpectra], name: str) -> dict[str, float]:
+    """The one number per quantity: z over layers, averaged over folds first."""
+    if not held_out:
+        return {}
+    settings = plan.config.comparison
+    together = average(
+        [
+            spectra.comparisons(
+                settings.permutations,
+                seed=settings.seed,
+                divergence=settings.divergence,
+                relabel="everyone",
+            )
+            for spectra in held_out
+        ]
+    )
+    primary = [item for item in together if item.grouping == plan.primary]
+    for spectra in held_out:  # what is recorded are the pairs' own relabellings
+        if len(plan.groupings) > 1 or len(_groups(primary)) > 2:
+            _compare(plan, spectra, True)
+    return {
+        name.format(quantity): headline(primary, quantity)
+        for quantity in plan.config.spectra.quantities
+    }
+
+
+def _groups(comparisons: list[Comparison]) -> set[str]:
+    return {group for item in comparisons for group in (item.group_a, item.group_b)}
+
+
+def _epoch_metrics(
+    plan: Plan, losses: list[float], said: list[Predictions]
+) -> dict[str, float]:
+    """Loss and accuracy of one epoch: means over folds; per group, over people."""
+    joined = Predictions.join(said)
+    labels = plan.labels(plan.cohort.rows(joined.ids))[plan.primary]
+    groups = joined.per_group(labels).set_index("group")
+    metrics = {
+        "train/loss": float(np.mean(losses)),
+        "val/loss": float(np.mean([x.loss for x in said])),
+        "val/auc": float(np.mean([x.auc for x in said])),
+        "val/balanced_accuracy": float(np.mean([x.balanced_accuracy for x in said])),
+    }
+    for group in groups.index.drop("all"):
+        metrics[f"val_loss/{safe_name(group)}"] = float(groups.loc[group, "loss"])
+        metrics[f"val_acc/{safe_name(group)}"] = float(groups.loc[group, "accuracy"])
+    return metrics

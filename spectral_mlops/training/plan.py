@@ -1,0 +1,145 @@
+"""What is settled and checked before the first step, and before anything is written.
+
+The people, who is set aside, the folds, the model's settings.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spectral_mlops.cohorts import (
+    Cohort,
+    Fold,
+    Probe,
+    fold_splits,
+    load_cohort,
+    set_probe_aside,
+)
+from spectral_mlops.config import RunConfig
+from spectral_mlops.errors import UnknownNameError
+from spectral_mlops.models import check_model
+from spectral_mlops.registry import nearest
+from spectral_mlops.schedule import evenly_spaced
+from spectral_mlops.spectra.divergences import DIVERGENCES
+
+STRATA = ("site",)
+"""Columns that splits are balanced over and labels move within, where present."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """One run, ready to start.
+
+    Attributes:
+        config: All settings.
+        cohort: The people.
+        classes: Labels of the target in the order of the model's outputs; of two,
+            the positive one is second.
+        groupings: Columns whose groups are watched; the first is the primary one.
+        probe: Held-out people, or ``None`` where the cohort is too small.
+        probe_note: What the probe holds, or why there is none.
+        folds: Training and validation people of each fold.
+    """
+
+    config: RunConfig
+    cohort: Cohort
+    classes: tuple[str, ...]
+    groupings: tuple[str, ...]
+    probe: Probe | None
+    probe_note: str
+    folds: tuple[Fold, ...]
+
+    @property
+    def primary(self) -> str:
+        """The grouping that headline numbers are about."""
+        return self.groupings[0]
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should be told before training starts."""
+        fold_notes = dict.fromkeys(fold.note for fold in self.folds if fold.note)
+        return [*self.cohort.notes, self.probe_note, *fold_notes]
+
+    def targets(self, rows: NDArray[np.intp]) -> NDArray[np.int64]:
+        """Class numbers of some people, by position."""
+        numbers = {label: i for i, label in enumerate(self.classes)}
+        return np.array([numbers[self.cohort.labels[i]] for i in rows], dtype=np.int64)
+
+    def labels(self, rows: NDArray[np.intp]) -> dict[str, list[str]]:
+        """Group labels of some people per grouping, by position."""
+        people = self.cohort.people.iloc[rows]
+        return {
+            name: [str(x) for x in people[name].astype(object).fillna("n/a")]
+            for name in self.groupings
+        }
+
+    def strata(self) -> dict[str, dict[str, str]]:
+        """What labels move within, ``{column: {person: stratum}}``."""
+        people = self.cohort.people
+        return {
+            name: {
+                str(who): str(x)
+                for who, x in people[name].astype(object).fillna("n/a").items()
+            }
+            for name in STRATA
+            if name in people and people[name].nunique() > 1
+        }
+
+    def null_epochs(self) -> set[int]:
+        """Evenly spaced epochs with a null, the last one included."""
+        epochs = self.config.training.epochs
+        spaced = evenly_spaced(self.config.comparison.null_epochs, epochs)
+        return {epochs - 1 - epoch for epoch in spaced}
+
+
+def make_plan(
+    config: RunConfig,
+    workdir: Path,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Plan:
+    """Load the people and settle the run.
+
+    Args:
+        config: All settings.
+        workdir: Folder that relative paths of the config start from.
+        progress: Told ``(what, done, total)`` on long work.
+
+    Returns:
+        The plan.
+
+    Raises:
+        InputError: If settings, files or people cannot be used.
+        UnknownNameError: If a name is in no registry or table.
+    """
+    check_model(config.model)
+    DIVERGENCES.get(config.comparison.divergence)
+    cohort = load_cohort(config.cohort, workdir, progress)
+    groupings = config.comparison.groupings or (cohort.target,)
+    columns = [str(name) for name in cohort.people.columns]
+    for name in groupings:
+        if name not in columns:
+            raise UnknownNameError(
+                f"comparison.groupings names '{name}', which is no column of the "
+                f"people of {cohort.source}: choose from {', '.join(columns)}."
+                f"{nearest(name, columns)}"
+            )
+    probe, note = set_probe_aside(
+        cohort.people,
+        groupings[0],
+        config.comparison.probe_fraction,
+        strata=(cohort.target, *STRATA),
+        seed=config.comparison.probe_seed,
+    )
+    folds = fold_splits(
+        cohort.people,
+        config.training.folds,
+        config.training.seed,
+        strata=(cohort.target, *STRATA),
+        probe=probe,
+    )
+    positive = cohort.positive
+    classes = sorted(cohort.groups, key=lambda label: (label == positive, label))
+    return Plan(config, cohort, tuple(classes), groupings, probe, note, tuple(folds))

@@ -1,0 +1,117 @@
+"""One complete run: trained, tracked, and left in a folder of its own."""
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from spectral_mlops.cohorts import write_splits
+from spectral_mlops.report import layer_table
+from spectral_mlops.tracking import Tracker
+from spectral_mlops.training.loop import OnEpoch, RunResult, train
+from spectral_mlops.training.plan import Plan
+
+PACKAGES = ("spectral-mlops", "torch", "numpy", "mlflow", "optuna", "nibabel")
+
+
+@dataclass(frozen=True, eq=False)
+class FinishedRun:
+    """A run that went to its end.
+
+    Attributes:
+        result: What was found.
+        layers: The end-of-run table per layer (`report.layer_table`).
+        folder: Where settings, splits and checkpoints lie.
+    """
+
+    result: RunResult
+    layers: pd.DataFrame
+    folder: Path
+
+
+def run(
+    plan: Plan,
+    tracker: Tracker,
+    folder: Path,
+    *,
+    name: str,
+    tags: Mapping[str, str] | None = None,
+    on_epoch: OnEpoch | None = None,
+    device: str = "cpu",
+) -> FinishedRun:
+    """Start the tracker, train, and log everything a reader will ask for.
+
+    Nothing is written before the tracker has started. The tracker is not closed
+    here, so that the caller says how the run ended.
+
+    Args:
+        plan: The run.
+        tracker: Not started yet.
+        folder: Made here; must not exist.
+        name: Of the run.
+        tags: Beside those of the run itself.
+        on_epoch: See `train`.
+        device: Where tensors live.
+
+    Returns:
+        The finished run.
+    """
+    probe = plan.probe.digest if plan.probe else "none"
+    own = {
+        "spectral.kind": "train",
+        "spectral.groups": ", ".join(plan.groupings),
+        "spectral.probe": probe,
+        "spectral.machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "spectral.device": device,
+    }
+    summary = plan.cohort.summary()
+    tracker.start(name, plan.config.flat(), {**own, **(tags or {})}, summary)
+    folder.mkdir(parents=True)
+    settings = folder / "config.json"
+    settings.write_text(plan.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    versions = folder / "environment.txt"
+    versions.write_text(_environment(), encoding="utf-8")
+    write_splits(folder / "splits", plan.probe, plan.folds)
+    for path in (settings, versions):
+        tracker.log_file(path)
+    for path in sorted((folder / "splits").rglob("*.tsv")):
+        inside = path.parent.relative_to(folder)
+        tracker.log_file(path, inside.as_posix())
+    result = train(plan, tracker, on_epoch, device)
+    layers = layer_table(result.last_epoch, result.divergences, plan.primary)
+    tracker.log_table(layers, "layers.json")
+    _leave_results(folder, result, layers)
+    for path in sorted((folder / "checkpoints").iterdir()):
+        tracker.log_file(path, "checkpoints")
+    for path in (folder / "predictions.tsv", folder / "layers.tsv"):
+        tracker.log_file(path)
+    return FinishedRun(result, layers, folder)
+
+
+def _leave_results(folder: Path, result: RunResult, layers: pd.DataFrame) -> None:
+    """Write checkpoints, predictions and final numbers into the run's folder."""
+    (folder / "checkpoints").mkdir()
+    for fold, weights in enumerate(result.weights):
+        torch.save(weights, folder / "checkpoints" / f"fold-{fold}.pt")
+    said = result.validation
+    columns = {
+        f"p_{k}": said.probabilities[:, k] for k in range(said.probabilities.shape[1])
+    }
+    pd.DataFrame(
+        {"participant_id": said.ids, "target": said.targets, **columns}
+    ).to_csv(folder / "predictions.tsv", sep="\t", index=False)
+    layers.to_csv(folder / "layers.tsv", sep="\t", index=False)
+    final = {name: value for name, value in result.metrics.items() if value == value}
+    text = json.dumps(final, indent=2) + "\n"
+    (folder / "final.json").write_text(text, encoding="utf-8")
+
+
+def _environment() -> str:
+    lines = [f"python=={platform.python_version()} ({platform.platform()})"]
+    lines += [f"{package}=={metadata.version(package)}" for package in PACKAGES]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,142 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from spectral_mlops.cohorts import Probe, fold_splits, set_probe_aside
+from spectral_mlops.errors import InputError, UnknownNameError
+
+
+def test_the_probe_takes_its_share_of_every_stratum(big_people):
+    probe, reason = set_probe_aside(big_people, "group", seed=3)
+    assert "36 people (18 control, 18 patient), by group × site" in reason
+    table = big_people.loc[list(probe.ids)]
+    assert table["group"].value_counts().to_dict() == {"control": 18, "patient": 18}
+    expected = big_people.groupby(["group", "site"]).size() * 0.25
+    drawn = table.groupby(["group", "site"]).size()
+    assert (abs(drawn - expected) <= 1).all()
+    assert probe.strata == ("group", "site")
+
+
+def test_the_probe_depends_on_ids_and_seed_only(big_people):
+    probe, _ = set_probe_aside(big_people, "group", seed=3)
+    shuffled = big_people.sample(frac=1, random_state=8)[["sex", "site", "group"]]
+    again, _ = set_probe_aside(shuffled, "group", seed=3)
+    assert again == probe
+    assert again.digest == probe.digest
+    other, _ = set_probe_aside(big_people, "group", seed=4)
+    assert other.ids != probe.ids
+    assert other.digest != probe.digest
+
+
+def test_everyone_is_as_likely_to_be_drawn(big_people):
+    counts = pd.Series(0, index=big_people.index)
+    for seed in range(300):
+        probe, _ = set_probe_aside(big_people, "group", seed=seed, strata=())
+        counts[list(probe.ids)] += 1
+    share = 18 / big_people["group"].map(big_people["group"].value_counts())
+    z = (counts / 300 - share) / np.sqrt(share * (1 - share) / 300)
+    assert abs(z).max() < 4.5
+    assert 0.8 < z.std() < 1.2
+
+
+def test_mlsp_is_too_small_for_a_probe():
+    people = pd.DataFrame(
+        {"group": ["0"] * 46 + ["1"] * 40}, index=[f"{k}" for k in range(86)]
+    )
+    probe, reason = set_probe_aside(people, "group")
+    assert probe is None
+    assert reason == (
+        "No probe: 25% of 86 people would be 12 0, 10 1, and '1' needs at least 12; "
+        "use a larger cohort or fraction."
+    )
+    probe, _ = set_probe_aside(people, "group", minimum=10)
+    assert len(probe.ids) == 22
+
+
+def test_a_grouping_that_is_not_the_target_is_crossed_with_it(big_people):
+    probe, _ = set_probe_aside(big_people, "sex", seed=1)
+    assert probe.strata == ("sex", "group", "site")
+    table = big_people.loc[list(probe.ids)]
+    expected = big_people.groupby(["sex", "group", "site"]).size() * 0.25
+    assert (abs(table.groupby(["sex", "group", "site"]).size() - expected) <= 1).all()
+
+
+def test_people_of_no_known_site_are_a_stratum(big_people):
+    people = big_people.copy()
+    people.loc[people.index[::5], "site"] = None
+    probe, _ = set_probe_aside(people, "group")
+    assert 5 <= people.loc[list(probe.ids), "site"].isna().sum() <= 9
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.2, 1.5])
+def test_impossible_fractions(big_people, fraction):
+    with pytest.raises(InputError, match=rf"fraction={fraction}: choose"):
+        set_probe_aside(big_people, "group", fraction=fraction)
+
+
+def test_columns_that_are_absent_or_incomplete(big_people):
+    with pytest.raises(UnknownNameError, match=r"'gruop'.*Did you mean 'group'"):
+        set_probe_aside(big_people, "gruop")
+    people = big_people.assign(
+        group=big_people["group"].where(lambda g: g != "patient")
+    )
+    with pytest.raises(InputError, match=r"'group' is missing for 72 people"):
+        set_probe_aside(people, "group")
+
+
+@pytest.mark.parametrize("folds", [2, 5, 7])
+def test_folds_are_disjoint_exhaustive_and_balanced(big_people, folds):
+    probe, _ = set_probe_aside(big_people, "group")
+    splits = fold_splits(big_people, folds, seed=2, probe=probe)
+    assert len(splits) == folds
+    everyone = set(big_people.index) - set(probe.ids)
+    held = [who for fold in splits for who in fold.validation_ids]
+    assert len(held) == len(set(held)) == len(everyone)
+    for fold in splits:
+        train, validation = set(fold.train_ids), set(fold.validation_ids)
+        assert train | validation == everyone
+        assert not train & validation
+        groups = big_people.loc[list(fold.validation_ids), "group"].value_counts()
+        assert abs(groups["control"] - 56 / folds) < 3
+        assert fold.train_ids == tuple(sorted(train))
+
+
+def test_folds_depend_on_ids_and_seed_only(big_people):
+    splits = fold_splits(big_people, 5, seed=2)
+    shuffled = big_people.sample(frac=1, random_state=1)
+    assert fold_splits(shuffled, 5, seed=2) == splits
+    assert fold_splits(big_people, 5, seed=3) != splits
+
+
+def test_sites_are_balanced_over_folds(big_people):
+    for fold in fold_splits(big_people, 5):
+        assert fold.strata == ("group", "site")
+        sites = big_people.loc[list(fold.validation_ids), "site"].value_counts() * 5
+        assert (abs(sites - big_people["site"].value_counts()) <= 15).all()
+
+
+def test_small_strata_fall_back_to_the_target_alone(big_people):
+    people = big_people.copy()
+    people.loc[people.index[:2], "site"] = "rare"
+    for fold in fold_splits(people, 5):
+        assert fold.strata == ("group",)
+        assert "over 'group' alone: some combinations of group × site" in fold.note
+
+
+def test_without_a_site_the_target_alone_is_balanced(big_people):
+    fold, *_ = fold_splits(big_people[["group"]], 5)
+    assert (fold.strata, fold.note) == (("group",), "")
+
+
+def test_more_folds_than_people_of_a_group():
+    people = pd.DataFrame({"group": list("aaaaabbb")}, index=list("stuvwxyz"))
+    assert len(fold_splits(people, 3)) == 3
+    with pytest.raises(InputError, match=r"folds=4: .*'b' has 3 people .*fewer folds"):
+        fold_splits(people, 4)
+    with pytest.raises(InputError, match=r"folds=1: .*at least 2"):
+        fold_splits(people, 1)
+
+
+def test_a_probe_of_other_people_is_refused(big_people):
+    with pytest.raises(UnknownNameError, match=r"1 people who are not .*sub-999"):
+        fold_splits(big_people, 5, probe=Probe(("sub-001", "sub-999"), ("group",)))

@@ -1,0 +1,84 @@
+"""What the trackers stored, read back without them."""
+
+from io import StringIO
+from pathlib import Path
+
+import pandas as pd
+
+from spectral_mlops.records import EpochRecord
+from spectral_mlops.tracking import MemoryTracker, MlflowTracker, open_store
+from spectral_mlops.tracking.load import load_records
+from tests.conformance import Reader
+
+
+class MemoryReader(Reader):
+    def __init__(self, tracker: MemoryTracker) -> None:
+        self.tracker = tracker
+
+    def params(self) -> dict[str, str]:
+        return self.tracker.params
+
+    def tags(self) -> dict[str, str]:
+        return self.tracker.tags
+
+    def history(self, key: str) -> list[tuple[int, float]]:
+        return [(step, value) for k, step, value in self.tracker.history if k == key]
+
+    def keys(self) -> set[str]:
+        return {key for key, _, _ in self.tracker.history}
+
+    def records(self) -> list[EpochRecord]:
+        return self.tracker.records
+
+    def table(self, name: str) -> pd.DataFrame:
+        return self.tracker.tables[name]
+
+    def file(self, path: str) -> bytes:
+        return self.tracker.files[path]
+
+    def status(self) -> str:
+        return self.tracker.status
+
+
+class MlflowReader(Reader):
+    """Reads over a client of its own, not the tracker's."""
+
+    def __init__(self, tracker: MlflowTracker, uri: str) -> None:
+        self.tracker = tracker
+        self.uri = uri
+        self.client = open_store(uri).client
+
+    @property
+    def run_id(self) -> str:
+        return self.tracker.run_id
+
+    def params(self) -> dict[str, str]:
+        return dict(self.client.get_run(self.run_id).data.params)
+
+    def tags(self) -> dict[str, str]:
+        return dict(self.client.get_run(self.run_id).data.tags)
+
+    def history(self, key: str) -> list[tuple[int, float]]:
+        points = self.client.get_metric_history(self.run_id, key)
+        return [(point.step, point.value) for point in points]
+
+    def keys(self) -> set[str]:
+        return set(self.client.get_run(self.run_id).data.metrics)
+
+    def records(self) -> list[EpochRecord]:
+        return load_records(self.run_id, self.uri)
+
+    def table(self, name: str) -> pd.DataFrame:
+        assert f"{name}.json" in self.tags()["mlflow.loggedArtifacts"]
+        # client.load_table would ask the fluent API's store.
+        text = self.file(f"{name}.json").decode()
+        return pd.read_json(StringIO(text), orient="split")
+
+    def file(self, path: str) -> bytes:
+        folder = Path.cwd() / "downloaded"
+        folder.mkdir(exist_ok=True)
+        got = self.client.download_artifacts(self.run_id, path, str(folder))
+        return Path(got).read_bytes()
+
+    def status(self) -> str:
+        return str(self.client.get_run(self.run_id).info.status)

@@ -1,0 +1,323 @@
+import json
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import pytest
+from mlflow.exceptions import MlflowException
+
+from spectral_mlops.errors import InputError, TrackingError
+from spectral_mlops.tracking import MlflowTracker, load_run, open_store
+from spectral_mlops.tracking.outbox import Outbox
+from spectral_mlops.tracking.shards import read_shards, records_of
+from tests.conformance import COHORT, TrackerSuite
+from tests.tracking.factory import epoch, record, same
+from tests.tracking.readers import MlflowReader
+
+
+class TestMlflowTracker(TrackerSuite):
+    @pytest.fixture
+    def tracker(self, uri: str) -> MlflowTracker:
+        return MlflowTracker(tracking_uri=uri)
+
+    @pytest.fixture
+    def reader(self, tracker: MlflowTracker, uri: str) -> MlflowReader:
+        return MlflowReader(tracker, uri)
+
+
+@pytest.fixture
+def own_run(uri: str) -> str:
+    """A run that the user made and that goes on."""
+    store = open_store(uri)
+    run = store.client.create_run(
+        store.experiment("mine").experiment_id, run_name="user's own"
+    )
+    return str(run.info.run_id)
+
+
+class Broken:
+    """A client whose store is away while ``away`` is set."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        self.away = True
+
+    def __getattr__(self, name: str) -> Any:
+        if self.away:
+            raise MlflowException("connection refused")
+        return getattr(self.client, name)
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> list[Broken]:
+    """Every outbox made from now on has a client that does not answer."""
+    made: list[Broken] = []
+    original = Outbox.__init__
+
+    def init(self: Outbox, client: Any, run_id: str) -> None:
+        made.append(Broken(client))
+        original(self, made[-1], run_id)
+
+    monkeypatch.setattr(Outbox, "__init__", init)
+    return made
+
+
+def test_run_is_described(uri: str) -> None:
+    tracker = MlflowTracker(tracking_uri=uri, experiment="study A")
+    tracker.start("fold 0", {"depth": 3}, cohort=COHORT)
+    tracker.close()
+    store = open_store(uri)
+    run = store.client.get_run(tracker.run_id)
+    assert run.info.run_name == "fold 0"
+    assert run.data.tags["spectral.schema_version"] == "1"
+    assert run.data.tags["mlflow.user"]
+    (given,) = run.inputs.dataset_inputs
+    assert given.dataset.name == "cobre"
+    assert COHORT.digest.startswith(given.dataset.digest)
+    profile = json.loads(given.dataset.profile)
+    assert profile == {
+        "num_rows": 12,
+        "groups": {"patient": 4},
+        "sha256": COHORT.digest,
+    }
+    assert given.tags[0].value == "train"
+    assert store.client.get_experiment(run.info.experiment_id).name == "study A"
+
+
+def test_says_how_to_look(uri: str) -> None:
+    tracker = MlflowTracker(tracking_uri=uri)
+    with pytest.raises(TrackingError, match="no run yet"):
+        _ = tracker.run_id
+    assert "not started" in tracker.where
+    tracker.start("one")
+    run = open_store(uri).client.get_run(tracker.run_id)
+    number = run.info.experiment_id
+    assert tracker.where == (
+        f"mlflow ui --backend-store-uri {uri}  then  "
+        f"http://127.0.0.1:5000/#/experiments/{number}/runs/{tracker.run_id}"
+    )
+    tracker.close()
+
+
+def test_attached_run_stays_the_users(uri: str, own_run: str) -> None:
+    client = open_store(uri).client
+    before = client.get_run(own_run)
+    for number in (0, 1):
+        with MlflowTracker(own_run, tracking_uri=uri) as tracker:
+            tracker.start("another name", {"depth": 3})
+            tracker.log(epoch(number))
+            tracker.log_table(pd.DataFrame({"z": [number]}), f"layers-{number}")
+            with pytest.raises(InputError, match="'layers-0' is written already"):
+                tracker.log_table(pd.DataFrame({"z": [9]}), "layers-0")
+    after = client.get_run(own_run)
+    assert after.info.status == before.info.status == "RUNNING"
+    assert after.info.end_time is None
+    assert after.info.run_name == "user's own"
+    assert after.data.tags["mlflow.runName"] == "user's own"
+    files = [item.path for item in client.list_artifacts(own_run, "spectra")]
+    assert files == ["spectra/part-00000.parquet", "spectra/part-00001.parquet"]
+    assert sorted(set(load_run(own_run, uri)["epoch"])) == [0, 1]
+
+
+def test_environment_names_store_run_and_experiment(
+    uri: str, own_run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "from the environment")
+    with MlflowTracker() as tracker:
+        tracker.log_metrics({"a": 1})
+    store = open_store()
+    number = store.client.get_run(tracker.run_id).info.experiment_id
+    assert store.client.get_experiment(number).name == "from the environment"
+    monkeypatch.setenv("MLFLOW_RUN_ID", own_run)
+    assert MlflowTracker().run_id == own_run
+
+
+@pytest.mark.parametrize("given", ["absent", "deleted"])
+def test_unusable_run_is_refused(uri: str, own_run: str, given: str) -> None:
+    client = open_store(uri).client
+    if given == "deleted":
+        client.delete_run(own_run)
+    tracker = MlflowTracker(own_run if given == "deleted" else "0" * 32, None, uri)
+    with pytest.raises(TrackingError, match=r"not found|was deleted"):
+        tracker.start("one")
+
+
+def test_default_deleted_and_served_experiments_are_refused(uri: str) -> None:
+    store = open_store(uri)
+    with pytest.raises(TrackingError, match="Default experiment is not used"):
+        store.experiment("Default")
+    gone = store.experiment("gone")
+    store.client.delete_experiment(gone.experiment_id)
+    with pytest.raises(TrackingError, match=r"'gone' of .* was deleted"):
+        store.experiment("gone")
+    store.client.create_experiment("served", "mlflow-artifacts:/7")
+    with pytest.raises(TrackingError, match="not a server"):
+        MlflowTracker(tracking_uri=uri, experiment="served").start("one")
+    assert not store.client.search_runs([store.experiment("mine").experiment_id])
+
+
+def test_old_folder_store_gets_one_sentence() -> None:
+    Path("mlruns/0").mkdir(parents=True)
+    Path("mlruns/0/meta.yaml").write_text("name: Default\n")
+    for old in ("mlruns", "file:./mlruns", "./mlruns"):
+        with pytest.raises(TrackingError, match="migrate-filestore"):
+            MlflowTracker(tracking_uri=old).start("one")
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://127.0.0.1:9", "sqlite:////absent/folder/mlflow.db"]
+)
+def test_store_that_is_not_there_gets_one_sentence(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(TrackingError, match=r"127\.0\.0\.1:9|no such folder") as caught:
+        MlflowTracker(tracking_uri=uri).start("one")
+    assert "\n" not in str(caught.value)
+
+
+def test_conflicting_params_leave_no_running_run(uri: str, own_run: str) -> None:
+    store = open_store(uri)
+    store.client.log_param(own_run, "depth", "2")
+    with pytest.raises(TrackingError, match="depth"):
+        MlflowTracker(own_run, tracking_uri=uri).start("one", {"depth": 3})
+
+
+def test_resent_points_are_stored_once(uri: str, broken: list[Broken]) -> None:
+    tracker = MlflowTracker(tracking_uri=uri)
+    tracker.start("one")
+    client = broken[0].client
+    real = client.log_batch
+
+    def arrives_but_fails(*args: Any, **kwargs: Any) -> None:
+        real(*args, **kwargs)
+        raise MlflowException("connection reset")
+
+    broken[0].away = False
+    client.log_batch = arrives_but_fails
+    tracker.log(epoch(0), {"train/loss": 0.5})
+    assert tracker.undelivered > 0
+    client.log_batch = real
+    tracker.log(epoch(1), {"train/loss": 0.25})
+    assert tracker.undelivered == 0
+    tracker.close()
+    points = open_store(uri).client.get_metric_history(tracker.run_id, "train/loss")
+    assert [(p.step, p.value) for p in points] == [(0, 0.5), (1, 0.25)]
+
+
+def test_training_goes_on_while_the_store_is_away(
+    uri: str, broken: list[Broken], tmp_path: Path
+) -> None:
+    tracker = MlflowTracker(tracking_uri=uri)
+    tracker.start("one")
+    for number in range(11):
+        tracker.log(epoch(number), {"train/loss": 0.5})
+    (tmp_path / "last.pt").write_bytes(b"weights")
+    tracker.log_file(tmp_path / "last.pt", "checkpoints")
+    (tmp_path / "last.pt").unlink()
+    tracker.log_text("text", "notes.txt")
+    tracker.log_table(pd.DataFrame({"z": [1.0]}), "layers")
+    tracker.close()
+    folder = Path("runs/undelivered") / tracker.run_id
+    assert f"{tracker.undelivered} undelivered, in {folder.absolute()}" in tracker.where
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert {*json.loads(lines[0])} == {"key", "value", "step", "timestamp"}
+    assert tracker.undelivered == len(lines) + 4 + 3 + 1  # parts, files, the status
+    assert (folder / "checkpoints/last.pt").read_bytes() == b"weights"
+    assert (folder / "notes.txt").read_text() == "text"
+    assert json.loads((folder / "run.json").read_text())["status"] == "FINISHED"
+    stored = records_of(*(read_shards(folder, k) for k in ("spectra", "divergences")))
+    assert same(stored[10], record(10))
+    assert len(load_run(folder)) == 11 * 54
+
+
+def test_store_that_comes_back_gets_everything(uri: str, broken: list[Broken]) -> None:
+    tracker = MlflowTracker(tracking_uri=uri)
+    tracker.log(epoch(0), {"train/loss": 0.5})
+    tracker.log_text("text", "notes.txt")
+    before = tracker.undelivered
+    broken[0].away = False
+    tracker.close()
+    reader = MlflowReader(tracker, uri)
+    assert before > 0
+    assert tracker.undelivered == 0
+    assert reader.history("train/loss") == [(0, 0.5)]
+    assert reader.file("notes.txt") == b"text"
+    assert reader.status() == "FINISHED"
+    assert not Path("runs").exists()
+
+
+def test_what_is_refused_does_not_hold_up_the_rest(
+    uri: str, broken: list[Broken]
+) -> None:
+    tracker = MlflowTracker(tracking_uri=uri)
+    tracker.start("one")
+    broken[0].away = False
+
+    def refuse(*args: Any) -> None:
+        raise MlflowException("no", error_code=1000)  # INVALID_PARAMETER_VALUE
+
+    broken[0].client.log_table = refuse
+    tracker.log_table(pd.DataFrame({"z": [1.0]}), "layers")
+    tracker.log_metrics({"a": 1.0})
+    assert tracker.undelivered == 1
+    tracker.close("FAILED")
+    reader = MlflowReader(tracker, uri)
+    assert reader.history("a") == [(0, 1.0)]
+    assert reader.status() == "FAILED"
+    assert (Path("runs/undelivered") / tracker.run_id / "layers.json").exists()
+
+
+def test_nothing_saved_before_is_replaced(uri: str, broken: list[Broken]) -> None:
+    for _ in range(2):
+        tracker = MlflowTracker(tracking_uri=uri, undelivered_folder="kept")
+        tracker.log(epoch(0))
+        tracker.close()
+    assert sorted(p.name for p in Path().glob("kept*")) == ["kept", "kept.2"]
+
+
+def test_threads_make_no_stray_runs_and_leave_the_fluent_api_alone(
+    uri: str,
+) -> None:
+    trackers = [MlflowTracker(tracking_uri=uri, experiment="both") for _ in range(2)]
+    open_store(uri).experiment("both")
+
+    def train(tracker: MlflowTracker) -> None:
+        with tracker:
+            for number in range(3):
+                tracker.log(epoch(number), {"train/loss": number})
+
+    threads = [threading.Thread(target=train, args=(t,)) for t in trackers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    store = open_store(uri)
+    runs = store.client.search_runs([store.experiment("both").experiment_id])
+    assert {run.info.run_id for run in runs} == {t.run_id for t in trackers}
+    assert [len(load_run(t.run_id, uri)) for t in trackers] == [162, 162]
+    assert mlflow.active_run() is None
+
+
+def test_is_silent_and_restores_what_it_silenced(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    levels = {name: logging.getLogger(name).level for name in ("mlflow", "alembic")}
+    environment = dict(os.environ)
+    with MlflowTracker(tracking_uri=f"sqlite:///{tmp_path / 'new.db'}") as tracker:
+        tracker.log(epoch(0))
+    assert capfd.readouterr() == ("", "")
+    assert {name: logging.getLogger(name).level for name in levels} == levels
+    assert dict(os.environ) == environment
+
+
+def test_load_names_the_run_it_did_not_find(uri: str, own_run: str) -> None:
+    with pytest.raises(InputError, match="holds no spectra"):
+        load_run(own_run, uri)
+    with pytest.raises(TrackingError, match="0000"):
+        load_run("0" * 32, uri)

@@ -1,0 +1,76 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from spectral_mlops.errors import InputError
+from spectral_mlops.records import EpochRecord
+from spectral_mlops.tracking.load import load_run
+from spectral_mlops.tracking.shards import read_shards, records_of, write_shards
+from tests.tracking.factory import record, same, spectrum
+
+
+def test_values_come_back_bit_for_bit(tmp_path: Path) -> None:
+    parts = [
+        [record(0), record(0, fold=1), record(0, source="probe")],
+        [record(1), EpochRecord(2, "train", ())],
+        [EpochRecord(3, "train", (spectrum(values=(5e-324, 0.0)),))],
+    ]
+    for number, records in enumerate(parts):
+        write_shards(records, tmp_path, number)
+    spectra, rows = (read_shards(tmp_path, kind) for kind in ("spectra", "divergences"))
+    stored = records_of(spectra, rows)
+    expected = [each for records in parts for each in records if each.spectra]
+    assert len(stored) == len(expected)
+    assert all(map(same, stored, expected))
+
+
+def test_a_part_is_never_written_twice(tmp_path: Path) -> None:
+    write_shards([record()], tmp_path, 0)
+    with pytest.raises(InputError, match="never change"):
+        write_shards([record()], tmp_path, 0)
+
+
+def test_another_schema_version_is_refused(tmp_path: Path) -> None:
+    (path,) = write_shards([EpochRecord(0, "train", (spectrum(),))], tmp_path, 0)
+    table = pq.read_table(path)
+    newer = {**table.schema.metadata, b"spectral.schema_version": b"99"}
+    pq.write_table(table.replace_schema_metadata(newer), path)
+    with pytest.raises(InputError, match="schema version 99"):
+        read_shards(tmp_path, "spectra")
+
+
+def test_a_broken_part_is_named(tmp_path: Path) -> None:
+    (tmp_path / "spectra").mkdir()
+    (tmp_path / "spectra/part-00000.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match=r"part-00000\.parquet"):
+        read_shards(tmp_path, "spectra")
+
+
+def test_frame_from_a_folder(tmp_path: Path) -> None:
+    write_shards([EpochRecord(0, "train", (spectrum(shape=(3, 9)),))], tmp_path, 0)
+    frame = load_run(tmp_path)
+    assert frame.loc[0, "values"].shape == (3,)
+    assert frame.loc[0, "d_out"] == 9
+    assert load_run(tmp_path, kind="divergences").empty
+    assert "p_max" in load_run(tmp_path, kind="divergences")
+    with pytest.raises(InputError, match="spectra, divergences"):
+        load_run(tmp_path, kind="norms")  # type: ignore[arg-type]
+
+
+def test_an_empty_folder_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no spectra"):
+        load_run(tmp_path)
+
+
+def test_columns_have_lasting_types(tmp_path: Path) -> None:
+    write_shards([record()], tmp_path, 0)
+    schema = pq.read_schema(tmp_path / "spectra/part-00000.parquet")
+    assert schema.field("values").type.value_type == pa.float64()
+    assert schema.field("effective_rank").type == pa.float64()
+    assert schema.field("epoch").type == pa.int64()
+    rows = pq.read_schema(tmp_path / "divergences/part-00000.parquet")
+    assert rows.field("n_a").type == pa.int64()
+    assert rows.field("z").type == pa.float64()
+    assert rows.field("reason").type == pa.string()
