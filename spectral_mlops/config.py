@@ -13,7 +13,6 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from spectral_mlops.errors import InputError
-from spectral_mlops.records import QUANTITIES, Quantity
 from spectral_mlops.registry import nearest
 
 
@@ -28,6 +27,18 @@ class Component(Settings):
 
     name: str
     settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class CohortConfig(Component):
+    """Where the people come from."""
+
+    name: str = "simulated"
+
+
+class ModelConfig(Component):
+    """What is trained."""
+
+    name: str = "mlp"
 
 
 class TrainingConfig(Settings):
@@ -45,7 +56,9 @@ class TrainingConfig(Settings):
 class SpectraConfig(Settings):
     """What is watched, and how often."""
 
-    quantities: tuple[Quantity, ...] = QUANTITIES
+    quantities: tuple[Literal["gradient", "activation", "adjoint"], ...] = Field(
+        (), description="all three if not given"
+    )
     batches_per_epoch: int = Field(8, ge=1, description="evenly spaced, watched")
     layers: tuple[str, ...] | None = Field(None, description="all if not given")
 
@@ -74,8 +87,8 @@ class TrackingConfig(Settings):
 class RunConfig(Settings):
     """All settings of ``spectral-mlops train``."""
 
-    cohort: Component = Component(name="simulated")
-    model: Component = Component(name="mlp")
+    cohort: CohortConfig = CohortConfig()
+    model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     spectra: SpectraConfig = SpectraConfig()
     comparison: ComparisonConfig = ComparisonConfig()

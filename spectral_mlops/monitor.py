@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from spectral_mlops.compare import Observed, ObservedLayer, compare
 from spectral_mlops.errors import CaptureError, InputError
-from spectral_mlops.hooks.capture import capture
+from spectral_mlops.hooks.context import capture
 from spectral_mlops.hooks.coverage import CoverageRow
 from spectral_mlops.hooks.groups import Groups, Labels
 from spectral_mlops.hooks.measure import LayerRows, measure

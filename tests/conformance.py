@@ -157,7 +157,7 @@ class TrackerSuite:
             with pytest.raises(InputError, match="Metric"):
                 tracker.log_metrics({name: 1.0})
         with pytest.raises(InputError, match="is one number"):
-            tracker.log_metrics({"a": np.zeros(2)})  # type: ignore[dict-item]
+            tracker.log_metrics({"a": np.zeros(2)})
         with pytest.raises(InputError, match="whole number"):
             tracker.log_metrics({"a": 1.0}, step=2.7)  # type: ignore[arg-type]
         with pytest.raises(InputError, match=r"those of \[0, 1\]"):

@@ -1,6 +1,6 @@
 """The only place that touches autograd: rows of A and Δ, split by group."""
 
-from spectral_mlops.hooks.capture import GroupFactors, capture
+from spectral_mlops.hooks.context import GroupFactors, capture
 from spectral_mlops.hooks.coverage import CoverageRow
 from spectral_mlops.hooks.rows import RowRule, Rows, register_rows
 

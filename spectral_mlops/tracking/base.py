@@ -4,7 +4,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Protocol, Self, SupportsFloat, runtime_checkable
+from typing import (
+    Literal,
+    Protocol,
+    Self,
+    SupportsFloat,
+    SupportsIndex,
+    runtime_checkable,
+)
 
 import pandas as pd
 
@@ -193,7 +200,9 @@ class Tracker(ABC):
         if isinstance(epoch, Releasable):
             epoch.release()
 
-    def log_metrics(self, metrics: Mapping[str, SupportsFloat], step: int = 0) -> None:
+    def log_metrics(
+        self, metrics: Mapping[str, SupportsFloat], step: SupportsIndex = 0
+    ) -> None:
         """Store numbers alone, such as ``final/accuracy`` at the end.
 
         Raises:

@@ -157,7 +157,7 @@ def record_metrics(
 def _effective_ranks(records: list[EpochRecord], names: KeyNames) -> dict[str, float]:
     """Average the effective rank over batches and folds, then over layers."""
     spectra = [s for record in records for s in record.spectra if s.status == "ok"]
-    alive = {(s.layer, s.quantity) for s in spectra if np.count_nonzero(s.values) > 1}
+    alive = {(s.layer, s.quantity) for s in spectra if not s.degenerate}
     cells: dict[tuple[Quantity, str], dict[str, list[float]]] = defaultdict(dict)
     for s in sorted(spectra, key=_quantity_order):
         rank = s.summaries.get("effective_rank", np.nan)

@@ -50,7 +50,7 @@ class FoldRun:
         )
         self.monitor = SpectralMonitor(
             self.model,
-            quantities=config.spectra.quantities,
+            quantities=plan.quantities,
             schedule=EvenlySpaced(config.spectra.batches_per_epoch),
             layers=config.spectra.layers,
             reduction="mean",
@@ -59,7 +59,7 @@ class FoldRun:
             seed=config.comparison.seed,
         )
         self.inputs = self._tensor(self.train_rows)
-        self.targets = torch.from_numpy(plan.targets(self.train_rows)).to(device)
+        self.targets = torch.from_numpy(plan.targets[self.train_rows]).to(device)
         self.validation_inputs = self._tensor(self.validation_rows)
         self._probe_batch = self._make_probe_batch()
         self.best_loss, self.best_epoch = float("inf"), -1
@@ -122,7 +122,7 @@ class FoldRun:
         with torch.no_grad():
             probabilities = self.model(inputs).double().softmax(1).cpu().numpy()
         ids = tuple(self.plan.cohort.people.index[rows])
-        return Predictions(ids, self.plan.targets(rows), probabilities)
+        return Predictions(ids, self.plan.targets[rows], probabilities)
 
     def _make_probe_batch(self) -> ProbeBatch | None:
         if self.plan.probe is None:
@@ -130,7 +130,7 @@ class FoldRun:
         rows = self.plan.cohort.rows(self.plan.probe.ids)
         return ProbeBatch(
             self._tensor(rows),
-            torch.from_numpy(self.plan.targets(rows)).to(self.device),
+            torch.from_numpy(self.plan.targets[rows]).to(self.device),
             self.plan.labels(rows),
             self.plan.cohort.people.index[rows],
         )

@@ -194,7 +194,7 @@ def _headlines(plan: Plan, held_out: list[EpochSpectra], name: str) -> dict[str,
             _compare(plan, spectra, True)
     return {
         name.format(quantity): headline(primary, quantity)
-        for quantity in plan.config.spectra.quantities
+        for quantity in plan.quantities
     }
 
 

@@ -5,6 +5,7 @@ The people, who is set aside, the folds, the model's settings.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,12 @@ from spectral_mlops.cohorts import (
 from spectral_mlops.config import RunConfig
 from spectral_mlops.errors import UnknownNameError
 from spectral_mlops.models import check_model
+from spectral_mlops.records import QUANTITIES, Quantity, check_quantities
 from spectral_mlops.registry import nearest
 from spectral_mlops.schedule import evenly_spaced
 from spectral_mlops.spectra.divergences import DIVERGENCES
 
+NONE = "n/a"
 STRATA = ("site",)
 """Columns that splits are balanced over and labels move within, where present."""
 
@@ -58,34 +61,43 @@ class Plan:
         return self.groupings[0]
 
     @property
+    def quantities(self) -> tuple[Quantity, ...]:
+        """What is watched; all three where the settings name none."""
+        return check_quantities(self.config.spectra.quantities or QUANTITIES)
+
+    @property
     def notes(self) -> list[str]:
         """What the user should be told before training starts."""
         fold_notes = dict.fromkeys(fold.note for fold in self.folds if fold.note)
         return [*self.cohort.notes, self.probe_note, *fold_notes]
 
-    def targets(self, rows: NDArray[np.intp]) -> NDArray[np.int64]:
-        """Class numbers of some people, by position."""
+    @cached_property
+    def targets(self) -> NDArray[np.int64]:
+        """Class number of every person, in the cohort's order."""
         numbers = {label: i for i, label in enumerate(self.classes)}
-        return np.array([numbers[self.cohort.labels[i]] for i in rows], dtype=np.int64)
+        return np.array([numbers[str(x)] for x in self.cohort.labels], dtype=np.int64)
+
+    @cached_property
+    def _columns(self) -> dict[str, NDArray[np.str_]]:
+        """Label of every person per column that groups or strata need."""
+        people = self.cohort.people
+        wanted = {*self.groupings, *(name for name in STRATA if name in people)}
+        return {
+            name: np.array([str(x) for x in people[name].astype(object).fillna(NONE)])
+            for name in wanted
+        }
 
     def labels(self, rows: NDArray[np.intp]) -> dict[str, list[str]]:
         """Group labels of some people per grouping, by position."""
-        people = self.cohort.people.iloc[rows]
-        return {
-            name: [str(x) for x in people[name].astype(object).fillna("n/a")]
-            for name in self.groupings
-        }
+        return {name: self._columns[name][rows].tolist() for name in self.groupings}
 
     def strata(self) -> dict[str, dict[str, str]]:
         """What labels move within, ``{column: {person: stratum}}``."""
-        people = self.cohort.people
+        ids = [str(who) for who in self.cohort.people.index]
         return {
-            name: {
-                str(who): str(x)
-                for who, x in people[name].astype(object).fillna("n/a").items()
-            }
+            name: dict(zip(ids, self._columns[name].tolist(), strict=True))
             for name in STRATA
-            if name in people and people[name].nunique() > 1
+            if name in self._columns and len(set(self._columns[name])) > 1
         }
 
     def null_epochs(self) -> set[int]:

@@ -84,7 +84,7 @@ def run(
         tracker.log_file(path, inside.as_posix())
     result = train(plan, tracker, on_epoch, device)
     layers = layer_table(result.last_epoch, result.divergences, plan.primary)
-    tracker.log_table(layers, "layers.json")
+    tracker.log_table(layers, "layers")
     _leave_results(folder, result, layers)
     for path in sorted((folder / "checkpoints").iterdir()):
         tracker.log_file(path, "checkpoints")

@@ -1,33 +1,23 @@
-"""One batch, everything exact: rows of A and Δ for every call of every layer.
-
-A forward hook puts a *tensor* hook on each call's output and binds that call's
-input in the closure. Never a full backward hook (in-place activations break it),
-never a slot or counter on the layer (reused modules and recomputed forwards break
-those). Nothing is written on the model, and every handle is removed on the way
-out, also after an exception.
-"""
+"""One batch, everything exact: what the calls of a batch say, group by group."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 import spectral_mlops.hooks.layers  # noqa: F401  (registers the row rules)
 from spectral_mlops.errors import CaptureError, InputError, UnknownNameError
 from spectral_mlops.hooks.coverage import (
     CoverageRow,
-    Site,
     clean_name,
     coverage_table,
     find_sites,
 )
 from spectral_mlops.hooks.groups import Groups, Labelling, Labels, read_labelling
 from spectral_mlops.hooks.measure import LayerRows, measure
+from spectral_mlops.hooks.recorder import Call, Recorder
 from spectral_mlops.hooks.rows import Rows
 from spectral_mlops.records import POOLED, QUANTITIES, Spectrum, check_quantities
 from spectral_mlops.registry import nearest
@@ -47,18 +37,6 @@ class GroupFactors(NamedTuple):
     A: Tensor
     adjoint: Tensor
     samples: int
-
-
-@dataclass(eq=False)
-class _Call:
-    """One forward call of one layer; the adjoint arrives with the backward pass."""
-
-    site: Site
-    labelling: Labelling
-    inputs: tuple[Any, ...]
-    versions: tuple[int, ...]
-    adjoint: Tensor | None = None
-    rows: Rows | None = field(default=None, init=False)
 
 
 class capture:
@@ -117,14 +95,12 @@ class capture:
             )
         if batch_dim < 0:
             raise InputError(f"batch_dim={batch_dim}: count axes from 0.")
-        self._model = model
         self._quantities = check_quantities(quantities)
         self._batch_dim = batch_dim
         self._reduction, self._loss_scale = reduction, loss_scale
         self._missing = missing
         self._additivity = additivity
-        self._labelling = read_labelling(groups, subjects, targets, missing)
-        self._first_labelling = self._labelling
+        self._first_labelling = read_labelling(groups, subjects, targets, missing)
         self._sites = find_sites(model, None if layers is None else frozenset(layers))
         self._folded = self._read_folding(rows_per_sample)
         self._frozen = frozenset(
@@ -132,10 +108,10 @@ class capture:
             for name, parameter in model.named_parameters(remove_duplicate=False)
             if not parameter.requires_grad
         )
-        self._calls: list[_Call] = []
         self._unbatched: set[str] = set()
-        self._reaching: dict[str, Tensor] = {}
-        self._handles: list[RemovableHandle] = []
+        self._recorder = Recorder(
+            model, self._sites, self._first_labelling, batch_dim, additivity
+        )
         bare = [row for row in self.coverage() if row.method == "none"]
         if strict and bare:
             raise InputError(
@@ -148,9 +124,9 @@ class capture:
 
     def __enter__(self) -> Self:
         try:
-            self._attach()
+            self._recorder.attach()
         except BaseException:
-            self._detach()
+            self._recorder.detach()
             raise
         return self
 
@@ -160,24 +136,7 @@ class capture:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._detach()
-
-    def _attach(self) -> None:
-        keep = self._handles.append
-        keep(self._model.register_forward_pre_hook(self._on_root, with_kwargs=True))
-        for site in self._sites:
-            if site.rule is not None:
-                hook = partial(self._on_forward, site)
-                keep(site.module.register_forward_hook(hook, with_kwargs=True))
-        if self._additivity:
-            for name, parameter in self._model.named_parameters():
-                if parameter.requires_grad:
-                    hook = partial(self._on_parameter, clean_name(name))
-                    keep(parameter.register_hook(hook))
-
-    def _detach(self) -> None:
-        while self._handles:
-            self._handles.pop().remove()
+        self._recorder.detach()
 
     def relabel(
         self,
@@ -205,61 +164,7 @@ class capture:
                 f"{self._first_labelling.size}: the mean over different batch sizes "
                 "has no one scale, pass loss_scale= to capture."
             )
-        self._labelling = fresh
-
-    def _on_root(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        """Check that the labels describe the batch the model is called with."""
-        if not torch.is_grad_enabled():
-            return
-        tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
-        batched = next((x for x in tensors if x.ndim > self._batch_dim), None)
-        if batched is None:
-            return
-        size = batched.shape[self._batch_dim]
-        if size != self._labelling.size:
-            raise CaptureError(
-                f"The model is called with {size} samples (axis {self._batch_dim} of "
-                f"{tuple(batched.shape)}) and the labels name "
-                f"{self._labelling.size}: give one label per sample, set batch_dim=, "
-                "or call captured.relabel(groups) before this forward call."
-            )
-
-    def _on_forward(
-        self,
-        site: Site,
-        layer: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        output: Any,
-    ) -> None:
-        if not (isinstance(output, Tensor) and output.requires_grad):
-            return
-        inputs = tuple(
-            self._keep(x, layer) if isinstance(x, Tensor) else x
-            for x in (*args, *kwargs.values())
-        )
-        versions = tuple(x._version for x in inputs if isinstance(x, Tensor))
-        call = _Call(site, self._labelling, inputs, versions)
-        self._calls.append(call)
-        self._handles.append(_hook_output(output, call))
-
-    @staticmethod
-    def _keep(x: Tensor, layer: nn.Module) -> Tensor:
-        """Keep an input by reference where autograd guards it against writes.
-
-        Autograd saves the input of a layer whose weight is trained, and refuses
-        the backward pass if it was changed in place. Others are copied.
-        """
-        weight = layer._parameters.get("weight")
-        guarded = weight is not None and weight.requires_grad
-        return x.detach() if guarded else x.detach().clone()
-
-    def _on_parameter(self, name: str, gradient: Tensor) -> None:
-        total = self._reaching.get(name)
-        fresh = gradient.detach()
-        self._reaching[name] = fresh.clone() if total is None else total + fresh
+        self._recorder.labelling = fresh
 
     def _read_folding(
         self, rows_per_sample: int | Mapping[str, int] | None
@@ -384,7 +289,7 @@ class capture:
 
     def coverage(self) -> list[CoverageRow]:
         """Every parameter of the model and how it is watched."""
-        reached = {c.site.name for c in self._calls if c.adjoint is not None}
+        reached = {c.site.name for c in self._recorder.calls if c.adjoint is not None}
         return coverage_table(
             self._sites, self._frozen, reached or None, self._unbatched
         )
@@ -413,7 +318,7 @@ class capture:
         for row in self.coverage():
             if row.method not in ("rows", "unused"):
                 continue
-            reaching = self._reaching.get(row.parameter)
+            reaching = self._recorder.reaching.get(row.parameter)
             for groups in groupings.values():
                 parts = [
                     g[row.parameter] for g in groups.values() if row.parameter in g
@@ -432,15 +337,17 @@ class capture:
     def reached_layers(self) -> list[str]:
         """Names of the layers that an adjoint reached, in model order."""
         self._arrived()
-        reached = {call.site.name for call in self._calls if call.adjoint is not None}
+        reached = {
+            call.site.name for call in self._recorder.calls if call.adjoint is not None
+        }
         lone = reached & self._unbatched
         return [s.name for s in self._sites if s.name in reached - lone]
 
     # -- inside ------------------------------------------------------------------
 
-    def _arrived(self) -> list[_Call]:
+    def _arrived(self) -> list[Call]:
         """Return the calls an adjoint reached (a recomputed forward has none)."""
-        calls = [call for call in self._calls if call.adjoint is not None]
+        calls = [call for call in self._recorder.calls if call.adjoint is not None]
         if not calls:
             raise CaptureError(
                 "Nothing was captured: run forward and loss.backward() inside the "
@@ -451,11 +358,11 @@ class capture:
                 call.rows = self._read_rows(call)
         return [call for call in calls if call.site.name not in self._unbatched]
 
-    def _rows_of(self, call: _Call) -> Rows:
+    def _rows_of(self, call: Call) -> Rows:
         assert call.rows is not None  # _arrived has read them
         return call.rows
 
-    def _read_rows(self, call: _Call) -> Rows | None:
+    def _read_rows(self, call: Call) -> Rows | None:
         name, size = call.site.name, call.labelling.size
         now = tuple(x._version for x in call.inputs if isinstance(x, Tensor))
         if now != call.versions:
@@ -488,27 +395,6 @@ class capture:
         if self._first_labelling.named:
             return result
         return next(iter(result.values()))
-
-
-def _hook_output(output: Tensor, call: _Call) -> RemovableHandle:
-    """Hook the tensor that keeps its place in the graph.
-
-    NOTE: ``nn.Linear`` on more than two axes returns a view of the product. An
-    in-place activation on a view rebuilds the graph from the view's *base*, and a
-    hook on the view never fires; one on the base does, with the same adjoint.
-    """
-    base = output._base
-    if base is None or base.shape.numel() != output.shape.numel():
-        return output.register_hook(partial(_on_adjoint, call, output.shape))
-    if not (base.requires_grad and base.is_contiguous() and output.is_contiguous()):
-        return output.register_hook(partial(_on_adjoint, call, output.shape))
-    return base.register_hook(partial(_on_adjoint, call, output.shape))
-
-
-def _on_adjoint(call: _Call, shape: torch.Size, gradient: Tensor) -> None:
-    """Keep the adjoint of one call; several backward passes add up."""
-    fresh = gradient.detach().reshape(shape)
-    call.adjoint = fresh if call.adjoint is None else call.adjoint + fresh
 
 
 def _relative_gap(parts: list[Tensor], reaching: Tensor | None) -> float:

@@ -1,0 +1,396 @@
+"""The command line: parse, call, exit code.
+
+0 done, 2 bad input (one clear message), 3 done but something undelivered. Heavy
+imports happen inside the commands, so that ``--help`` answers at once.
+"""
+
+import sys
+from collections.abc import Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from spectral_mlops.errors import SpectralError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from spectral_mlops.config import RunConfig
+
+BAD_INPUT, UNDELIVERED = 2, 3
+
+app = typer.Typer(
+    name="spectral-mlops",
+    help="How a network learned, and whether it learned differently from groups of "
+    "people: group-wise gradient, activation and adjoint spectra, tracked in MLflow.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console()
+problems = Console(stderr=True)
+
+# One place for the options that train and sweep share.
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", help="TOML file with settings; flags override it."),
+]
+CohortName = Annotated[
+    str | None, typer.Option("--cohort", help="Where people come from: simulated, fnc.")
+]
+Features = Annotated[
+    str | None, typer.Option(help="fnc: CSV, TSV or NPZ of vectorised connectivity.")
+]
+LabelsTable = Annotated[
+    str | None, typer.Option("--labels", help="fnc: table of ids and labels.")
+]
+Order = Annotated[
+    str | None, typer.Option(help="fnc: triangle of the matrix, upper or lower.")
+]
+IdColumn = Annotated[
+    str | None, typer.Option(help="fnc: column of ids, found by alias if not given.")
+]
+LabelColumn = Annotated[
+    str | None, typer.Option(help="fnc: column to predict, found by alias otherwise.")
+]
+Positive = Annotated[
+    str | None, typer.Option(help="fnc: the label counted as positive.")
+]
+Missing = Annotated[
+    str | None, typer.Option(help="fnc: people with NaN: raise or drop_subject.")
+]
+Modality = Annotated[
+    str | None, typer.Option(help="simulated: fnc or volume (grey-matter maps).")
+]
+Preset = Annotated[str | None, typer.Option(help="simulated: null, realistic or easy.")]
+People = Annotated[int | None, typer.Option(help="simulated: number of people.")]
+CohortSeed = Annotated[int | None, typer.Option(help="simulated: seed of the people.")]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the training people.")]
+Folds = Annotated[int | None, typer.Option(help="Cross-validation folds.")]
+BatchSize = Annotated[int | None, typer.Option(help="People per step.")]
+LearningRate = Annotated[float | None, typer.Option(help="Of the optimizer.")]
+Hidden = Annotated[
+    str | None, typer.Option(help="mlp: hidden widths, for example 64,32.")
+]
+Dropout = Annotated[float | None, typer.Option(help="mlp: after each hidden layer.")]
+Groupings = Annotated[
+    str | None,
+    typer.Option(help="Columns whose groups are compared, primary first: group,sex."),
+]
+Permutations = Annotated[int | None, typer.Option(help="Relabellings of subjects.")]
+Seed = Annotated[int | None, typer.Option(help="Of folds, weights and batch order.")]
+TrackingUri = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking", help="MLflow store; MLFLOW_TRACKING_URI, else sqlite here."
+    ),
+]
+Experiment = Annotated[str | None, typer.Option(help="MLflow experiment.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder for the run's own files.")]
+
+
+@app.command()
+def train(
+    config: ConfigFile = None,
+    cohort: CohortName = None,
+    features: Features = None,
+    labels: LabelsTable = None,
+    order: Order = None,
+    id_column: IdColumn = None,
+    label_column: LabelColumn = None,
+    positive: Positive = None,
+    missing: Missing = None,
+    modality: Modality = None,
+    preset: Preset = None,
+    people: People = None,
+    cohort_seed: CohortSeed = None,
+    epochs: Epochs = None,
+    folds: Folds = None,
+    batch_size: BatchSize = None,
+    learning_rate: LearningRate = None,
+    hidden: Hidden = None,
+    dropout: Dropout = None,
+    groupings: Groupings = None,
+    permutations: Permutations = None,
+    seed: Seed = None,
+    tracking: TrackingUri = None,
+    experiment: Experiment = None,
+    device: Device = "cpu",
+    runs: Runs = Path("runs"),
+) -> None:
+    """Train on a cohort and watch the spectra of its groups.
+
+    With no options: makes a simulated COBRE-like cohort in ./cohort, trains an MLP
+    on its functional connectivity in stratified folds, and logs to ./mlflow.db.
+    """
+    flags = _flags(
+        {
+            "cohort.name": cohort,
+            "cohort.settings.features": features,
+            "cohort.settings.labels": labels,
+            "cohort.settings.order": order,
+            "cohort.settings.id_column": id_column,
+            "cohort.settings.label_column": label_column,
+            "cohort.settings.positive": positive,
+            "cohort.settings.missing": missing,
+            "cohort.settings.modality": modality,
+            "cohort.settings.preset": preset,
+            "cohort.settings.people": people,
+            "cohort.settings.seed": cohort_seed,
+            "training.epochs": epochs,
+            "training.folds": folds,
+            "training.batch_size": batch_size,
+            "training.learning_rate": learning_rate,
+            "training.seed": seed,
+            "model.settings.hidden": _numbers("--hidden", hidden),
+            "model.settings.dropout": dropout,
+            "comparison.groupings": groupings.split(",") if groupings else None,
+            "comparison.permutations": permutations,
+            "tracking.uri": tracking,
+            "tracking.experiment": experiment,
+        }
+    )
+    settings = _settings(config, flags)
+    from spectral_mlops.report.console import show_run
+    from spectral_mlops.tracking import MlflowTracker
+    from spectral_mlops.training import make_plan, run
+
+    with _bar() as bar:
+        plan = make_plan(settings, Path.cwd(), _reporter(bar))
+    for note in plan.notes:
+        console.print(note, highlight=False)
+    name = f"train-{datetime.now():%Y%m%d-%H%M%S}"
+    tracker = MlflowTracker(
+        experiment=settings.tracking.experiment, tracking_uri=settings.tracking.uri
+    )
+    with tracker, _bar() as bar:
+        task = bar.add_task("training", total=settings.training.epochs)
+
+        def on_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
+            bar.update(task, completed=epoch + 1, description=_describe(metrics))
+
+        finished = run(
+            plan,
+            tracker,
+            _free(runs / name),
+            name=name,
+            on_epoch=on_epoch,
+            device=device,
+        )
+    result = finished.result
+    show_run(console, finished.layers, result.groups, result.metrics)
+    console.print(f"Files of this run: {finished.folder}", highlight=False)
+    console.print(f"Look at it:  {tracker.where}", highlight=False, soft_wrap=True)
+    if tracker.undelivered:
+        raise typer.Exit(UNDELIVERED)
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    preset: Annotated[str, typer.Option(help="null, realistic or easy.")] = "realistic",
+    people: Annotated[int, typer.Option(help="Number of people.")] = 146,
+    seed: Annotated[int, typer.Option(help="The same seed, the same bytes.")] = 0,
+    components: Annotated[int, typer.Option(help="Networks of the FNC.")] = 53,
+    volumes: Annotated[bool, typer.Option(help="Also grey-matter maps.")] = True,
+) -> None:
+    """Make a COBRE-like cohort on disk: participants, connectivity, NIfTI, truth."""
+    from spectral_mlops.cohorts import PRESETS
+    from spectral_mlops.cohorts import simulate as make
+    from spectral_mlops.errors import InputError
+
+    if preset not in PRESETS:
+        raise InputError(f"--preset {preset}: choose one of {', '.join(PRESETS)}.")
+    with _bar() as bar:
+        folder = make(
+            out,
+            preset,
+            people,
+            seed,
+            components=components,
+            volumes=volumes,
+            progress=_reporter(bar),
+        )
+    console.print(f"{people} people, preset {preset}, seed {seed}: {folder}")
+
+
+@app.command()
+def sweep(
+    config: ConfigFile = None,
+    trials: Annotated[int, typer.Option(min=1, help="Trials to add.")] = 20,
+    study: Annotated[str, typer.Option(help="Name; goes on if it exists.")] = "sweep",
+    storage: Annotated[
+        str, typer.Option(help="Optuna storage of the study.")
+    ] = "sqlite:///optuna.db",
+    prune: Annotated[
+        bool, typer.Option(help="Stop trials below the median AUC.")
+    ] = True,
+    cohort: CohortName = None,
+    features: Features = None,
+    labels: LabelsTable = None,
+    order: Order = None,
+    modality: Modality = None,
+    preset: Preset = None,
+    people: People = None,
+    epochs: Epochs = None,
+    folds: Folds = None,
+    seed: Seed = None,
+    tracking: TrackingUri = None,
+    experiment: Experiment = None,
+    device: Device = "cpu",
+    runs: Runs = Path("runs"),
+) -> None:
+    """Search depth, width, learning rate and dropout; track divergence beside AUC.
+
+    Each trial is a complete MLflow run; each trial keeps its run id and the
+    divergence per quantity in its user attributes.
+    """
+    flags = _flags(
+        {
+            "cohort.name": cohort,
+            "cohort.settings.features": features,
+            "cohort.settings.labels": labels,
+            "cohort.settings.order": order,
+            "cohort.settings.modality": modality,
+            "cohort.settings.preset": preset,
+            "cohort.settings.people": people,
+            "training.epochs": epochs,
+            "training.folds": folds,
+            "training.seed": seed,
+            "tracking.uri": tracking,
+            "tracking.experiment": experiment,
+        }
+    )
+    settings = _settings(config, flags)
+    from spectral_mlops.report.console import show_trials
+    from spectral_mlops.sweeps import Sweep
+
+    with _bar() as bar:
+        search = Sweep(
+            settings,
+            study=study,
+            storage=storage,
+            runs=runs,
+            device=device,
+            prune=prune,
+            progress=_reporter(bar),
+        )
+    for note in search.plan.notes:
+        console.print(note, highlight=False)
+    with _bar() as bar:
+        task = bar.add_task("trials", total=trials)
+        for number in range(trials):
+
+            def on_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
+                bar.update(task, description=_describe(metrics))
+
+            search.run_trial(on_epoch)
+            bar.update(task, completed=number + 1)
+    show_trials(console, search.table())
+    console.print(f"Study '{study}' in {storage}", highlight=False)
+    console.print(f"Look at it:  {search.where}", highlight=False, soft_wrap=True)
+    if search.undelivered:
+        raise typer.Exit(UNDELIVERED)
+
+
+def main() -> None:
+    """Run the command line; a problem the user can mend is one sentence and a 2."""
+    try:
+        app()
+    except SpectralError as error:
+        problems.print(f"Error: {error}", style="red", highlight=False, markup=False)
+        sys.exit(BAD_INPUT)
+
+
+def _flags(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn given dotted flags into nested settings."""
+    nested: dict[str, Any] = {}
+    for dotted, value in values.items():
+        if value is None:
+            continue
+        *path, name = dotted.split(".")
+        inner = nested
+        for part in path:
+            inner = inner.setdefault(part, {})
+        inner[name] = value
+    return nested
+
+
+def _settings(config: Path | None, flags: Mapping[str, Any]) -> "RunConfig":
+    """Lay flags over the config file and validate."""
+    from spectral_mlops.config import RunConfig, merge, read_toml, validate
+
+    base = read_toml(config) if config else {}
+    return validate(RunConfig, merge(base, flags), str(config or "options"))
+
+
+def _numbers(flag: str, text: str | None) -> list[int] | None:
+    """Read ``64,32``.
+
+    Raises:
+        InputError: If that is not a list of whole numbers.
+    """
+    from spectral_mlops.errors import InputError
+
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise InputError(f"{flag} {text}: give whole numbers, as in 64,32.") from error
+
+
+@contextmanager
+def _bar() -> "Iterator[Progress]":
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        yield bar
+
+
+def _reporter(bar: Progress) -> Any:
+    """Return a function ``(what, done, total)`` that keeps one bar per work."""
+    tasks: dict[str, Any] = {}
+
+    def report(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = bar.add_task(what, total=total)
+        bar.update(tasks[what], completed=done)
+
+    return report
+
+
+def _describe(metrics: Mapping[str, float]) -> str:
+    """Loss, AUC and the current divergence, as the progress bar shows them."""
+    text = f"loss {metrics['train/loss']:.3f}  AUC {metrics['val/auc']:.3f}"
+    z = metrics.get("divergence/activation")
+    return text if z is None or z != z else f"{text}  divergence z {z:+.2f}"
+
+
+def _free(folder: Path) -> Path:
+    """Return the folder, or the first numbered one that does not exist."""
+    number, free = 1, folder
+    while free.exists():
+        number += 1
+        free = folder.with_name(f"{folder.name}-{number}")
+    return free
+
+
+if __name__ == "__main__":
+    main()
