@@ -48,7 +48,7 @@ class TrainingConfig(Settings):
     batch_size: int = Field(16, ge=2, description="people per step")
     folds: int = Field(5, ge=2, description="stratified cross-validation folds")
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    learning_rate: float = Field(3e-3, gt=0)
+    learning_rate: float = Field(3e-4, gt=0)
     weight_decay: float = Field(1e-3, ge=0)
     seed: int = Field(0, ge=0, description="of folds, weights and batch order")
 

@@ -70,6 +70,7 @@ class EpochSpectra:
         self._observed = observed
         self._strata = strata
         self._compared: list[Comparison] | None = None
+        self._released = False
 
     def comparisons(
         self,
@@ -95,6 +96,11 @@ class EpochSpectra:
         Raises:
             CaptureError: If a null is asked for after `release`.
         """
+        if self._released and permutations:
+            raise CaptureError(
+                "The factors that a null needs were released (tracker.log does that): "
+                "call divergences() before logging."
+            )
         chosen = self._strata if strata == "auto" else strata
         if isinstance(chosen, str):
             raise InputError(
@@ -172,7 +178,7 @@ class EpochSpectra:
         """Free the factors kept for the null; called by ``tracker.log``."""
         if self._compared is None:
             self.comparisons(permutations=0)
-        self._observed = []
+        self._observed, self._released = [], True
 
 
 class SpectralMonitor:

@@ -1,0 +1,449 @@
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from spectral_mlops import capture, register_rows
+from spectral_mlops.errors import CaptureError, InputError, UnknownNameError
+from spectral_mlops.hooks.rows import ROW_RULES, Rows
+from tests.hooks.conftest import hooks_on
+
+
+def network(inputs=5):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(inputs, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+
+
+def watched(model, x, groups, **settings):
+    with capture(model, groups, **settings) as captured:
+        model(x).square().sum().backward()
+    return captured
+
+
+def test_a_single_sample_and_a_single_group():
+    captured = watched(network(), torch.randn(1, 5).double(), ["only"])
+    assert captured.group_gradients().keys() == {"only"}
+    assert {s.samples for s in captured.spectra()} == {1}
+    assert all(np.count_nonzero(s.values) <= 1 for s in captured.spectra())
+
+
+def test_labels_of_any_kind_give_the_text_of_their_scalars():
+    x = torch.randn(4, 5).double()
+    for labels, keys in [
+        ([0, 1, 1, 0], {"0", "1"}),
+        (np.array([0.5, 1.0, 1.0, 0.5]), {"0.5", "1.0"}),
+        (torch.tensor([True, False, False, True]), {"False", "True"}),
+        (("x", "y", "x", "x"), {"x", "y"}),
+        (
+            [torch.tensor(3), torch.tensor(4), torch.tensor(3), torch.tensor(3)],
+            {"3", "4"},
+        ),
+    ]:
+        assert watched(network(), x, labels).group_gradients().keys() == keys
+
+
+def test_named_groupings_are_kept_apart():
+    x = torch.randn(4, 5).double()
+    groups = {"dx": ["p", "c", "p", "c"], "sex": [1, 1, 1, 2]}
+    captured = watched(network(), x, groups)
+    found = captured.group_gradients()
+    assert {name: set(inner) for name, inner in found.items()} == {
+        "dx": {"p", "c"},
+        "sex": {"1", "2"},
+    }
+    total = {
+        name: sum(g["0.weight"] for g in inner.values())
+        for name, inner in found.items()
+    }
+    torch.testing.assert_close(total["dx"], total["sex"])
+    assert {(s.grouping, s.group) for s in captured.spectra()} == {
+        ("all", "all"),
+        ("dx", "p"),
+        ("dx", "c"),
+        ("sex", "1"),
+        ("sex", "2"),
+    }
+    assert captured.factors("0")["sex"]["2"].samples == 1
+
+
+def test_spectra_are_those_of_the_formed_matrices():
+    captured = watched(network(), torch.randn(6, 2, 5).double(), list("aabbbb"))
+    for s in captured.spectra():
+        factors = captured.factors(s.layer)[s.group]
+        a, d = factors.A.flatten(0, 1), factors.adjoint.flatten(0, 1)
+        matrix = {"gradient": a.mT @ d, "activation": a, "adjoint": d}[s.quantity]
+        expected = np.linalg.svd(matrix.numpy(), compute_uv=False)[: len(s.values)]
+        np.testing.assert_allclose(s.values, expected, atol=1e-6 * expected[0])
+        assert (s.rows, s.samples) == (len(a), factors.samples)
+        assert s.shape == (a.shape[1], d.shape[1])
+
+
+def test_the_loss_scale_is_recorded():
+    x = torch.randn(8, 5).double()
+    for settings, c in [
+        ({}, 1 / 8),
+        ({"reduction": "sum"}, 1.0),
+        ({"loss_scale": 0.3}, 0.3),
+    ]:
+        captured = watched(network(), x, list("abababab"), **settings)
+        assert {s.loss_scale for s in captured.spectra()} == {c}
+
+
+def test_several_backward_passes_add_up():
+    model, x = network(), torch.randn(4, 5).double()
+    with capture(model, list("abab")) as captured:
+        output = model(x)
+        output.square().sum().backward(retain_graph=True)
+        output.sum().backward()
+    assert max(captured.additivity_error().values()) < 1e-12
+    total = sum(g["0.weight"] for g in captured.group_gradients().values())
+    torch.testing.assert_close(total, model[0].weight.grad)
+
+
+def test_an_earlier_gradient_is_not_part_of_it():
+    model, x = network(), torch.randn(4, 5).double()
+    model(x).sum().backward()
+    assert max(watched(model, x, list("abab")).additivity_error().values()) < 1e-12
+
+
+def test_a_weight_penalty_shows_as_a_gap():
+    model, x = network(), torch.randn(4, 5).double()
+    with capture(model, list("abab")) as captured:
+        (model(x).square().sum() + model[2].weight.square().sum()).backward()
+    errors = captured.additivity_error()
+    assert errors["2.weight"] > 1e-3
+    assert errors["2.bias"] < 1e-12
+    assert errors["0.weight"] < 1e-12
+
+
+def test_a_weight_used_outside_its_layer_shows_as_a_gap_of_one():
+    model, x = network(), torch.randn(4, 3, 5).double()
+    with capture(model, list("abab")) as captured:
+        nn.functional.linear(model(x), model[2].weight.T).sum().backward()
+        nn.functional.linear(x, model[0].weight).sum().backward()
+    assert captured.additivity_error()["0.weight"] > 1e-3
+
+
+def test_relabel_describes_the_calls_from_there_on():
+    model = network()
+    real, fake = torch.randn(4, 5).double(), torch.randn(4, 5).double()
+    with capture(model, ["a", "a", "a", "b"]) as captured:
+        first = model(real).square().sum()
+        captured.relabel(["a", "b", "b", "b"])
+        (first + model(fake).square().sum()).backward()
+    parts = captured.group_gradients()
+    expected = network()
+    chosen = torch.cat([real[:3], fake[:1]])
+    expected(chosen).square().sum().backward()
+    torch.testing.assert_close(parts["a"]["0.weight"], expected[0].weight.grad)
+    assert captured.factors("0")["a"].samples == 4
+    assert max(captured.additivity_error().values()) < 1e-12
+
+
+def test_relabel_refuses_other_sizes_under_a_mean():
+    with capture(network(), list("ab")) as captured:
+        with pytest.raises(InputError, match="loss_scale="):
+            captured.relabel(list("aab"))
+        with pytest.raises(InputError, match="groupings"):
+            captured.relabel({"sex": list("ab")})
+
+
+def test_rows_folded_into_the_batch_need_to_be_announced():
+    class Folded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.slice = nn.Linear(5, 4)
+            self.output = nn.Linear(4, 2)
+
+        def forward(self, x):  # [N, 3, 5]
+            return self.output(
+                self.slice(x.flatten(0, 1)).unflatten(0, (-1, 3)).mean(1)
+            )
+
+    model, x = Folded().double(), torch.randn(4, 3, 5).double()
+    captured = watched(model, x, list("abab"), rows_per_sample={"slice": 3})
+    assert captured.factors("slice")["a"].A.shape == (2, 3, 5)
+    assert max(captured.additivity_error().values()) < 1e-12
+    alone = Folded().double()
+    alone.load_state_dict(model.state_dict())
+    alone(x[[0, 2]]).square().sum().backward()
+    torch.testing.assert_close(
+        captured.group_gradients()["a"]["slice.weight"], alone.slice.weight.grad
+    )
+    with pytest.raises(CaptureError, match=r"'slice' has 12 rows.*rows_per_sample"):
+        watched(model, x, list("abab")).group_gradients()
+
+
+def test_a_batch_of_another_size_names_relabel():
+    model = network()
+    with capture(model, list("abc")), pytest.raises(CaptureError, match="relabel"):
+        model(torch.randn(4, 5).double())
+    assert hooks_on(model) == 0
+
+
+def test_validation_inside_the_context_is_left_alone():
+    model = network()
+    with capture(model, list("abc")) as captured:
+        with torch.no_grad():
+            model(torch.randn(9, 5).double())
+        model(torch.randn(3, 5).double()).sum().backward()
+    assert max(captured.additivity_error().values()) < 1e-12
+
+
+def test_reading_before_a_backward_pass_is_refused():
+    model = network()
+    with capture(model, list("ab")) as captured:
+        model(torch.randn(2, 5).double())
+        for read in (
+            captured.group_gradients,
+            captured.spectra,
+            captured.additivity_error,
+        ):
+            with pytest.raises(CaptureError, match="inside the context"):
+                read()
+        with pytest.raises(CaptureError, match="inside the context"):
+            captured.factors("0")
+
+
+def test_no_hook_is_left_after_an_exception():
+    model = network()
+    outputs = []
+
+    def fail():
+        with capture(model, list("ab")):
+            outputs.append(model(torch.randn(2, 5).double()))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert hooks_on(model) == 0
+    assert not outputs[0]._backward_hooks
+
+
+def test_a_backward_pass_after_the_context_is_not_captured():
+    model = network()
+    with capture(model, list("ab")) as captured:
+        loss = model(torch.randn(2, 5).double()).sum()
+    loss.backward()
+    with pytest.raises(CaptureError, match="Nothing was captured"):
+        captured.group_gradients()
+
+
+def test_the_graph_is_not_kept_alive():
+    model, x = network(), torch.randn(2, 5).double()
+    with capture(model, list("ab")) as captured:
+        output = model(x)
+        output.sum().backward()
+    graph = weakref.ref(output)
+    del output
+    gc.collect()
+    assert graph() is None
+    assert captured.spectra()
+
+
+def test_an_input_overwritten_after_the_batch_is_noticed():
+    model, x = network(), torch.randn(2, 5).double()
+    with capture(model, list("ab")) as captured:
+        model(x).sum().backward()
+    x.zero_()
+    with pytest.raises(CaptureError, match="'0' was changed in place"):
+        captured.spectra()
+
+
+def test_an_unguarded_input_is_copied():
+    class Frozen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(3, 2)
+            self.inner.weight.requires_grad_(False)
+
+        def forward(self, x):
+            y = self.inner(x)
+            x.mul_(0)  # autograd does not mind: the weight needs no gradient
+            return y
+
+    model, x = Frozen().double(), torch.ones(2, 3).double()
+    with capture(model, list("ab")) as captured:
+        model(x).sum().backward()
+    assert torch.equal(captured.factors("inner")["all"].A, torch.ones(2, 1, 3).double())
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_recomputed_forwards_count_once(reentrant):
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(5, 4)
+            self.output = nn.Linear(4, 2)
+
+        def forward(self, x):
+            hidden = checkpoint(self.inner, x, use_reentrant=reentrant)
+            return self.output(torch.tanh(hidden))
+
+    x = torch.randn(4, 5).double().requires_grad_()
+    captured = watched(Checkpointed().double(), x, list("abab"))
+    assert max(captured.additivity_error().values()) < 1e-12
+    assert captured.factors("inner")["all"].A.shape == (4, 1, 5)
+
+
+def test_half_precision_rows_are_widened():
+    model = network().bfloat16()
+    captured = watched(model, torch.randn(4, 5).bfloat16(), list("abab"))
+    assert captured.group_gradients()["a"]["0.weight"].dtype == torch.float32
+    assert max(captured.additivity_error().values()) < 1e-2
+
+
+def test_non_finite_rows_are_marked_and_training_goes_on():
+    model, x = network(), torch.randn(4, 5).double()
+    x[1, 2] = torch.nan
+    captured = watched(model, x, list("abab"))
+    status = {(s.layer, s.quantity, s.group): s.status for s in captured.spectra()}
+    assert status["0", "activation", "a"] == "ok"
+    assert status["0", "activation", "b"] == "non-finite"
+    assert status["0", "activation", "all"] == "non-finite"
+
+
+def test_an_unused_layer_and_an_unknown_one_are_listed():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used = nn.Linear(5, 2)
+            self.unused = nn.Linear(5, 2)
+            self.norm = nn.LayerNorm(2)
+            self.bare = nn.Parameter(torch.ones(2))
+
+        def forward(self, x):
+            return self.norm(self.used(x)) * self.bare
+
+    captured = watched(Odd().double(), torch.randn(3, 5).double(), list("aab"))
+    table = {row.parameter: row for row in captured.coverage()}
+    assert len(table) == 7
+    assert table["used.weight"].method == "rows"
+    assert table["used.weight"].split == "row"
+    assert table["unused.bias"].method == "unused"
+    assert table["norm.weight"].method == "none"
+    assert "LayerNorm" in table["norm.weight"].why
+    assert table["bare"].method == "none"
+    assert captured.additivity_error().keys() == {
+        "used.weight",
+        "used.bias",
+        "unused.weight",
+        "unused.bias",
+    }
+    with pytest.raises(InputError, match=r"norm\.weight.*register_rows"):
+        capture(Odd(), ["a"], strict=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
+def test_reparametrised_layers_are_not_taken_for_plain_ones():
+    old = nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 2)))
+    new = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)))
+    for model in (old, new):
+        rows = capture(model, ["a"]).coverage()
+        assert {row.method for row in rows} == {"none"}
+
+
+def test_a_subclass_is_not_taken_for_its_parent():
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    assert {row.method for row in capture(Doubled(3, 2), ["a"]).coverage()} == {"none"}
+
+
+def test_a_call_without_batch_axis_is_listed_not_guessed():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.context = nn.Linear(3, 2)
+            self.output = nn.Linear(5, 2)
+
+        def forward(self, x):
+            return self.output(x) + self.context(torch.ones(3).double())
+
+    captured = watched(Shared().double(), torch.randn(4, 5).double(), list("abab"))
+    assert captured.group_gradients()["a"].keys() == {"output.weight", "output.bias"}
+    methods = {row.parameter: row.method for row in captured.coverage()}
+    assert methods["context.weight"] == "none"
+    assert methods["output.weight"] == "rows"
+    assert {s.layer for s in captured.spectra()} == {"output"}
+
+
+def test_layers_chooses_and_refuses_what_is_not_there():
+    captured = watched(
+        network(), torch.randn(4, 5).double(), list("abab"), layers=["2"]
+    )
+    assert {s.layer for s in captured.spectra()} == {"2"}
+    assert {r.method for r in captured.coverage() if r.layer == "0"} == {"none"}
+    with pytest.raises(UnknownNameError, match=r"'hidden'.*0, 2"):
+        capture(network(), ["a"], layers=["hidden"])
+    with pytest.raises(UnknownNameError, match="'0' is watched"):
+        captured.factors("0")
+
+
+def test_names_are_clean_of_wrappers():
+    class Wrapper(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.module = inner
+
+        def forward(self, x):
+            return self.module(x)
+
+    captured = watched(Wrapper(network()), torch.randn(4, 5).double(), list("abab"))
+    assert set(captured.additivity_error()) == {
+        "0.weight",
+        "0.bias",
+        "2.weight",
+        "2.bias",
+    }
+
+
+def test_users_register_rules_from_outside():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor([2.0, 3.0]).double())
+
+        def forward(self, x):
+            return x * self.scale
+
+    @register_rows(Scaled)
+    class ScaledRows:
+        def parameters(self, layer):
+            return {"scale"}
+
+        def rows(self, layer, inputs, adjoint, batch_dim):
+            return Rows(inputs[0].unsqueeze(1), adjoint.unsqueeze(1))
+
+        def gradients(self, layer, rows):
+            return {"scale": (rows.activation * rows.adjoint).sum((0, 1))}
+
+    try:
+        captured = watched(Scaled(), torch.randn(4, 2).double(), list("abab"))
+        assert max(captured.additivity_error().values()) < 1e-12
+        with pytest.raises(InputError, match="registered already"):
+            register_rows(Scaled)(ScaledRows)
+    finally:
+        del ROW_RULES._entries[Scaled]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"reduction": "none"}, "'mean' or 'sum'"),
+        ({"batch_dim": -1}, "count axes from 0"),
+        ({"quantities": ["weights"]}, "gradient, activation, adjoint"),
+        ({"quantities": []}, "at least one"),
+        ({"rows_per_sample": 0}, "at least 1"),
+        ({"rows_per_sample": {"9": 2}}, "holds no parameters"),
+        ({"missing": "drop"}, "'raise' or 'group'"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, words):
+    with pytest.raises((InputError, UnknownNameError), match=words):
+        capture(network(), ["a", "b"], **settings)

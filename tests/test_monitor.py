@@ -1,0 +1,480 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from spectral_mlops import SpectralMonitor
+from spectral_mlops.errors import CaptureError, InputError
+from spectral_mlops.monitor import margin
+from spectral_mlops.schedule import EvenlySpaced
+from tests.hooks.conftest import hooks_on
+
+PEOPLE, INPUTS, CLASSES = 26, 9, 2
+
+
+def network(dropout=0.0, classes=CLASSES):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(INPUTS, 6), nn.ReLU(), nn.Dropout(dropout), nn.Linear(6, classes)
+    )
+
+
+def people(seed=0, n=PEOPLE, shift=0.0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, INPUTS, generator=generator)
+    y = torch.arange(n) % 2
+    x[:, :4] += shift * y.unsqueeze(1)
+    sex = ["f" if i % 3 else "m" for i in range(n)]
+    return x, y, sex, [f"sub-{i:02d}" for i in range(n)]
+
+
+def epoch(model, optimizer, monitor, x, y, sex, who, size=8):
+    batches = torch.arange(len(x)).split(size)
+    for batch in batches:
+        rows = batch.tolist()
+        groups = {"dx": y[batch], "sex": [sex[i] for i in rows]}
+        with monitor.watch(groups, [who[i] for i in rows], y[batch]):
+            loss = cross_entropy(model(x[batch]), y[batch])
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return len(batches)
+
+
+def test_watched_training_is_bit_for_bit_the_unwatched_one():
+    x, y, sex, who = people()
+    trained = []
+    for every in (1, 2, None):
+        model = network(dropout=0.5)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        monitor = SpectralMonitor(
+            model,
+            schedule=(lambda epoch, step: False) if every is None else None,
+            every=every or 1,
+        )
+        torch.manual_seed(1)
+        for number in range(3):
+            epoch(model, optimizer, monitor, x, y, sex, who)
+            result = monitor.collect(number)
+            if every:
+                result.divergences(permutations=19)
+                monitor.probe([(x, y, {"dx": y}, who)], epoch=number)
+            else:
+                assert result.spectra == []
+        trained.append(
+            (model.state_dict(), optimizer.state_dict(), torch.get_rng_state())
+        )
+    for weights, state, random in trained[:2]:
+        assert torch.equal(random, trained[2][2])
+        for name, value in weights.items():
+            assert torch.equal(value, trained[2][0][name])
+        for a, b in zip(
+            state["state"].values(), trained[2][1]["state"].values(), strict=True
+        ):
+            assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_every_nth_step_is_watched_and_the_others_carry_no_hook():
+    x, y, _, who = people()
+    model = network()
+    monitor = SpectralMonitor(model, every=3)
+    for step in range(5):
+        with monitor.watch(y[:4], who[:4]) as captured:
+            assert (captured is not None) == (step % 3 == 0)
+            assert bool(hooks_on(model)) == (step % 3 == 0)
+            cross_entropy(model(x[:4]), y[:4]).backward()
+    assert hooks_on(model) == 0
+    result = monitor.collect()
+    assert result.batches == 2
+    assert {s.step for s in result.spectra} == {0, 3}
+
+
+def test_epochs_count_from_zero_and_collect_empties_the_monitor():
+    x, y, sex, who = people()
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monitor = SpectralMonitor(model)
+    numbers = []
+    for _ in range(3):
+        steps = epoch(model, optimizer, monitor, x, y, sex, who)
+        result = monitor.collect()
+        numbers.append(result.epoch)
+        assert result.batches == steps
+        assert {s.step for s in result.spectra} == set(range(steps))
+    assert numbers == [0, 1, 2]
+    assert monitor.collect(epoch=7).spectra == []
+
+
+def test_evenly_spaced_schedules_need_the_number_of_steps():
+    x, y, _, who = people()
+    model = network()
+    monitor = SpectralMonitor(model, schedule=EvenlySpaced(2))
+    with pytest.raises(InputError, match="begin_epoch"):
+        monitor.start(y[:4], who[:4])
+    monitor.begin_epoch(0, steps=6)
+    watched = []
+    for _ in range(6):
+        watched.append(monitor.start(y[:4], who[:4]) is not None)
+        cross_entropy(model(x[:4]), y[:4]).backward()
+        monitor.stop()
+    assert watched == [True, False, False, True, False, False]
+
+
+def test_start_twice_and_stop_without_backward_are_refused():
+    _, y, _, who = people()
+    monitor = SpectralMonitor(network())
+    monitor.start(y[:4], who[:4])
+    with pytest.raises(CaptureError, match="stop"):
+        monitor.start(y[:4], who[:4])
+    with pytest.raises(CaptureError, match="Nothing was captured"):
+        monitor.stop()
+
+
+def test_an_exception_leaves_no_hook_and_the_monitor_usable():
+    x, y, _, who = people()
+    model = network()
+    monitor = SpectralMonitor(model)
+
+    def fail():
+        with monitor.watch(y[:4], who[:4]):
+            model(x[:4])
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert hooks_on(model) == 0
+    with monitor.watch(y[:4], who[:4]):
+        cross_entropy(model(x[:4]), y[:4]).backward()
+    assert monitor.collect().batches == 1
+
+
+def test_state_goes_on_where_it_was():
+    monitor = SpectralMonitor(network(), every=2)
+    monitor.begin_epoch(4, steps=9)
+    other = SpectralMonitor(network(), every=2)
+    other.load_state_dict(monitor.state_dict())
+    assert other.collect().epoch == 4
+
+
+def test_the_time_budget_watches_the_first_step():
+    x, y, _, who = people()
+    model = network()
+    monitor = SpectralMonitor(model, every="auto")
+    for _ in range(3):
+        with monitor.watch(y[:4], who[:4]):
+            cross_entropy(model(x[:4]), y[:4]).backward()
+    result = monitor.collect()
+    assert {s.step for s in result.spectra} >= {0}
+    assert monitor._schedule.spent > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"every": 0}, "at least 1"),
+        ({"every": "often"}, "'auto'"),
+        ({"schedule": 3}, "function"),
+        ({"aggregate": "median"}, "'batch'"),
+        ({"permutations": -1}, "not below zero"),
+        ({"reduction": "none"}, "'mean' or 'sum'"),
+        ({"layers": ["9"]}, "holds no parameters"),
+    ],
+)
+def test_impossible_settings_are_refused_at_once(settings, words):
+    with pytest.raises((InputError, LookupError), match=words):
+        SpectralMonitor(network(), **settings)
+
+
+# -- the probe ---------------------------------------------------------------------
+
+
+def probe_batches(x, y, who, sizes=(11, 15)):
+    start = 0
+    for size in sizes:
+        part = slice(start, start + size)
+        yield x[part], y[part], {"dx": y[part]}, who[part]
+        start += size
+
+
+def test_the_probe_leaves_everything_as_it_was():
+    x, y, _, who = people()
+    model = nn.Sequential(network(dropout=0.5), nn.BatchNorm1d(2))
+    model[1].eval()
+    cross_entropy(model(x), y).backward()
+    before = copy.deepcopy(model.state_dict())
+    gradients = [p.grad.clone() for p in model.parameters()]
+    flags = [m.training for m in model.modules()]
+    random = torch.get_rng_state()
+    SpectralMonitor(model).probe(probe_batches(x, y, who))
+    assert torch.equal(random, torch.get_rng_state())
+    assert flags == [m.training for m in model.modules()]
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(
+        torch.equal(p.grad, g)
+        for p, g in zip(model.parameters(), gradients, strict=True)
+    )
+    assert hooks_on(model) == 0
+
+
+def test_probe_batches_are_one_set_of_people():
+    x, y, _, who = people()
+    monitor = SpectralMonitor(network())
+    one = monitor.probe([(x, y, {"dx": y}, who)], epoch=2)
+    two = monitor.probe(probe_batches(x, y, who), epoch=2)
+    assert (one.source, one.epoch, one.batches) == ("probe", 2, 1)
+    for a, b in zip(one.spectra, two.spectra, strict=True):
+        assert (a.layer, a.quantity, a.group, a.subjects) == (
+            b.layer,
+            b.quantity,
+            b.group,
+            b.subjects,
+        )
+        np.testing.assert_allclose(a.values, b.values, atol=1e-5 * a.values[0])
+    tables = [r.divergences(permutations=39)[["value", "z", "p"]] for r in (one, two)]
+    np.testing.assert_allclose(*tables, rtol=1e-3, atol=1e-3)
+
+
+def test_margin_adjoints_are_the_derivatives_of_the_margin():
+    x, y, _, who = people()
+    model = network()
+    result = SpectralMonitor(model, quantities=["adjoint"], layers=["0"]).probe(
+        [(x, y, {"dx": y}, who)]
+    )
+    first = x.requires_grad_()
+    hidden = model[0](first)
+    out = model[3](torch.relu(hidden))
+    (adjoint,) = torch.autograd.grad((out[:, 1] - out[:, 0]).sum(), hidden)
+    expected = np.linalg.svd(adjoint.numpy(), compute_uv=False)
+    pooled = next(s for s in result.spectra if s.group == "all")
+    np.testing.assert_allclose(pooled.values, expected, atol=1e-5 * expected[0])
+    assert pooled.loss_scale == 1.0
+
+
+def test_margin_of_one_two_and_more_outputs():
+    two = torch.tensor([[1.0, 4.0], [3.0, 1.0]])
+    assert margin(two).tolist() == [3.0, -2.0]
+    assert margin(torch.tensor([[1.0, 4.0, 2.0]])).tolist() == [2.0]
+    assert margin(torch.tensor([[0.5], [2.0]])).tolist() == [0.5, 2.0]
+    assert margin(torch.tensor([0.5, 2.0])).tolist() == [0.5, 2.0]
+    for outputs in (torch.zeros(2, 3, 4), {"logits": two}):
+        with pytest.raises(InputError, match="logits"):
+            margin(outputs)
+
+
+def test_probe_refuses_no_people_and_a_loss_without_function():
+    monitor = SpectralMonitor(network())
+    with pytest.raises(InputError, match="no batches"):
+        monitor.probe([])
+    with pytest.raises(InputError, match="loss_function"):
+        monitor.probe([], adjoint="loss")
+
+
+# -- comparing groups --------------------------------------------------------------
+
+COLUMNS = [
+    "layer",
+    "quantity",
+    "grouping",
+    "group_a",
+    "group_b",
+    "divergence",
+    "value",
+    "null_mean",
+    "null_sd",
+    "excess",
+    "z",
+    "p",
+    "p_max",
+    "n_a",
+    "n_b",
+    "subjects_a",
+    "subjects_b",
+    "source",
+    "null",
+    "strata",
+    "valid_for",
+    "reason",
+]
+
+
+def test_the_frame_has_the_columns_of_the_design():
+    x, y, _, who = people()
+    table = SpectralMonitor(network()).probe([(x, y, {"dx": y}, who)]).divergences(19)
+    assert list(table.columns) == COLUMNS
+    assert len(table) == 2 * 3
+
+
+def test_the_target_on_training_people_has_no_p():
+    x, y, sex, who = people()
+    model = network()
+    monitor = SpectralMonitor(model)
+    with monitor.watch({"dx": y, "sex": sex}, who, targets=y):
+        cross_entropy(model(x), y).backward()
+    table = monitor.collect().divergences(permutations=39).set_index("grouping")
+    shaped = table[~table["reason"].str.contains("degenerate")]
+    target, unseen = shaped.loc["dx"], shaped.loc["sex"]
+    assert target[["z", "p", "p_max"]].isna().all(axis=None)
+    assert target["valid_for"].str.startswith("descriptive").all()
+    assert target["excess"].notna().all()
+    assert unseen[["z", "p", "p_max"]].notna().all(axis=None)
+    assert (unseen["strata"] == "target").all()
+    assert (unseen["valid_for"] == "training people; grouping unseen by training").all()
+
+
+def test_without_targets_the_assumption_is_said():
+    x, y, sex, who = people()
+    model = network()
+    monitor = SpectralMonitor(model)
+    with monitor.watch({"sex": sex}, who):
+        cross_entropy(model(x), y).backward()
+    table = monitor.collect().divergences(permutations=39)
+    assert table["valid_for"].str.contains("assuming").all()
+    assert (table["strata"] == "none").all()
+
+
+def test_the_loss_adjoint_of_the_target_on_the_probe_has_no_p():
+    x, y, sex, who = people()
+    batch = (x, y, {"dx": y, "sex": sex}, who)
+    result = SpectralMonitor(network()).probe([batch], cross_entropy, adjoint="loss")
+    table = result.divergences(39).set_index("grouping")
+    assert table.loc["dx", "p"].isna().all()
+    assert table.loc["sex", "p"].notna().any()
+    assert {s.loss_scale for s in result.spectra} == {1 / PEOPLE}
+
+
+def test_two_class_outputs_are_degenerate_and_left_out():
+    x, y, _, who = people()
+    table = SpectralMonitor(network()).probe([(x, y, {"dx": y}, who)]).divergences(39)
+    table = table.set_index(["layer", "quantity"])
+    for quantity in ("gradient", "adjoint"):
+        assert np.isnan(table.loc[("3", quantity), "value"])
+        assert "degenerate" in table.loc[("3", quantity), "reason"]
+        assert np.isnan(table.loc[("3", quantity), "p_max"])
+    assert table.loc[("3", "activation"), "p"] > 0
+
+
+def test_relabelling_is_the_same_for_the_same_seed_and_another_for_another():
+    x, y, _, who = people()
+    result = SpectralMonitor(network()).probe([(x, y, {"dx": y}, who)])
+    first, again = (result.divergences(39, seed=4) for _ in range(2))
+    other = result.divergences(39, seed=5)
+    assert first.equals(again)
+    assert not first["null_mean"].equals(other["null_mean"])
+    assert first["value"].equals(other["value"])
+
+
+def test_strata_hold_labels_and_say_where_nothing_can_move():
+    x, y, sex, who = people()
+    result = SpectralMonitor(network()).probe([(x, y, {"sex": sex}, who)])
+    fixed = {"scanner": dict(zip(who, sex, strict=True))}
+    assert (result.divergences(19, strata=fixed)["strata"] == "none").all()
+    each = {"family": {person: person for person in who}}
+    table = result.divergences(19, strata=each)
+    assert table["z"].isna().all()
+    assert table["reason"].str.contains("no relabelling|degenerate").all()
+    with pytest.raises(InputError, match=r"'scanner'.*'sub-00'"):
+        result.divergences(19, strata={"scanner": {"sub-01": "a"}})
+    with pytest.raises(InputError, match="strata='site'"):
+        result.divergences(19, strata="site")
+
+
+def test_people_with_several_rows_weigh_the_same():
+    """Doubling somebody's rows changes no comparison; weights undo it exactly."""
+    x, y, _, who = people()
+    monitor = SpectralMonitor(network())
+    plain = monitor.probe([(x, y, {"dx": y}, who)]).divergences(39)
+    rows = [*range(PEOPLE), 0, 0, 5]
+    double = monitor.probe(
+        [(x[rows], y[rows], {"dx": y[rows]}, [who[i] for i in rows])]
+    ).divergences(39)
+    numbers = ["value", "null_mean", "null_sd", "p"]
+    np.testing.assert_allclose(plain[numbers], double[numbers], rtol=1e-4, atol=1e-6)
+    assert (double["subjects_a"] == plain["subjects_a"]).all()
+    assert (double["n_a"] == plain["n_a"] + 2).all()
+
+
+def test_somebody_with_two_labels_is_refused():
+    x, y, _, who = people()
+    mixed = [who[0], who[0], *who[2:]]
+    result = SpectralMonitor(network()).probe([(x, y, {"dx": y}, mixed)])
+    with pytest.raises(InputError, match="'sub-00' is in group"):
+        result.divergences(19)
+
+
+def test_three_groups_give_three_pairs():
+    x, y, _, who = people()
+    site = [("ab", "b", "c")[i % 3] for i in range(PEOPLE)]
+    result = SpectralMonitor(network()).probe([(x, y, {"site": site}, who)])
+    table = result.divergences(19)
+    pairs = set(zip(table["group_a"], table["group_b"], strict=True))
+    assert pairs == {("ab", "b"), ("ab", "c"), ("b", "c")}
+
+
+def test_groups_that_never_meet_in_a_batch_say_so():
+    x, y, _, who = people()
+    model = network()
+    monitor = SpectralMonitor(model)
+    for batch in (y == 0, y == 1):
+        rows = batch.nonzero().flatten()
+        with monitor.watch({"dx": y[rows]}, [who[i] for i in rows.tolist()]):
+            cross_entropy(model(x[rows]), y[rows]).backward()
+    table = monitor.collect().divergences(19)
+    assert table["value"].isna().all()
+    assert table["reason"].str.contains("never in one watched batch").all()
+
+
+def test_non_finite_rows_are_kept_marked_and_have_no_null():
+    x, y, _, who = people()
+    x[0, 0] = torch.nan
+    result = SpectralMonitor(network()).probe([(x, y, {"dx": y}, who)])
+    table = result.divergences(19).set_index(["layer", "quantity"])
+    assert np.isnan(table.loc[("0", "activation"), "value"])
+    assert "finite" in table.loc[("0", "activation"), "reason"]
+    assert table["p"].isna().all()
+    assert (table["null"] == "none").all()
+    assert result.to_records()[0].nonfinite > 0
+
+
+def test_records_carry_the_divergences_last_computed_and_free_the_factors():
+    x, y, _, who = people()
+    result = SpectralMonitor(network()).probe([(x, y, {"dx": y}, who)], epoch=3)
+    (plain,) = result.to_records()
+    assert all(np.isnan(row.z) for row in plain.divergences)
+    result.divergences(permutations=39)
+    (record,) = result.to_records()
+    assert (record.epoch, record.source) == (3, "probe")
+    assert any(row.p > 0 for row in record.divergences)
+    result.release()
+    (kept,) = result.to_records()
+    assert [row.p for row in kept.divergences if row.p > 0]
+    with pytest.raises(CaptureError, match="released"):
+        result.divergences(permutations=39)
+    assert len(result.divergences(permutations=0)) == len(record.divergences)
+
+
+def test_a_planted_difference_is_found_and_none_is_not():
+    """Labels that decide the spread of half the inputs, and labels that do not."""
+    p = {}
+    for planted in (False, True):
+        generator = torch.Generator().manual_seed(11)
+        x = torch.randn(60, INPUTS, generator=generator)
+        y = torch.arange(60) % 2
+        if planted:
+            x[y == 1, :5] *= 0.1
+        result = SpectralMonitor(network()).probe([(x, y, {"dx": y}, list(range(60)))])
+        table = result.divergences(199).set_index(["layer", "quantity"])
+        p[planted] = table.loc[("0", "activation"), "p"]
+    assert p[True] == 1 / 200
+    assert p[False] > 0.05
+
+
+def test_the_frame_of_spectra_is_tidy():
+    x, y, _, who = people()
+    frame = SpectralMonitor(network()).probe([(x, y, {"dx": y}, who)]).to_frame()
+    assert len(frame) == 2 * 3 * 3
+    assert {"epoch", "source", "layer", "values", "effective_rank", "samples"} <= {
+        *frame.columns
+    }
