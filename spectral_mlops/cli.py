@@ -310,7 +310,13 @@ def main() -> None:
     try:
         app()
     except SpectralError as error:
-        problems.print(f"Error: {error}", style="red", highlight=False, markup=False)
+        problems.print(
+            f"Error: {error}",
+            style="red",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
         sys.exit(BAD_INPUT)
 
 

@@ -75,8 +75,9 @@ def to_divergences(comparisons: Sequence[Comparison]) -> list[Divergence]:
 def average(folds: Sequence[Iterable[Comparison]]) -> list[Comparison]:
     """Average the same comparison over folds, relabelling by relabelling.
 
-    Folds in which it has no finite observed value are left out of its average.
-    Sizes are those of the first fold.
+    Folds in which it has no finite observed value are left out of its average, and
+    so are folds without a null where others have one. Sizes are those of the first
+    fold that is in; the average is testable if all of them are.
 
     Args:
         folds: The comparisons of each fold, made with the same relabellings.
@@ -91,11 +92,18 @@ def average(folds: Sequence[Iterable[Comparison]]) -> list[Comparison]:
         known = [x for x in items if np.isfinite(x.values[0])]
         if known:
             longest = max(len(x.values) for x in known)
-            values = [x.values for x in known if len(x.values) == longest]
-            result.append(replace(known[0], values=np.mean(values, axis=0)))
+            used = [x for x in known if len(x.values) == longest]
+            result.append(_mean(used))
         else:
             result.append(items[0])
     return result
+
+
+def _mean(items: Sequence[Comparison]) -> Comparison:
+    """Average comparisons that have the same relabellings."""
+    untestable = next((item for item in items if not item.testable), None)
+    first = untestable or items[0]
+    return replace(first, values=np.mean([item.values for item in items], axis=0))
 
 
 def headline(comparisons: Iterable[Comparison], quantity: str) -> float:
@@ -135,8 +143,8 @@ def _row(item: Comparison, p_max: float = np.nan) -> Divergence:
             mean, sd = float(known.mean()), float(known.std())
         z = float(standardise(item.values)[0])
         p = float(p_value(item.values))
-        if np.isnan(z) and not reason:
-            reason = "no relabelling within the strata changes the groups"
+        if np.isnan(z):
+            reason = reason or "no relabelling within the strata changes the groups"
             p = p_max = np.nan
     if not item.testable:
         z = p = p_max = np.nan

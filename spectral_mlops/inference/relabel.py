@@ -6,6 +6,7 @@ for each of them and averaging would break the dependence that the null needs.
 """
 
 import hashlib
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -49,6 +50,7 @@ def draw_relabellings(
 
 def digest(subjects: Sequence[str], relabellings: NDArray[np.int64]) -> str:
     """SHA-256 of who is relabelled and how; equal digests mean one null."""
-    state = hashlib.sha256("\n".join(subjects).encode())
+    who = json.dumps([list(subjects), relabellings.shape])
+    state = hashlib.sha256(who.encode())
     state.update(np.ascontiguousarray(relabellings, dtype="<i8").tobytes())
     return state.hexdigest()

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from spectral_mlops.config import Settings
@@ -12,7 +12,7 @@ from spectral_mlops.models.registry import register_model
 class MlpSettings(Settings):
     """Shape of the perceptron."""
 
-    hidden: tuple[int, ...] = Field((64, 32), description="widths, input to output")
+    hidden: tuple[PositiveInt, ...] = Field((64, 32), description="widths, in order")
     dropout: float = Field(0.2, ge=0, lt=1, description="after each hidden layer")
     activation: Literal["relu", "gelu", "tanh"] = "relu"
 

@@ -3,8 +3,11 @@
 from collections.abc import Mapping
 
 import pandas as pd
+from rich import box
 from rich.console import Console
 from rich.table import Table
+
+NOTHING = "–"
 
 
 def show_run(
@@ -22,6 +25,7 @@ def show_run(
         metrics: Final numbers.
     """
     console.print(_layers(layers))
+    console.print("  p max: adjusted over layers (max-T)", style="dim")
     for reason in dict.fromkeys(r for r in layers["reason"] if r):
         console.print(f"  – {reason}", style="dim", highlight=False)
     console.print(_groups(groups))
@@ -59,7 +63,7 @@ def show_trials(console: Console, trials: pd.DataFrame) -> None:
         trials: Columns ``trial, state, auc``, one per parameter, ``divergence.*``
             and ``run``.
     """
-    table = Table(title="Trials", title_justify="left")
+    table = Table(title="Trials", title_justify="left", box=box.SIMPLE_HEAD)
     for name in trials.columns:
         table.add_column(str(name), justify="right")
     for row in trials.itertuples(index=False):
@@ -68,31 +72,41 @@ def show_trials(console: Console, trials: pd.DataFrame) -> None:
 
 
 def _layers(layers: pd.DataFrame) -> Table:
-    """Effective ranks on training batches beside the divergence with its null."""
+    """Effective ranks on training batches beside the divergence with its null.
+
+    Narrow enough for 80 columns with two groups.
+    """
     table = Table(
-        title="Per layer: effective rank on the last epoch's training batches, "
-        "divergence of the groups and its null",
+        title="Per layer: effective rank of each group on the last epoch's training "
+        "batches; divergence (×10³) of the groups and its null (labels permuted)",
         title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
-    ranks = [name for name in layers.columns if str(name).startswith("erank_")]
-    table.add_column("layer")
-    table.add_column("quantity")
-    for name in ranks:
-        table.add_column(f"rank {str(name).removeprefix('erank_')}", justify="right")
+    ranks = [name for name in map(str, layers.columns) if name.startswith("erank_")]
+    ranks.remove("erank_all")
     several = layers["pair"].nunique() > 1
+    for name in ("layer", "quantity"):
+        table.add_column(name, no_wrap=True)
+    for name in ranks:
+        table.add_column(name.removeprefix("erank_"), justify="right")
     if several:
         table.add_column("groups")
-    for name in ("divergence", "null mean ± sd", "z", "p", "p max-T"):
-        table.add_column(name, justify="right")
+    for name in ("diverg.", "null", "z", "p", "p max"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in layers.to_dict("records"):
-        null = f"{_number(row['null_mean'], '.4f')} ± {_number(row['null_sd'], '.4f')}"
+        value, mean, sd = (
+            _number(1e3 * row[name], ".2f")
+            for name in ("divergence", "null_mean", "null_sd")
+        )
         table.add_row(
             str(row["layer"]),
             str(row["quantity"]),
-            *(_number(row[name], ".1f") for name in map(str, ranks)),
+            *(_number(row[name], ".1f") for name in ranks),
             *([str(row["pair"])] if several else []),
-            _number(row["divergence"], ".4f"),
-            "–" if row["null_mean"] != row["null_mean"] else null,
+            value,
+            NOTHING if mean == NOTHING else f"{mean}±{sd}",
             _number(row["z"], "+.2f"),
             _number(row["p"], ".3f"),
             _number(row["p_max"], ".3f"),
@@ -101,7 +115,11 @@ def _layers(layers: pd.DataFrame) -> Table:
 
 
 def _groups(groups: pd.DataFrame) -> Table:
-    table = Table(title="Validation people, out of fold", title_justify="left")
+    table = Table(
+        title="Validation people, out of fold",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
     for name in ("group", "people", "loss", "accuracy"):
         table.add_column(name, justify="left" if name == "group" else "right")
     for row in groups.to_dict("records"):
@@ -116,9 +134,9 @@ def _groups(groups: pd.DataFrame) -> Table:
 
 def _cell(value: object) -> str:
     if value is None or value != value:
-        return "–"
+        return NOTHING
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _number(value: float, form: str) -> str:
-    return "–" if value != value else format(value, form)
+    return NOTHING if value != value else format(value, form)

@@ -16,11 +16,9 @@ def gradient_cosine(a: Tensor, b: Tensor) -> Tensor:
         b: Shape ``[*, d_in, d_out]``.
 
     Returns:
-        Shape ``[*]``, between -1 and 1; NaN where one is all zero.
+        Shape ``[*]``, float64, between -1 and 1; NaN where one is all zero.
     """
-    a, b = a.flatten(-2), b.flatten(-2)
-    norms = torch.linalg.vector_norm(a, dim=-1) * torch.linalg.vector_norm(b, dim=-1)
-    return ((a * b).sum(-1) / norms).clamp(-1.0, 1.0)
+    return (_direction(a) * _direction(b)).sum(-1).clamp(-1.0, 1.0)
 
 
 def principal_angles(a: Tensor, b: Tensor, rank: int) -> Tensor:
@@ -41,3 +39,11 @@ def principal_angles(a: Tensor, b: Tensor, rank: int) -> Tensor:
     cosines = torch.linalg.svdvals(overlap).clamp(0.0, 1.0)
     sines = torch.linalg.svdvals(v - u @ overlap).clamp(0.0, 1.0).flip(-1)
     return torch.where(cosines.square() < 0.5, cosines.acos(), sines.asin())
+
+
+def _direction(gradient: Tensor) -> Tensor:
+    """Flatten to a float64 vector of length 1, by way of its largest entry."""
+    x = gradient.to(torch.float64).flatten(-2)
+    if x.shape[-1]:
+        x = x / x.abs().amax(-1, keepdim=True)  # squares neither over- nor underflow
+    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)

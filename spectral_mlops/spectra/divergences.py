@@ -7,12 +7,14 @@ the same sizes. An all-zero spectrum gives NaN.
 """
 
 from collections.abc import Callable
+from math import log
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from spectral_mlops.registry import Registry
+from spectral_mlops.spectra.summaries import unit
 
 LOG_FLOOR = 1e-6
 """Of the larger leading value: below it log-spectra are cut off."""
@@ -38,7 +40,7 @@ def jensen_shannon(a: Tensor, b: Tensor) -> Tensor:
 @DIVERGENCES.register("js_energy")
 def jensen_shannon_energy(a: Tensor, b: Tensor) -> Tensor:
     """Jensen–Shannon divergence of ``p ∝ σ²``, base 2; sees the heads."""
-    return _js(*_distributions(_unit(a).square(), _unit(b).square()))
+    return _js(*_distributions(unit(a).square(), unit(b).square()))
 
 
 @DIVERGENCES.register("hellinger")
@@ -71,11 +73,6 @@ def nuclear_log_ratio(a: Tensor, b: Tensor) -> Tensor:
     return ratio.masked_fill((total_a == 0) | (total_b == 0), torch.nan)
 
 
-def _unit(sigma: Tensor) -> Tensor:
-    """Divide by the largest value, so that squares neither over- nor underflow."""
-    return sigma / sigma.amax(-1, keepdim=True) if sigma.shape[-1] else sigma
-
-
 def _distributions(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Pad to one length and normalise to sum 1; NaN where a spectrum is all zero."""
     length = max(a.shape[-1], b.shape[-1], 1)
@@ -88,4 +85,4 @@ def _js(p: Tensor, q: Tensor) -> Tensor:
     entropy = torch.special.entr
     mixed = entropy((p + q) / 2).sum(-1)
     nats = mixed - (entropy(p).sum(-1) + entropy(q).sum(-1)) / 2
-    return (nats / torch.log(torch.tensor(2.0))).clamp(0.0, 1.0)
+    return (nats / log(2.0)).clamp(0.0, 1.0)

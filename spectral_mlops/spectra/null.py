@@ -38,9 +38,12 @@ def compress(rows: Tensor) -> Tensor:
     x = rows.detach().to(torch.float64)
     if x.shape[1] <= x.shape[0]:
         return x.cpu()
+    largest = x.abs().amax() if len(x) else x.new_ones(())
+    scale = torch.where(largest > 0, largest, 1.0)  # squares must not underflow
+    x = x / scale
     values, vectors = torch.linalg.eigh(x @ x.mT)
     kept = values > len(x) * EPSILON * values[-1:].clamp_min(0.0)
-    return (vectors[:, kept] * values[kept].sqrt()).cpu()
+    return (vectors[:, kept] * (values[kept].sqrt() * scale)).cpu()
 
 
 def choose(rows: Tensor, index: Tensor) -> Tensor:

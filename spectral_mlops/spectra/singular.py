@@ -91,7 +91,8 @@ def gradient_singular_values(activation: Tensor, adjoint: Tensor) -> Solution:
         gradient = a.mT @ d
         gram = _gram(gradient, on_rows=d_in <= d_out)
         values, route = _from_gram(gram, lambda: gradient)
-        floor = relative * values[..., 0]
+        reach = torch.linalg.matrix_norm(a) * torch.linalg.matrix_norm(d)
+        floor = torch.maximum(r * EPSILON * reach, relative * values[..., 0])
         return _finish(values, floor, route, scale_a * scale_d, finite)
     values, reach, route = _row_route(a, d)
     bound = (r * EPSILON) ** 0.5 * reach
@@ -143,7 +144,7 @@ def _prepare(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     largest = x.abs().amax((-2, -1)) if x.numel() else x.new_zeros(x.shape[:-2])
     finite = largest.isfinite()
     exponent = torch.frexp(torch.where(finite, largest, 0.0)).exponent
-    scale = torch.ldexp(torch.ones_like(largest), exponent)
+    scale = torch.ldexp(torch.ones_like(largest), exponent - 1)  # 2^1024 is inf
     x = x / scale[..., None, None]
     if not finite.all():
         x = torch.where(finite[..., None, None], x, 0.0)

@@ -26,7 +26,8 @@ def nuclear_norm(sigma: Tensor) -> Tensor:
 
 def frobenius_norm(sigma: Tensor) -> Tensor:
     """Root of the sum of squares; scale-bound. Shape ``[*]``."""
-    return sigma.square().sum(-1).sqrt()
+    top = spectral_norm(sigma)
+    return top * unit(sigma).square().sum(-1).sqrt().masked_fill(top == 0, 0.0)
 
 
 def spectral_norm(sigma: Tensor) -> Tensor:
@@ -43,7 +44,9 @@ def spectral_entropy(sigma: Tensor) -> Tensor:
     Returns:
         Shape ``[*]``.
     """
-    return torch.special.entr(sigma / sigma.sum(-1, keepdim=True)).sum(-1)
+    total = sigma.sum(-1, keepdim=True)
+    entropy = torch.special.entr(sigma / total).sum(-1)
+    return entropy.masked_fill(total.squeeze(-1) == 0, torch.nan)
 
 
 def effective_rank(sigma: Tensor) -> Tensor:
@@ -60,12 +63,13 @@ def effective_rank(sigma: Tensor) -> Tensor:
 
 def stable_rank(sigma: Tensor) -> Tensor:
     """``Σσ² / σ_1²``, between 1 and the rank. Shape ``[*]``."""
-    return sigma.square().sum(-1) / spectral_norm(sigma).square()
+    energy = unit(sigma).square().sum(-1)
+    return energy.masked_fill(spectral_norm(sigma) == 0, torch.nan)
 
 
 def participation_ratio(sigma: Tensor) -> Tensor:
     """``(Σλ)² / Σλ²`` of the energies ``λ = σ²``, between 1 and the rank."""
-    energy = (sigma / spectral_norm(sigma).unsqueeze(-1)).square()
+    energy = unit(sigma).square()
     return energy.sum(-1).square() / energy.square().sum(-1)
 
 
@@ -78,10 +82,10 @@ def numerical_rank(sigma: Tensor) -> Tensor:
 
 def condition_number(sigma: Tensor) -> Tensor:
     """Leading value over the smallest nonzero one, at least 1. Shape ``[*]``."""
-    smallest = sigma.masked_fill(~(sigma > 0), torch.inf).amin(-1, keepdim=True)
-    return (spectral_norm(sigma) / smallest.squeeze(-1)).masked_fill(
-        ~(spectral_norm(sigma) > 0), torch.nan
-    )
+    top = spectral_norm(sigma)
+    nonzero = sigma.masked_fill(~(sigma > 0), torch.inf)
+    smallest = nonzero.amin(-1) if sigma.shape[-1] else top
+    return (top / smallest).masked_fill(~(top > 0), torch.nan)
 
 
 def leading_share(sigma: Tensor) -> Tensor:
@@ -104,6 +108,11 @@ def power_law_r2(sigma: Tensor) -> Tensor:
     return _power_law(sigma)[1]
 
 
+def unit(sigma: Tensor) -> Tensor:
+    """Divide by the largest value, so that squares neither over- nor underflow."""
+    return sigma / spectral_norm(sigma).unsqueeze(-1)
+
+
 def _power_law(sigma: Tensor) -> tuple[Tensor, Tensor]:
     """Slope and R², fitted with weight one on nonzero values of sorted spectra."""
     ordered = sigma.sort(-1, descending=True).values
@@ -115,9 +124,9 @@ def _power_law(sigma: Tensor) -> tuple[Tensor, Tensor]:
     x = (x - ((x * weight).sum(-1) / count).unsqueeze(-1)) * weight
     y = (y - ((y * weight).sum(-1) / count).unsqueeze(-1)) * weight
     xx, yy, xy = (x * x).sum(-1), (y * y).sum(-1), (x * y).sum(-1)
-    few = count < SLOPE_FROM
-    slope = (xy / xx).masked_fill(few, torch.nan)
-    return slope, (xy.square() / (xx * yy)).masked_fill(few, torch.nan)
+    unfit = (count < SLOPE_FROM) | sigma.isnan().any(-1)
+    slope = (xy / xx).masked_fill(unfit, torch.nan)
+    return slope, (xy.square() / (xx * yy)).masked_fill(unfit, torch.nan)
 
 
 SUMMARIES: dict[str, Callable[[Tensor], Tensor]] = {

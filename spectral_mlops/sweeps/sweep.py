@@ -79,9 +79,7 @@ class Sweep:
                 study_name=study,
                 storage=storage,
                 direction="maximize",
-                sampler=optuna.samplers.TPESampler(
-                    seed=config.training.seed, multivariate=True, group=True
-                ),
+                sampler=optuna.samplers.TPESampler(seed=config.training.seed),
                 pruner=pruner,
                 load_if_exists=True,
             )

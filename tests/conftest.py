@@ -1,0 +1,75 @@
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spectral_mlops.cohorts import simulate
+from spectral_mlops.config import RunConfig, merge, validate
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in an empty folder, with nothing about MLflow in the environment."""
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        if "HTTP" not in name and "TELEMETRY" not in name:
+            monkeypatch.delenv(name)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database that has its tables; making them takes seconds."""
+    path = tmp_path_factory.mktemp("migrated") / "mlflow.db"
+    # In a process of its own: the engine would keep the file open.
+    code = f"from spectral_mlops.tracking import open_store; open_store('sqlite:///{path}')"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    return path
+
+
+@pytest.fixture
+def uri(migrated: Path, tmp_path: Path) -> str:
+    shutil.copyfile(migrated, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+@pytest.fixture(scope="session")
+def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """56 people with 12 networks and no volumes, on disk."""
+    folder = tmp_path_factory.mktemp("cohorts") / "small"
+    return simulate(folder, "easy", 56, 3, components=12, volumes=False)
+
+
+@pytest.fixture
+def small(small_folder: Path) -> Callable[..., RunConfig]:
+    """Settings of a run of seconds; keywords are laid over them."""
+
+    def make(**changes: Any) -> RunConfig:
+        cohort = {
+            "preset": "easy",
+            "people": 56,
+            "seed": 3,
+            "components": 12,
+            "volumes": False,
+            "folder": str(small_folder),
+        }
+        base = {
+            "cohort": {"settings": cohort},
+            "model": {"settings": {"hidden": [9, 5]}},
+            "training": {"epochs": 3, "folds": 2, "batch_size": 8},
+            "comparison": {
+                "permutations": 19,
+                "null_epochs": 2,
+                "probe_fraction": 0.45,
+            },
+        }
+        return validate(RunConfig, merge(base, changes), "test")
+
+    return make

@@ -1,0 +1,154 @@
+import io
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+
+from spectral_mlops.records import Divergence, EpochRecord, Spectrum
+from spectral_mlops.report import layer_table
+from spectral_mlops.report.console import show_run, show_trials
+
+
+def spectrum(layer, quantity, group, rank, grouping="dx", status="ok", step=0):
+    return Spectrum(
+        layer=layer,
+        quantity=quantity,
+        grouping="all" if group == "all" else grouping,
+        group=group,
+        values=np.array([2.0, 1.0]),
+        samples=4,
+        rows=4,
+        batch_samples=9,
+        subjects=4,
+        loss_scale=1 / 9,
+        shape=(3, 2),
+        route="gram",
+        floor=0.0,
+        below_floor=0,
+        status=status,
+        summaries={"effective_rank": rank},
+        step=step,
+    )
+
+
+def divergence(layer, quantity, value=0.2, grouping="dx", reason=""):
+    return Divergence(
+        layer=layer,
+        quantity=quantity,
+        grouping=grouping,
+        group_a="hc",
+        group_b="sz",
+        divergence="js",
+        value=value,
+        null_mean=0.1,
+        null_sd=0.05,
+        excess=0.1,
+        z=2.0,
+        p=0.04,
+        p_max=0.07,
+        n_a=5,
+        n_b=6,
+        subjects_a=5,
+        subjects_b=6,
+        source="probe",
+        null="19",
+        strata="none",
+        valid_for="x",
+        reason=reason,
+    )
+
+
+def records():
+    folds = []
+    for fold, shift in enumerate((0.0, 2.0)):
+        folds.append(
+            EpochRecord(
+                3,
+                "train",
+                (
+                    spectrum("a", "gradient", "hc", 1.0 + shift),
+                    spectrum("a", "gradient", "hc", 3.0 + shift, step=1),
+                    spectrum("a", "gradient", "sz", 5.0),
+                    spectrum("a", "gradient", "all", 6.0),
+                    spectrum("a", "gradient", "f", 9.0, grouping="sex"),
+                    spectrum("a", "gradient", "sz", 99.0, status="non-finite"),
+                    spectrum("a", "gradient", "sz", np.nan),
+                ),
+                fold=fold,
+            )
+        )
+    return folds
+
+
+def test_ranks_are_means_over_batches_and_folds_of_usable_spectra():
+    table = layer_table(
+        records(), [divergence("a", "gradient"), divergence("a", "adjoint")], "dx"
+    )
+    assert list(table["quantity"]) == ["gradient", "adjoint"]
+    first, second = table.to_dict("records")
+    assert (first["erank_hc"], first["erank_sz"], first["erank_all"]) == (3.0, 5.0, 6.0)
+    assert np.isnan(second["erank_hc"])
+    assert "erank_f" not in table.columns
+    assert (first["pair"], first["n"], first["p_max"]) == ("hc – sz", "5 + 6", 0.07)
+
+
+def test_other_groupings_are_left_out():
+    rows = [divergence("a", "gradient", grouping="sex")]
+    assert layer_table(records(), rows, "dx").empty
+
+
+def shown(function, *arguments, width=80):
+    console = Console(file=io.StringIO(), width=width)
+    function(console, *arguments)
+    return console.file.getvalue()
+
+
+METRICS = {
+    "final/auc": 0.7,
+    "final/auc_sd": 0.05,
+    "check/additivity": 2e-7,
+    "final/divergence_gradient": 1.5,
+    "final/probe_auc": 0.66,
+}
+
+
+def test_the_table_fits_a_terminal_and_says_what_is_missing():
+    rows = [
+        divergence("hidden_1", "activation"),
+        divergence("output", "gradient", float("nan"), reason="degenerate: rank 1"),
+    ]
+    layers = layer_table(records(), rows, "dx")
+    groups = pd.DataFrame(
+        {
+            "group": ["all", "hc"],
+            "n": [11, 5],
+            "loss": [0.5, 0.25],
+            "accuracy": [1.0, 0.75],
+        }
+    )
+    text = shown(show_run, layers, groups, METRICS)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    for word in (
+        "200.00",
+        "100.00±50.00",
+        "+2.00",
+        "0.040",
+        "0.070",
+        "degenerate",
+        "0.250",
+    ):
+        assert word in text
+    assert "0.660 on the probe" in text.replace("\n", " ")
+    assert "2.0e-07" in text
+    without = {k: v for k, v in METRICS.items() if "probe" not in k and "div" not in k}
+    assert "probe" not in shown(show_run, layers, groups, without)
+
+
+def test_trials_are_one_line_each():
+    trials = pd.DataFrame(
+        {"trial": [0, 1], "state": ["COMPLETE", "FAIL"], "auc": [0.71234, None]}
+    )
+    text = shown(show_trials, trials).splitlines()
+    (line,) = [line for line in text if "COMPLETE" in line]
+    assert "0.7123" in line

@@ -1,0 +1,338 @@
+"""The command line as a person uses it: what is printed, left behind, returned."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from spectral_mlops import cli, load_run
+from spectral_mlops.cohorts import simulate
+from spectral_mlops.tracking import open_store
+
+ROOT = Path(__file__).parents[1]
+QUICK = ["--epochs", "2", "--folds", "2", "--hidden", "7,5", "--permutations", "19"]
+
+
+@pytest.fixture
+def cohort_files(tmp_path_factory):
+    """A small FNC table and its labels, the columns named as in the wild."""
+    folder = simulate(
+        tmp_path_factory.mktemp("c") / "small",
+        "easy",
+        40,
+        1,
+        components=8,
+        volumes=False,
+    )
+    people = pd.read_csv(folder / "participants.tsv", sep="\t", dtype=str)
+    fnc = pd.read_csv(folder / "fnc.csv", dtype={"participant_id": str})
+    labels = pd.DataFrame({"Id": people["participant_id"], "Dx_group": people["group"]})
+    out = tmp_path_factory.mktemp("files")
+    fnc.rename(columns={"participant_id": "Id"}).to_csv(out / "fnc.csv", index=False)
+    labels.sample(frac=1, random_state=0).to_csv(out / "labels.csv", index=False)
+    return out
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, uri):
+    """Call the command in this process; gives exit code, output, error output."""
+    monkeypatch.setenv("COLUMNS", "300")
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["spectral-mlops", *map(str, words)])
+        monkeypatch.setattr(cli, "console", cli.Console(width=300))
+        monkeypatch.setattr(cli, "problems", cli.Console(stderr=True, width=300))
+        if words[0] in ("train", "sweep") and "--tracking" not in words:
+            sys.argv += ["--tracking", uri]
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        shown = capsys.readouterr()
+        return end.value.code or 0, shown.out, shown.err
+
+    return call
+
+
+def fnc(files, *more):
+    return [
+        "train",
+        "--cohort",
+        "fnc",
+        "--features",
+        files / "fnc.csv",
+        "--labels",
+        files / "labels.csv",
+        "--order",
+        "upper",
+        *QUICK,
+        *more,
+    ]
+
+
+def test_training_on_a_table_end_to_end(command, cohort_files, uri):
+    code, out, _ = command(*fnc(cohort_files))
+    assert code == 0
+    assert "id = 'Id'" in out
+    assert "group = 'Dx_group'" in out
+    assert "40 people joined by id" in out
+    assert "No probe" in out
+    assert "descriptive" in out
+    assert f"mlflow ui --backend-store-uri {uri}" in out
+    (folder,) = Path("runs").iterdir()
+    client = open_store(uri).client
+    experiment = client.get_experiment_by_name("spectral_mlops")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.run_id in out
+    assert run.info.status == "FINISHED"
+    assert run.data.params["training.epochs"] == "2"
+    assert run.data.metrics["check/additivity"] < 1e-5
+    assert len(client.get_metric_history(run.info.run_id, "val/auc")) == 2
+    frame = load_run(run.info.run_id, uri)
+    assert set(frame["quantity"]) == {"gradient", "activation", "adjoint"}
+    assert set(frame["group"]) == {"all", "control", "patient"}
+    assert json.loads((folder / "config.json").read_text())["training"]["folds"] == 2
+
+
+def test_the_same_run_from_a_config_file(command, cohort_files, tmp_path, uri):
+    config = tmp_path / "run.toml"
+    config.write_text(
+        f"""
+        [cohort]
+        name = "fnc"
+        [cohort.settings]
+        features = "{cohort_files}/fnc.csv"
+        labels = "{cohort_files}/labels.csv"
+        order = "upper"
+        [model.settings]
+        hidden = [7, 5]
+        [training]
+        epochs = 9
+        folds = 2
+        [comparison]
+        permutations = 19
+        """
+    )
+    code, _, _ = command("train", "--config", config, "--epochs", 2)
+    assert code == 0
+    command(*fnc(cohort_files))
+    client = open_store(uri).client
+    first, second = client.search_runs(
+        [client.get_experiment_by_name("spectral_mlops").experiment_id]
+    )
+    assert first.data.params == second.data.params
+    assert first.data.metrics == second.data.metrics
+
+
+def test_the_simulated_cohort_by_volume(command):
+    code, out, _ = command(
+        "train", "--modality", "volume", "--people", 24, "--preset", "easy", *QUICK
+    )
+    assert code == 0
+    assert "mm" in out
+    assert (Path("cohort") / "easy-24-0" / "sub-001" / "anat").is_dir()
+
+
+def test_simulate_makes_a_cohort_once_and_refuses_another_in_its_place(command):
+    words = ["simulate", "made", "--people", 12, "--components", 8, "--no-volumes"]
+    assert command(*words)[0] == 0
+    assert (Path("made") / "participants.tsv").is_file()
+    assert command(*words)[0] == 0
+    code, _, err = command(*words, "--seed", 5)
+    assert code == 2
+    assert "made" in err
+    code, _, err = command("simulate", "other", "--preset", "strong")
+    assert code == 2
+    assert "null" in err
+    assert not Path("other").exists()
+
+
+def spoil(files, edit):
+    table = pd.read_csv(files / "fnc.csv")
+    edit(table).to_csv(files / "fnc.csv", index=False)
+
+
+def relabel(files, edit):
+    table = pd.read_csv(files / "labels.csv")
+    edit(table).to_csv(files / "labels.csv", index=False)
+
+
+def with_nan(table):
+    table.iloc[3, 4] = np.nan
+    return table
+
+
+def contradiction(table):
+    row = table.iloc[[0]].assign(
+        Dx_group="control" if table["Dx_group"][0] == "patient" else "patient"
+    )
+    return pd.concat([table, row])
+
+
+def as_they_are(files):
+    """Leave the files; the flags are wrong."""
+
+
+def only_patients(table):
+    return table.assign(Dx_group="patient")
+
+
+BAD = {
+    "wrong triangle": (as_they_are, ["--order", "lower"], ["fnc.csv", "upper"]),
+    "id in one table only": (
+        lambda files: relabel(files, lambda table: table.iloc[1:]),
+        [],
+        ["fnc.csv", "sub-"],
+    ),
+    "contradictory rows": (
+        lambda files: relabel(files, contradiction),
+        [],
+        ["labels.csv", "sub-"],
+    ),
+    "one group": (lambda files: relabel(files, only_patients), [], ["patient", "two"]),
+    "no such label column": (
+        as_they_are,
+        ["--label-column", "diagnose"],
+        ["diagnose", "Dx_group"],
+    ),
+    "nan": (lambda files: spoil(files, with_nan), [], ["sub-", "missing"]),
+    "empty file": (
+        lambda files: (files / "fnc.csv").write_text(""),
+        [],
+        ["fnc.csv", "empty"],
+    ),
+    "no such file": (lambda files: (files / "labels.csv").unlink(), [], ["labels.csv"]),
+    "letters for numbers": (as_they_are, ["--hidden", "big"], ["--hidden", "64,32"]),
+    "too many folds": (as_they_are, ["--folds", "90"], ["folds=90"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_sentence_and_leaves_nothing(name, command, cohort_files, uri):
+    break_it, flags, words = BAD[name]
+    break_it(cohort_files)
+    before = open_store(uri).client.search_experiments()
+    code, out, err = command(*fnc(cohort_files), *flags)
+    assert code == 2, out
+    assert err.startswith("Error: ")
+    assert len(err.strip().splitlines()) == 1
+    assert "Traceback" not in err
+    assert all(word in err for word in words), err
+    assert not Path("runs").exists()
+    assert len(open_store(uri).client.search_experiments()) == len(before)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[training]\nepoch = 3\n", ["run.toml", "training.epoch", "'epochs'"]),
+        ("[trainning]\nepochs = 3\n", ["run.toml", "'trainning'", "'training'"]),
+        ("[training]\nepochs = 'many'\n", ["run.toml", "training.epochs", "many"]),
+        ("[training\n", ["run.toml", "not valid TOML", "line 1"]),
+        ("[model.settings]\nhiden = [3]\n", ["'hiden'", "'hidden'"]),
+    ],
+)
+def test_a_misspelt_config_names_file_key_and_the_nearest(
+    command, tmp_path, text, words
+):
+    config = tmp_path / "run.toml"
+    config.write_text(text)
+    code, _, err = command("train", "--config", config)
+    assert code == 2
+    assert all(word in err for word in words), err
+    assert not Path("cohort").exists()
+
+
+def test_an_unusable_store_is_one_sentence(command, cohort_files):
+    code, _, err = command(*fnc(cohort_files), "--tracking", "gopher://x")
+    assert code == 2
+    assert "gopher" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_an_interrupted_run_is_marked_and_keeps_what_it_had(
+    command, cohort_files, uri, monkeypatch
+):
+    def stop(metrics):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_describe", stop)
+    code, _, _ = command(*fnc(cohort_files))
+    assert code == 130
+    client = open_store(uri).client
+    (run,) = client.search_runs(
+        [client.get_experiment_by_name("spectral_mlops").experiment_id]
+    )
+    assert run.info.status == "KILLED"
+    assert "val/auc" in run.data.metrics
+    assert len(load_run(run.info.run_id, uri)) > 0
+
+
+def test_the_real_mlsp_files(command, uri):
+    data = os.environ.get("SPECTRAL_MLOPS_DATA", ROOT.parent / "shared" / "data")
+    folder = Path(data) / "mlsp2014_fnc"
+    if not folder.is_dir():
+        pytest.skip(f"real data are not here: {folder}")
+    code, out, _ = command(
+        "train",
+        "--cohort",
+        "fnc",
+        "--features",
+        folder / "train_FNC.csv",
+        "--labels",
+        folder / "train_labels.csv",
+        "--order",
+        "upper",
+        *QUICK,
+    )
+    assert code == 0
+    assert "86 people joined by id" in out
+    assert "46 0, 40 1" in out
+    assert "No probe" in out
+    code, _, err = command(
+        "train",
+        "--cohort",
+        "fnc",
+        "--features",
+        folder / "train_FNC.csv",
+        "--labels",
+        folder / "train_labels.csv",
+        "--order",
+        "lower",
+        *QUICK,
+    )
+    assert code == 2
+    assert "upper" in err
+
+
+@pytest.mark.parametrize("words", [[], ["train"], ["sweep"], ["simulate"]])
+def test_help_answers_without_the_heavy_packages(words):
+    code = (
+        f"import sys; sys.argv = ['spectral-mlops', *{words!r}, '--help']\n"
+        "from spectral_mlops.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "heavy = {'torch', 'mlflow', 'optuna', 'pandas', 'sklearn', 'nilearn'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "Usage" in shown.stdout
+
+
+def test_the_installed_command_answers():
+    path = shutil.which("spectral-mlops", path=str(Path(sys.executable).parent))
+    assert path is not None
+    shown = subprocess.run(
+        [path, "train", "--epochs", "none"], capture_output=True, check=False
+    )
+    assert shown.returncode == 2

@@ -1,0 +1,206 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from spectral_mlops.cohorts import FeatureScaler
+from spectral_mlops.models import build_model
+from spectral_mlops.tracking import MemoryTracker
+from spectral_mlops.training import make_plan, run, train
+from spectral_mlops.training.fold import FoldRun
+
+
+def plain_training(plan, number):
+    """The same fold trained by hand, with no monitor anywhere."""
+    config, fold = plan.config.training, plan.folds[number]
+    rows = plan.cohort.rows(fold.train_ids)
+    scaler = FeatureScaler.fit(plan.cohort.features[rows])
+    x = torch.from_numpy(scaler.transform(plan.cohort.features[rows]))
+    y = torch.from_numpy(plan.targets[rows])
+
+    def seed(epoch):
+        state = np.random.SeedSequence([config.seed, number, epoch + 1])
+        torch.manual_seed(int(state.generate_state(1)[0]))
+
+    seed(-1)
+    model = build_model(plan.config.model, scaler.width, 2)
+    optimizer = torch.optim.Adam(
+        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    for epoch in range(config.epochs):
+        seed(epoch)
+        model.train()
+        for batch in torch.randperm(len(rows)).split(config.batch_size):
+            optimizer.zero_grad()
+            cross_entropy(model(x[batch]), y[batch]).backward()
+            optimizer.step()
+    return model
+
+
+def test_watched_and_unwatched_training_give_the_same_weights(small):
+    plan = make_plan(small(), Path())
+    for number in range(2):
+        fold = FoldRun(plan, number, torch.device("cpu"))
+        for epoch in range(plan.config.training.epochs):
+            fold.train_epoch(epoch)
+            fold.validate(epoch)
+            fold.probe(epoch).divergences(permutations=19)
+        expected = plain_training(plan, number).state_dict()
+        for name, weight in fold.model.state_dict().items():
+            assert torch.equal(weight, expected[name])
+
+
+def test_a_fold_does_not_depend_on_its_siblings(small):
+    """Nor on what the others drew at random before it."""
+    plan = make_plan(small(), Path())
+    alone = FoldRun(plan, 1, torch.device("cpu"))
+    folds = [FoldRun(plan, k, torch.device("cpu")) for k in range(2)]
+    for epoch in range(2):
+        alone.train_epoch(epoch)
+        for fold in folds:
+            fold.train_epoch(epoch)
+    pairs = zip(alone.model.parameters(), folds[1].model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_scaling_is_fitted_on_training_people_only(small):
+    plan = make_plan(small(), Path())
+    before = FoldRun(plan, 0, torch.device("cpu")).scaler
+    held = plan.cohort.rows((*plan.folds[0].validation_ids, *plan.probe.ids))
+    features = plan.cohort.features.copy()
+    features[held] = 0.9
+    object.__setattr__(plan.cohort, "features", features)
+    after = FoldRun(plan, 0, torch.device("cpu")).scaler
+    assert np.array_equal(before.mean, after.mean)
+    assert np.array_equal(before.sd, after.sd)
+
+
+def test_a_run_logs_what_it_found(small):
+    plan = make_plan(small(), Path())
+    tracker, epochs = MemoryTracker(), []
+    result = train(plan, tracker, lambda epoch, metrics: epochs.append(epoch))
+    assert epochs == [0, 1, 2]
+    keys = {key for key, _, _ in tracker.history}
+    assert {
+        "train/loss",
+        "val/loss",
+        "val/auc",
+        "val/balanced_accuracy",
+        "val_loss/control",
+        "val_loss/patient",
+        "divergence/activation",
+        "divergence/gradient",
+        "divergence/adjoint",
+        "excess/gradient",
+        "final/divergence_activation",
+        "final/auc",
+        "final/probe_auc",
+        "check/additivity",
+    } <= keys
+    steps = {step for key, step, _ in tracker.history if key == "divergence/adjoint"}
+    assert steps == {1, 2}
+    assert result.additivity < 1e-5
+    folds = {(r.epoch, r.source, r.fold) for r in tracker.records}
+    assert {(e, "train", k) for e in range(3) for k in range(2)} <= folds
+    assert {(e, "probe", k) for e in (1, 2) for k in range(2)} <= folds
+    assert set(result.validation.ids) == set(plan.cohort.people.index) - {
+        *plan.probe.ids
+    }
+
+
+def test_the_final_numbers_are_those_of_the_lowest_validation_loss(small):
+    plan = make_plan(small(training={"epochs": 6, "learning_rate": 0.05}), Path())
+    tracker = MemoryTracker()
+    result = train(plan, tracker)
+    fold = FoldRun(plan, 0, torch.device("cpu"))
+    losses = []
+    for epoch in range(6):
+        fold.train_epoch(epoch)
+        losses.append(fold.validate(epoch).loss)
+    best = int(np.argmin(losses))
+    assert result.best_epochs[0] == best
+    fold.restore_best()
+    for name, weight in fold.model.state_dict().items():
+        assert torch.equal(weight, result.weights[0][name])
+    assert fold.validate(best).auc == pytest.approx(result.fold_auc[0])
+
+
+def test_the_same_settings_give_the_same_run(small):
+    plan = make_plan(small(), Path())
+    first, second = (train(plan, MemoryTracker()).metrics for _ in range(2))
+    assert first == second
+    other = make_plan(small(training={"epochs": 3, "seed": 1}), Path())
+    assert train(other, MemoryTracker()).metrics != first
+
+
+def test_folds_are_averaged_relabelling_by_relabelling(small):
+    """The z of the run is that of the average, by a slow loop over folds."""
+    plan = make_plan(small(), Path())
+    result = train(plan, MemoryTracker())
+    sums = []
+    for number in range(2):
+        fold = FoldRun(plan, number, torch.device("cpu"))
+        fold.model.load_state_dict(result.weights[number])
+        compared = fold.probe(0).comparisons(permutations=19)
+        sums.append({c.layer: c.values for c in compared if c.quantity == "activation"})
+    layers = []
+    for layer in sums[0]:
+        mean = (sums[0][layer] + sums[1][layer]) / 2
+        layers.append((mean - mean.mean()) / mean.std())
+    together = np.mean(layers, axis=0)
+    z = (together[0] - together.mean()) / together.std()
+    assert result.metrics["final/divergence_activation"] == pytest.approx(z)
+
+
+def test_without_a_probe_values_are_descriptive(small):
+    plan = make_plan(small(comparison={"probe_fraction": 0.2}), Path())
+    tracker = MemoryTracker()
+    result = train(plan, tracker)
+    keys = {key for key, _, _ in tracker.history}
+    assert "excess/activation" in keys
+    assert not {key for key in keys if key.startswith("divergence/")}
+    assert all(np.isnan(row.p) for row in result.divergences)
+    assert all(row.source == "train" for row in result.divergences)
+    assert any(np.isfinite(row.value) for row in result.divergences)
+
+
+def test_several_groupings_are_watched_and_the_first_is_the_headline(small):
+    plan = make_plan(small(comparison={"groupings": ["sex", "group"]}), Path())
+    tracker = MemoryTracker()
+    result = train(plan, tracker)
+    assert {row.grouping for row in result.divergences} == {"sex"}
+    seen = {row.grouping for record in tracker.records for row in record.divergences}
+    assert seen == {"sex", "group"}
+
+
+def test_a_run_leaves_its_files(small, tmp_path):
+    plan = make_plan(small(), Path())
+    tracker = MemoryTracker()
+    finished = run(plan, tracker, tmp_path / "one", name="one", tags={"mine": "yes"})
+    names = {
+        p.relative_to(tmp_path / "one").as_posix()
+        for p in (tmp_path / "one").rglob("*")
+    }
+    assert {
+        "config.json",
+        "environment.txt",
+        "predictions.tsv",
+        "layers.tsv",
+        "final.json",
+        "splits/probe.tsv",
+        "splits/fold-1/train.tsv",
+        "checkpoints/fold-0.pt",
+    } <= names
+    assert tracker.tags["mine"] == "yes"
+    assert tracker.tags["spectral.probe"] == plan.probe.digest
+    assert tracker.params["training.epochs"] == "3"
+    assert "layers" in tracker.tables
+    weights = torch.load(
+        tmp_path / "one" / "checkpoints" / "fold-0.pt", weights_only=True
+    )
+    model: nn.Module = build_model(plan.config.model, 66, 2)
+    model.load_state_dict(weights)
+    assert len(finished.layers) == 9

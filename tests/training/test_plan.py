@@ -1,0 +1,74 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spectral_mlops.errors import InputError, UnknownNameError
+from spectral_mlops.training import make_plan
+
+
+def test_nobody_is_in_two_places(small):
+    plan = make_plan(small(), Path())
+    probe = set(plan.probe.ids)
+    for fold in plan.folds:
+        train, held = set(fold.train_ids), set(fold.validation_ids)
+        assert not train & held
+        assert not (train | held) & probe
+        assert len(train | held | probe) == 56
+    assert {p for f in plan.folds for p in f.validation_ids} | probe == {
+        *plan.cohort.people.index
+    }
+
+
+def test_the_positive_class_is_last(small):
+    plan = make_plan(small(), Path())
+    assert plan.classes == ("control", "patient")
+    labels = plan.cohort.labels[plan.targets == 1]
+    assert set(labels) == {"patient"}
+
+
+def test_labels_and_strata_are_those_of_the_people(small):
+    plan = make_plan(small(comparison={"groupings": ["group", "sex"]}), Path())
+    rows = np.array([5, 0, 17])
+    people = plan.cohort.people.iloc[rows]
+    assert plan.labels(rows) == {
+        "group": list(people["group"]),
+        "sex": list(people["sex"]),
+    }
+    assert plan.primary == "group"
+    for name, column in plan.strata().items():
+        who = plan.cohort.people.index[3]
+        assert column[who] == str(plan.cohort.people.loc[who, name])
+
+
+def test_epochs_with_a_null_end_with_the_last(small):
+    plan = make_plan(
+        small(training={"epochs": 10}, comparison={"null_epochs": 3}), Path()
+    )
+    assert max(plan.null_epochs()) == 9
+    assert len(plan.null_epochs()) == 3
+    assert make_plan(small(), Path()).null_epochs() == {2, 1}
+
+
+def test_a_cohort_too_small_for_a_probe_says_so(small):
+    plan = make_plan(small(comparison={"probe_fraction": 0.2}), Path())
+    assert plan.probe is None
+    assert any("No probe" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"comparison": {"groupings": ["diagnosis"]}}, "choose from"),
+        ({"comparison": {"divergence": "kl"}}, "js"),
+        ({"model": {"name": "transformer"}}, "mlp"),
+        ({"model": {"settings": {"hiden": [3]}}}, "Did you mean 'hidden'"),
+        ({"cohort": {"name": "cobre"}}, "simulated"),
+        ({"cohort": {"settings": {"presett": "easy"}}}, "Did you mean 'preset'"),
+        ({"training": {"folds": 40}}, "folds=40"),
+        ({"spectra": {"quantities": ["weights"]}}, "quantities"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(small, changes, words):
+    with pytest.raises((InputError, UnknownNameError), match=words):
+        make_plan(small(**changes), Path())
