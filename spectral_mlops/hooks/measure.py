@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from spectral_mlops.hooks.groups import Labelling
 from spectral_mlops.hooks.rows import Rows
@@ -16,6 +17,9 @@ from spectral_mlops.spectra.singular import (
     gradient_singular_values,
 )
 from spectral_mlops.spectra.summaries import summarise
+
+STACKED_ROWS = 1024
+"""Rows up to which the groups of a layer are padded to one stack."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,11 @@ def measure(
         step: Written into the records.
     """
     cells = [
-        (layer, part, quantity, _solve(quantity, part))
+        (layer, part, quantity, solved)
         for layer in layers
-        for part in _parts(layer, pooled)
-        for quantity in quantities
+        for part, quantity, solved in _solve(list(_parts(layer, pooled)), quantities)
     ]
-    values = [solution.values.cpu() for _, _, _, solution in cells]
+    values = [solved.values for _, _, _, solved in cells]
     summaries = summarise(values)
     return [
         Spectrum(
@@ -80,21 +83,15 @@ def measure(
             subjects=part.subjects,
             loss_scale=loss_scale,
             shape=(part.activation.shape[1], part.adjoint.shape[1]),
-            route=ROUTES[int(solution.route)],
-            floor=float(solution.floor),
-            below_floor=int(solution.below_floor),
-            status=_status(bool(solution.finite), values[i]),
+            route=solved.route,
+            floor=solved.floor,
+            below_floor=solved.below_floor,
+            status=solved.status,
             summaries=summaries[i],
             step=step,
         )
-        for i, (layer, part, quantity, solution) in enumerate(cells)
+        for i, (layer, part, quantity, solved) in enumerate(cells)
     ]
-
-
-def _status(finite: bool, values: Tensor) -> str:
-    if not finite:
-        return "non-finite"
-    return "ok" if values.isfinite().all() else "not converged"
 
 
 def _parts(rows: LayerRows, pooled: bool) -> Iterator[_Part]:
@@ -129,9 +126,51 @@ def _part(
     )
 
 
-def _solve(quantity: Quantity, part: _Part) -> Solution:
+@dataclass(frozen=True)
+class _Solved:
+    """One member of a `Solution`, on the CPU, without what padding added."""
+
+    values: Tensor
+    route: str
+    floor: float
+    below_floor: int
+    status: str
+
+
+def _solve(
+    parts: list[_Part], quantities: tuple[Quantity, ...]
+) -> Iterator[tuple[_Part, Quantity, _Solved]]:
+    """Solve the groups of one layer in one call where they are small.
+
+    Zero rows change no singular value, so groups are padded to the largest; where
+    that would cost more than calls do, they are solved one by one.
+    """
+    longest = max(len(part.activation) for part in parts)
+    together = longest * len(parts) <= STACKED_ROWS
+    for stack in [parts] if together else [[part] for part in parts]:
+        a = pad_sequence([part.activation for part in stack], batch_first=True)
+        d = pad_sequence([part.adjoint for part in stack], batch_first=True)
+        for quantity in quantities:
+            solution = _solution(quantity, a, d)
+            for i, part in enumerate(stack):
+                yield part, quantity, _member(solution, i, len(part.activation))
+
+
+def _solution(quantity: Quantity, activation: Tensor, adjoint: Tensor) -> Solution:
     if quantity == "gradient":
-        return gradient_singular_values(part.activation, part.adjoint)
-    return factor_singular_values(
-        part.activation if quantity == "activation" else part.adjoint
+        return gradient_singular_values(activation, adjoint)
+    return factor_singular_values(activation if quantity == "activation" else adjoint)
+
+
+def _member(solution: Solution, i: int, rows: int) -> _Solved:
+    """Take one group out, with as many values as it has rows or columns."""
+    values = solution.values[i, :rows].cpu()
+    floor, finite = float(solution.floor[i]), bool(solution.finite[i])
+    status = "ok" if values.isfinite().all() else "not converged"
+    return _Solved(
+        values=values,
+        route=ROUTES[int(solution.route[i])],
+        floor=floor,
+        below_floor=int((values < floor).sum()),
+        status=status if finite else "non-finite",
     )
