@@ -4,6 +4,7 @@
 imports happen inside the commands, so that ``--help`` answers at once.
 """
 
+import signal
 import sys
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -306,18 +307,36 @@ def sweep(
 
 
 def main() -> None:
-    """Run the command line; a problem the user can mend is one sentence and a 2."""
+    """Run the command line; a problem the user can mend is one sentence and a 2.
+
+    A termination signal (``docker stop``, a cluster's time limit) ends a run as an
+    interrupt does: it is marked as killed and keeps what it had.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         app()
     except SpectralError as error:
-        problems.print(
-            f"Error: {error}",
-            style="red",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
-        sys.exit(BAD_INPUT)
+        _fail(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}.")
+
+
+def _fail(message: str) -> None:
+    """Print one sentence and end with the exit code of bad input."""
+    problems.print(
+        f"Error: {message}",
+        style="red",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    sys.exit(BAD_INPUT)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _flags(values: Mapping[str, Any]) -> dict[str, Any]:

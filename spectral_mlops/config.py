@@ -5,6 +5,7 @@ owns the registry validates those before anything is written. Unknown keys are
 refused with the nearest known one.
 """
 
+import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -144,7 +145,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def validate(model: type[Model], values: Mapping[str, Any], where: str) -> Model:
-    """Build validated settings from plain values.
+    """Build validated settings from plain values; a text is no number, and 3.0 no 3.
 
     Args:
         model: The settings class.
@@ -158,7 +159,8 @@ def validate(model: type[Model], values: Mapping[str, Any], where: str) -> Model
         InputError: For the first key that is unknown or has an impossible value.
     """
     try:
-        return model.model_validate(dict(values))
+        plain = json.dumps(dict(values), default=str)
+        return model.model_validate_json(plain, strict=True)
     except ValidationError as error:
         raise InputError(_first_error(model, error, where)) from error
 

@@ -90,7 +90,7 @@ def test_training_on_a_table_end_to_end(command, cohort_files, uri):
     assert run.info.run_id in out
     assert run.info.status == "FINISHED"
     assert run.data.params["training.epochs"] == "2"
-    assert run.data.metrics["check/additivity"] < 1e-5
+    assert run.data.metrics["final/additivity"] < 1e-5
     assert len(client.get_metric_history(run.info.run_id, "val/auc")) == 2
     frame = load_run(run.info.run_id, uri)
     assert set(frame["quantity"]) == {"gradient", "activation", "adjoint"}

@@ -8,9 +8,10 @@ Trains small simulated cohorts of each preset and compares the final
 
 import argparse
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
 from scipy.stats import mannwhitneyu
 
@@ -22,15 +23,26 @@ HERE = Path(__file__).parent
 QUANTITIES = ("activation", "adjoint", "gradient")
 
 
-def measure(preset: str, seed: int, workdir: Path) -> dict[str, float | str]:
-    """Train one cohort and return its final numbers."""
+def measure(
+    preset: str, seed: int, workdir: Path, changes: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Train one cohort and return its final numbers.
+
+    Args:
+        preset: Of the simulated cohort.
+        seed: Of people, folds, weights, probe and relabellings.
+        workdir: Folder the cohort is written to.
+        changes: Settings laid over the config file.
+    """
     config = HERE / "config.toml"
     own = {
         "cohort": {"settings": {"preset": preset, "seed": seed}},
         "training": {"seed": seed},
         "comparison": {"seed": seed, "probe_seed": seed},
     }
-    settings = validate(RunConfig, merge(read_toml(config), own), str(config))
+    settings = validate(
+        RunConfig, merge(merge(read_toml(config), own), changes or {}), str(config)
+    )
     result = train(make_plan(settings, workdir), MemoryTracker())
     return {"preset": preset, "seed": seed, **result.metrics}
 
@@ -69,8 +81,7 @@ def main() -> None:
         for seed in range(arguments.cohorts):
             for preset in arguments.presets:
                 rows.append(measure(preset, seed, Path(folder)))
-                shown = {k: round(v, 2) for k, v in rows[-1].items() if k != "preset"}
-                print(preset, shown, flush=True)
+                print(rows[-1], flush=True)
     table = pd.DataFrame(rows)
     table.round(4).to_csv(arguments.out, index=False)
     print(table.groupby("preset").mean(numeric_only=True).round(2).to_string())
@@ -78,5 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    np.set_printoptions(precision=3)
     main()

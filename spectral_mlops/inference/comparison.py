@@ -63,8 +63,7 @@ def to_divergences(comparisons: Sequence[Comparison]) -> list[Divergence]:
     families: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for i, item in enumerate(comparisons):
         if item.has_null and item.testable:
-            family = (item.quantity, item.grouping, item.group_a, item.group_b)
-            families[family].append(i)
+            families[_family(item)].append(i)
     p_max = dict.fromkeys(range(len(comparisons)), np.nan)
     for members in families.values():
         together = np.stack([comparisons[i].values for i in members], axis=1)
@@ -85,8 +84,7 @@ def average(folds: Sequence[Iterable[Comparison]]) -> list[Comparison]:
     together: dict[tuple[str, ...], list[Comparison]] = defaultdict(list)
     for fold in folds:
         for item in fold:
-            key = (item.layer, item.quantity, item.grouping, item.group_a, item.group_b)
-            together[key].append(item)
+            together[(item.layer, *_family(item))].append(item)
     result = []
     for items in together.values():
         known = [x for x in items if np.isfinite(x.values[0])]
@@ -97,6 +95,18 @@ def average(folds: Sequence[Iterable[Comparison]]) -> list[Comparison]:
         else:
             result.append(items[0])
     return result
+
+
+def _family(item: Comparison) -> tuple[str, ...]:
+    """Everything but the layer."""
+    return (
+        item.quantity,
+        item.grouping,
+        item.group_a,
+        item.group_b,
+        item.divergence,
+        item.source,
+    )
 
 
 def _mean(items: Sequence[Comparison]) -> Comparison:

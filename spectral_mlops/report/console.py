@@ -50,7 +50,7 @@ def show_run(
         )
     console.print(
         "Σ of the groups' gradients = the gradient: largest relative gap "
-        f"{metrics['check/additivity']:.1e} on the first watched batch of each fold",
+        f"{metrics['final/additivity']:.1e} on the first watched batch of each fold",
         highlight=False,
     )
 

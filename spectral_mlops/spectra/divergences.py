@@ -55,14 +55,15 @@ def wasserstein_log(a: Tensor, b: Tensor) -> Tensor:
     """Wasserstein-1 distance of ``log p`` and ``log q``, in nats.
 
     Sorted values of equal number are matched by rank, so this is the mean of
-    ``|log p_i − log q_i|``; both are cut off at `LOG_FLOOR` times the larger
-    leading value.
+    ``|log p_i − log q_i|`` over the ranks at which either is nonzero; both are cut
+    off at `LOG_FLOOR` times the larger leading value.
     """
     p, q = _distributions(a, b)
     top = torch.maximum(p.amax(-1, keepdim=True), q.amax(-1, keepdim=True))
-    p, q = (torch.maximum(x, LOG_FLOOR * top) for x in (p, q))
     p, q = (x.sort(-1, descending=True).values for x in (p, q))
-    return (p.log() - q.log()).abs().mean(-1)
+    ranks = ((p > 0) | (q > 0)).sum(-1)
+    p, q = (torch.maximum(x, LOG_FLOOR * top).log() for x in (p, q))
+    return (p - q).abs().sum(-1) / ranks
 
 
 @DIVERGENCES.register("nuclear_log_ratio")

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from spectral_mlops.spectra.divergences import DIVERGENCES
 from spectral_mlops.spectra.singular import (
-    EPSILON,
     factor_singular_values,
     gradient_singular_values,
 )
@@ -26,24 +25,21 @@ CHUNK_BYTES = 64 * 2**20
 
 
 def compress(rows: Tensor) -> Tensor:
-    """Return rows of fewer columns with the same Gram matrix.
+    """Return rows of as few columns as there are rows, with the same Gram matrix.
+
+    With ``rowsᵀ = Q R`` these are ``Rᵀ``, accurate to rounding also where rows
+    nearly cancel (a Gram's own root would lose half of the digits).
 
     Args:
         rows: Shape ``[r, d]``, finite.
 
     Returns:
-        Shape ``[r, k]``, float64, on the CPU; ``k`` is the numerical rank and
-        ``XXᵀ`` equals ``rows rowsᵀ`` to rounding.
+        Shape ``[r, min(r, d)]``, float64, on the CPU.
     """
     x = rows.detach().to(torch.float64)
     if x.shape[1] <= x.shape[0]:
         return x.cpu()
-    largest = x.abs().amax() if len(x) else x.new_ones(())
-    scale = torch.where(largest > 0, largest, 1.0)  # squares must not underflow
-    x = x / scale
-    values, vectors = torch.linalg.eigh(x @ x.mT)
-    kept = values > len(x) * EPSILON * values[-1:].clamp_min(0.0)
-    return (vectors[:, kept] * (values[kept].sqrt() * scale)).cpu()
+    return torch.linalg.qr(x.mT, mode="r").R.mT.cpu()
 
 
 def choose(rows: Tensor, index: Tensor) -> Tensor:

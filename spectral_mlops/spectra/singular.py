@@ -64,7 +64,7 @@ def factor_singular_values(rows: Tensor) -> Solution:
     if min(r, d) == 0:
         return _nothing(x, finite)
     values, route = _from_gram(_gram(x, on_rows=r <= d), lambda: x)
-    floor = _relative_floor(min(r, d), rows.dtype) * values[..., 0]
+    floor = _relative_floor(min(r, d), rows) * values[..., 0]
     return _finish(values, floor, route, scale, finite)
 
 
@@ -86,7 +86,7 @@ def gradient_singular_values(activation: Tensor, adjoint: Tensor) -> Solution:
     if smallest == 0:
         empty = a.new_zeros(*a.shape[:-1], 0)
         return _nothing(empty, finite)
-    relative = _relative_floor(smallest, activation.dtype)
+    relative = _relative_floor(smallest, activation, adjoint)
     if r > smallest:
         gradient = a.mT @ d
         gram = _gram(gradient, on_rows=d_in <= d_out)
@@ -123,14 +123,15 @@ def _nothing(x: Tensor, finite: Tensor) -> Solution:
     return Solution(values, zero, count, count.to(torch.int8), finite)
 
 
-def _relative_floor(size: int, dtype: torch.dtype) -> float:
+def _relative_floor(size: int, *rows: Tensor) -> float:
     """Return the larger of the Gram route's bound and the rows' own rounding.
 
     Half-precision rows are judged as float32 ones: they are widened before any
     product, so nothing but their storage is coarse.
     """
-    own: float = torch.finfo(dtype if dtype == torch.float64 else torch.float32).eps
-    return max((size * EPSILON) ** 0.5, own)
+    exact = all(x.dtype == torch.float64 for x in rows)
+    own = EPSILON if exact else torch.finfo(torch.float32).eps
+    return float(max((size * EPSILON) ** 0.5, own))
 
 
 def _prepare(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,11 +1,11 @@
 """One fold: a network, its people, and the monitor that watches it."""
 
 import copy
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from torch.nn.functional import cross_entropy
 
 from spectral_mlops.cohorts import FeatureScaler
@@ -76,7 +76,8 @@ class FoldRun:
         """
         self._seed(epoch)
         self.model.train()
-        order = torch.randperm(len(self.train_rows))
+        groups = self.plan.labels(self.train_rows)[self.plan.primary]
+        order = even_order(groups)
         batches = order.split(self.plan.config.training.batch_size)
         self.monitor.begin_epoch(epoch, steps=len(batches))
         total = torch.zeros((), device=self.device)
@@ -145,6 +146,22 @@ class FoldRun:
         torch.manual_seed(int(state.generate_state(1)[0]))
 
 
-def count_parameters(model: nn.Module) -> int:
-    """Number of trained parameters."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+def even_order(groups: Sequence[str]) -> torch.Tensor:
+    """Shuffle people so that every batch has the groups in their overall shares.
+
+    The spectrum of a group depends on how many of its people are in a batch; with
+    shares that vary from batch to batch, curves would show the shares. Members of
+    a group stand at even distances, in random order, from a random start.
+
+    Args:
+        groups: Label of each person, length ``n``.
+
+    Returns:
+        A permutation of ``n`` people, from torch's random state.
+    """
+    place = torch.empty(len(groups))
+    for group in sorted(set(groups)):
+        members = torch.tensor([i for i, label in enumerate(groups) if label == group])
+        steps = torch.randperm(len(members)) + torch.rand(())
+        place[members] = steps / len(members)
+    return place.argsort()

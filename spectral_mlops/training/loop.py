@@ -145,7 +145,7 @@ def _finish(
         metrics["final/probe_auc"] = float(np.mean([x.auc for x in predicted]))
         metrics["final/probe_loss"] = float(np.mean([x.loss for x in predicted]))
     gaps = [max((f.monitor.additivity or {"": np.nan}).values()) for f in folds]
-    metrics["check/additivity"] = float(np.max(gaps))
+    metrics["final/additivity"] = float(np.max(gaps))
     tracker.log_metrics(metrics, step=plan.config.training.epochs - 1)
     rows = to_divergences(average(compared))
     return RunResult(
@@ -158,7 +158,7 @@ def _finish(
         ),
         fold_auc=aucs,
         best_epochs=[fold.best_epoch for fold in folds],
-        additivity=metrics["check/additivity"],
+        additivity=metrics["final/additivity"],
         weights=[fold.best_weights for fold in folds],
     )
 

@@ -106,7 +106,7 @@ def shown(function, *arguments, width=80):
 METRICS = {
     "final/auc": 0.7,
     "final/auc_sd": 0.05,
-    "check/additivity": 2e-7,
+    "final/additivity": 2e-7,
     "final/divergence_gradient": 1.5,
     "final/probe_auc": 0.66,
 }

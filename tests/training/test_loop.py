@@ -1,3 +1,4 @@
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from spectral_mlops.cohorts import FeatureScaler
 from spectral_mlops.models import build_model
 from spectral_mlops.tracking import MemoryTracker
 from spectral_mlops.training import make_plan, run, train
-from spectral_mlops.training.fold import FoldRun
+from spectral_mlops.training.fold import FoldRun, even_order
 
 
 def plain_training(plan, number):
@@ -33,7 +34,8 @@ def plain_training(plan, number):
     for epoch in range(config.epochs):
         seed(epoch)
         model.train()
-        for batch in torch.randperm(len(rows)).split(config.batch_size):
+        order = even_order([plan.cohort.labels[i] for i in rows])
+        for batch in order.split(config.batch_size):
             optimizer.zero_grad()
             cross_entropy(model(x[batch]), y[batch]).backward()
             optimizer.step()
@@ -64,6 +66,22 @@ def test_a_fold_does_not_depend_on_its_siblings(small):
             fold.train_epoch(epoch)
     pairs = zip(alone.model.parameters(), folds[1].model.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_batches_have_the_groups_in_their_shares():
+    groups = ["a"] * 40 + ["b"] * 20 + ["c"] * 4
+    torch.manual_seed(0)
+    orders = [even_order(groups) for _ in range(5)]
+    for order in orders:
+        assert sorted(order.tolist()) == list(range(64))
+        for batch in order.split(16):
+            count = Counter(groups[i] for i in batch.tolist())
+            assert abs(count["a"] - 10) <= 1
+            assert abs(count["b"] - 5) <= 1
+            assert abs(count["c"] - 1) <= 1
+    assert not torch.equal(orders[0], orders[1])
+    first = Counter(int(even_order(groups)[0]) for _ in range(300))
+    assert len(first) > 40  # anybody may come first
 
 
 def test_scaling_is_fitted_on_training_people_only(small):
@@ -98,7 +116,7 @@ def test_a_run_logs_what_it_found(small):
         "final/divergence_activation",
         "final/auc",
         "final/probe_auc",
-        "check/additivity",
+        "final/additivity",
     } <= keys
     steps = {step for key, step, _ in tracker.history if key == "divergence/adjoint"}
     assert steps == {1, 2}

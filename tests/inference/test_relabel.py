@@ -1,0 +1,109 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spectral_mlops.errors import InputError
+from spectral_mlops.inference.relabel import digest, draw_relabellings
+from tests.reference import all_relabellings
+
+PEOPLE = st.lists(
+    st.tuples(st.sampled_from("bac"), st.sampled_from(["x", "y", "z"])), max_size=25
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(people=PEOPLE, permutations=st.integers(0, 12), seed=st.integers(0, 9))
+def test_labels_are_kept_within_strata_and_the_observed_come_first(
+    people, permutations, seed
+):
+    labels = [label for label, _ in people]
+    strata = [stratum for _, stratum in people]
+    drawn = draw_relabellings(labels, strata, permutations, seed)
+    known = sorted(set(labels))
+    assert drawn.shape == (permutations + 1, len(people))
+    assert drawn.dtype == np.int64
+    assert [known[code] for code in drawn[0]] == labels
+    for row in drawn:
+        moved = [known[code] for code in row]
+        for stratum in set(strata):
+            inside = [i for i, x in enumerate(strata) if x == stratum]
+            assert Counter(moved[i] for i in inside) == Counter(
+                labels[i] for i in inside
+            )
+
+
+def test_nothing_but_the_arguments_decides():
+    arguments = (list("aabbabab"), list("xxxxyyyy"), 20)
+    first = draw_relabellings(*arguments, seed=3)
+    np.random.seed(1)  # noqa: NPY002
+    state = np.random.get_state()[1].copy()  # noqa: NPY002
+    np.testing.assert_array_equal(draw_relabellings(*arguments, seed=3), first)
+    np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+    assert (draw_relabellings(*arguments, seed=4)[1:] != first[1:]).any()
+    # The names of labels and strata mean nothing but their order.
+    renamed = draw_relabellings(list("ppqqpqpq"), list("llllmmmm"), 20, seed=3)
+    np.testing.assert_array_equal(renamed, first)
+
+
+@pytest.mark.parametrize(
+    ("labels", "strata"),
+    [([0, 0, 1, 1, 1], "xxxxx"), ([0, 1, 0, 1, 2], "xxyyy"), ([0, 1, 2, 2], "xxxx")],
+)
+def test_every_relabelling_is_as_likely(labels, strata):
+    possible = sorted(all_relabellings(labels, strata))
+    drawn = draw_relabellings([str(x) for x in labels], list(strata), 6000, seed=5)
+    counts = Counter(map(tuple, drawn[1:].tolist()))
+    assert set(counts) == set(possible)
+    assert scipy.stats.chisquare([counts[x] for x in possible]).pvalue > 1e-3
+
+
+def test_strata_move_independently():
+    drawn = draw_relabellings(list("abab"), list("xxyy"), 4000, seed=1)[1:]
+    both = Counter(zip(drawn[:, 0].tolist(), drawn[:, 2].tolist(), strict=True))
+    assert len(both) == 4
+    assert scipy.stats.chisquare(list(both.values())).pvalue > 1e-3
+
+
+def test_one_person_per_stratum_can_go_nowhere():
+    drawn = draw_relabellings(list("abc"), list("xyz"), 5, seed=0)
+    assert (drawn == [0, 1, 2]).all()
+
+
+@pytest.mark.parametrize(
+    ("strata", "permutations", "said"),
+    [("xy", 5, "3 labels, 2 strata"), ("xyz", -1, "permutations=-1")],
+)
+def test_what_is_refused(strata, permutations, said):
+    with pytest.raises(InputError, match=said):
+        draw_relabellings(list("aab"), list(strata), permutations, seed=0)
+
+
+def test_the_digest_differs_when_anything_does():
+    people = ["s1", "s2", "s3", "s4"]
+    drawn = draw_relabellings(list("aabb"), list("xxxx"), 3, seed=0)
+    other = drawn.copy()
+    other[3, [0, 1, 2, 3]] = 1 - other[3]
+    found = [
+        digest(people, drawn),
+        digest(people[::-1], drawn),
+        digest(["s1", "s2", "s3", "s5"], drawn),
+        digest(["s1", "s2", "s3\ns4"], drawn),
+        digest(people, other),
+        digest(people, drawn[:-1]),
+        digest(people, drawn[::-1]),
+        digest(people, drawn.reshape(2, 8)),
+    ]
+    assert len(set(found)) == len(found)
+    assert {len(x) for x in found} == {64}
+
+
+def test_the_digest_is_of_values_not_of_memory():
+    people = ["s1", "s2", "s3"]
+    drawn = draw_relabellings(list("aab"), list("xxx"), 4, seed=0)
+    strided = np.asfortranarray(drawn)
+    assert digest(people, drawn) == digest(tuple(people), strided)
+    assert digest(people, drawn) == digest(people, drawn.astype(np.int32))
