@@ -99,6 +99,14 @@ TrackingUri = Annotated[
 ]
 Experiment = Annotated[str | None, typer.Option(help="MLflow experiment.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Threads = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Of torch. Networks this small gain nothing from more, and lose much "
+        "where other programs want the cores.",
+    ),
+]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder for the run's own files.")]
 
 
@@ -129,6 +137,7 @@ def train(
     tracking: TrackingUri = None,
     experiment: Experiment = None,
     device: Device = "cpu",
+    threads: Threads = 1,
     runs: Runs = Path("runs"),
 ) -> None:
     """Train on a cohort and watch the spectra of its groups.
@@ -164,6 +173,7 @@ def train(
         }
     )
     settings = _settings(config, flags)
+    _prepare_torch(device, threads)
     from spectral_mlops.report.console import show_run
     from spectral_mlops.tracking import MlflowTracker
     from spectral_mlops.training import make_plan, run
@@ -251,6 +261,7 @@ def sweep(
     tracking: TrackingUri = None,
     experiment: Experiment = None,
     device: Device = "cpu",
+    threads: Threads = 1,
     runs: Runs = Path("runs"),
 ) -> None:
     """Search depth, width, learning rate and dropout; track divergence beside AUC.
@@ -275,6 +286,7 @@ def sweep(
         }
     )
     settings = _settings(config, flags)
+    _prepare_torch(device, threads)
     from spectral_mlops.report.console import show_trials
     from spectral_mlops.sweeps import Sweep
 
@@ -359,6 +371,18 @@ def _settings(config: Path | None, flags: Mapping[str, Any]) -> "RunConfig":
 
     base = read_toml(config) if config else {}
     return validate(RunConfig, merge(base, flags), str(config or "options"))
+
+
+def _prepare_torch(device: str, threads: int) -> None:
+    """Set the number of threads, and refuse a device that is not there."""
+    import torch
+
+    from spectral_mlops.errors import InputError
+
+    torch.set_num_threads(threads)
+    known = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    if device not in known:
+        raise InputError(f"--device {device}: here there is {' and '.join(known)}.")
 
 
 def _numbers(flag: str, text: str | None) -> list[int] | None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -251,6 +252,7 @@ def test_an_unusable_store_is_one_sentence(command, cohort_files):
     code, _, err = command(*fnc(cohort_files), "--tracking", "gopher://x")
     assert code == 2
     assert "gopher" in err
+    assert not Path("runs").exists()
     assert len(err.strip().splitlines()) == 1
 
 
@@ -336,3 +338,41 @@ def test_the_installed_command_answers():
         [path, "train", "--epochs", "none"], capture_output=True, check=False
     )
     assert shown.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--device", "tpu"], ["--device tpu", "cpu"]),
+        (["--runs", "/proc/no/such"], ["/proc/no"]),
+    ],
+)
+def test_what_the_machine_does_not_have(command, cohort_files, flags, words, uri):
+    code, _, err = command(*fnc(cohort_files), *flags)
+    assert code == 2
+    assert len(open_store(uri).client.search_experiments()) == 1
+    assert all(word in err for word in words)
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_termination_signal_ends_a_run_as_killed(cohort_files, uri):
+    words = [sys.executable, "-m", "spectral_mlops.cli", *map(str, fnc(cohort_files))]
+    words += ["--tracking", uri, "--epochs", "5000"]
+    client = open_store(uri).client
+    process = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    try:
+        run = wait_for_an_epoch(client)
+    finally:
+        process.terminate()
+    assert process.wait(timeout=60) != 0
+    assert client.get_run(run).info.status == "KILLED"
+
+
+def wait_for_an_epoch(client):
+    for _ in range(240):
+        time.sleep(0.5)
+        experiment = client.get_experiment_by_name("spectral_mlops")
+        runs = client.search_runs([experiment.experiment_id]) if experiment else []
+        if runs and "val/auc" in runs[0].data.metrics:
+            return runs[0].info.run_id
+    raise AssertionError("no epoch was logged within two minutes")

@@ -60,13 +60,20 @@ def show_trials(console: Console, trials: pd.DataFrame) -> None:
 
     Args:
         console: Where to.
-        trials: Columns ``trial, state, auc``, one per parameter, ``divergence.*``
-            and ``run``.
+        trials: Columns ``trial, state, auc``, one per parameter, and
+            ``divergence.<quantity>``; others are left out.
     """
-    table = Table(title="Trials", title_justify="left", box=box.SIMPLE_HEAD)
-    for name in trials.columns:
-        table.add_column(str(name), justify="right")
-    for row in trials.itertuples(index=False):
+    table = Table(
+        title="Trials: validation AUC, settings, divergence on the probe (z)",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+    )
+    shown = trials.drop(columns=["run"], errors="ignore")
+    for name in map(str, shown.columns):
+        head = name.replace("divergence.", "z ")
+        table.add_column(head[:5] if head.startswith("z ") else head, justify="right")
+    for row in shown.itertuples(index=False):
         table.add_row(*(_cell(value) for value in row))
     console.print(table)
 
@@ -81,8 +88,7 @@ def _layers(layers: pd.DataFrame) -> Table:
         "batches; divergence (×10³) of the groups and its null (labels permuted)",
         title_justify="left",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
+        padding=0,  # the box leaves a space between columns
     )
     ranks = [name for name in map(str, layers.columns) if name.startswith("erank_")]
     ranks.remove("erank_all")
@@ -135,7 +141,7 @@ def _groups(groups: pd.DataFrame) -> Table:
 def _cell(value: object) -> str:
     if value is None or value != value:
         return NOTHING
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _number(value: float, form: str) -> str:

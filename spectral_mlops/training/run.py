@@ -46,7 +46,7 @@ def run(
 ) -> FinishedRun:
     """Start the tracker, train, and log everything a reader will ask for.
 
-    Nothing is written before the tracker has started. The tracker is not closed
+    Nothing is left behind if the tracker cannot start. The tracker is not closed
     here, so that the caller says how the run ended.
 
     Args:
@@ -70,8 +70,13 @@ def run(
         "spectral.device": device,
     }
     summary = plan.cohort.summary()
-    tracker.start(name, plan.config.flat(), {**own, **(tags or {})}, summary)
-    folder.mkdir(parents=True)
+    made = _make(folder)
+    try:
+        tracker.start(name, plan.config.flat(), {**own, **(tags or {})}, summary)
+    except BaseException:
+        for empty in made:
+            empty.rmdir()
+        raise
     settings = folder / "config.json"
     settings.write_text(plan.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
     versions = folder / "environment.txt"
@@ -91,6 +96,13 @@ def run(
     for path in (folder / "predictions.tsv", folder / "layers.tsv"):
         tracker.log_file(path)
     return FinishedRun(result, layers, folder)
+
+
+def _make(folder: Path) -> list[Path]:
+    """Make a folder and the parents it lacks; return those made, innermost first."""
+    made = [part for part in (folder, *folder.parents) if not part.exists()]
+    folder.mkdir(parents=True)
+    return made
 
 
 def _leave_results(folder: Path, result: RunResult, layers: pd.DataFrame) -> None:

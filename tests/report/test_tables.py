@@ -147,8 +147,19 @@ def test_the_table_fits_a_terminal_and_says_what_is_missing():
 
 def test_trials_are_one_line_each():
     trials = pd.DataFrame(
-        {"trial": [0, 1], "state": ["COMPLETE", "FAIL"], "auc": [0.71234, None]}
+        {
+            "trial": [0, 1],
+            "state": ["COMPLETE", "FAIL"],
+            "auc": [0.71234, None],
+            "learning_rate": [0.00123456, 0.01],
+            "divergence.gradient": [1.23456, None],
+            "divergence.activation": [-0.5, None],
+            "run": ["0123456789abcdef0123456789abcdef"] * 2,
+        }
     )
-    text = shown(show_trials, trials).splitlines()
-    (line,) = [line for line in text if "COMPLETE" in line]
-    assert "0.7123" in line
+    text = shown(show_trials, trials)
+    assert "…" not in text
+    complete, failed = (line for line in text.splitlines() if "0.0" in line)
+    assert complete.split() == ["0", "COMPLETE", "0.712", "0.00123", "1.23", "-0.5"]
+    assert failed.split() == ["1", "FAIL", "–", "0.01", "–", "–"]
+    assert "z gra" in text
