@@ -1,7 +1,7 @@
 """The command line: parse, call, exit code.
 
-0 done, 2 bad input (one clear message), 3 done but something undelivered. Heavy
-imports happen inside the commands, so that ``--help`` answers at once.
+0 done, 1 something broke, 2 bad input (one clear message), 3 done but something
+undelivered. Heavy imports happen inside the commands: ``--help`` answers at once.
 """
 
 import signal
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from spectral_mlops.config import RunConfig
 
-BAD_INPUT, UNDELIVERED = 2, 3
+FAILED, BAD_INPUT, UNDELIVERED = 1, 2, 3
 
 app = typer.Typer(
     name="spectral-mlops",
@@ -304,16 +304,22 @@ def sweep(
         console.print(note, highlight=False)
     with _bar() as bar:
         task = bar.add_task("trials", total=trials)
-        for number in range(trials):
+        latest: dict[str, float] = {}
 
-            def on_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
-                bar.update(task, description=_describe(metrics))
+        def on_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
+            latest.update(metrics)
+            bar.update(task, description=_describe(latest))
 
-            search.run_trial(on_epoch)
-            bar.update(task, completed=number + 1)
+        states = []
+        for _ in range(trials):
+            latest.clear()
+            states.append(search.run_trial(on_epoch).name)
+            bar.advance(task)
     show_trials(console, search.table())
     console.print(f"Study '{study}' in {storage}", highlight=False)
     console.print(f"Look at it:  {search.where}", highlight=False, soft_wrap=True)
+    if set(states) == {"FAIL"}:
+        raise typer.Exit(FAILED)
     if search.undelivered:
         raise typer.Exit(UNDELIVERED)
 

@@ -8,7 +8,7 @@ weights and statistics untouched) is where inference happens.
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -21,6 +21,7 @@ from spectral_mlops.hooks.coverage import CoverageRow
 from spectral_mlops.hooks.groups import Groups, Labels
 from spectral_mlops.hooks.measure import LayerRows, measure
 from spectral_mlops.inference.comparison import Comparison, to_divergences
+from spectral_mlops.probe import ProbeBatch, margin, undisturbed
 from spectral_mlops.records import (
     QUANTITIES,
     EpochRecord,
@@ -33,15 +34,6 @@ from spectral_mlops.schedule import Decided, EveryNth, Schedule, TimeBudget
 
 Strata = Mapping[str, Mapping[str, str]]
 LossFunction = Callable[[Any, Any], Tensor]
-
-
-class ProbeBatch(NamedTuple):
-    """Held-out people: what the model takes, what it should say, who they are."""
-
-    inputs: Any
-    targets: Any
-    groups: Groups
-    subjects: Labels
 
 
 class EpochSpectra:
@@ -191,6 +183,7 @@ class SpectralMonitor:
             watching under 5 % of the time.
         schedule: Instead of ``every``: a `schedule.Schedule`, or a function of
             ``(epoch, step)``.
+        epochs: Watch in these epochs only; in all if ``None``.
         layers: Names of the layers to watch; all if ``None``.
         reduction: How the loss reduces over the batch, ``"mean"`` or ``"sum"``.
         loss_scale: ``c`` itself, for weighted, masked or accumulated losses.
@@ -233,6 +226,7 @@ class SpectralMonitor:
         null_batches: int = 1,
         strata: Strata | None = None,
         seed: int = 0,
+        epochs: Iterable[int] | None = None,
     ) -> None:
         if aggregate != "batch":
             raise InputError(f"aggregate='{aggregate}': only 'batch' is built so far.")
@@ -243,6 +237,7 @@ class SpectralMonitor:
         self.additivity: dict[str, float] | None = None
         self.coverage: list[CoverageRow] | None = None
         self._schedule = _read_schedule(every, schedule)
+        self._epochs = None if epochs is None else frozenset(epochs)
         self._settings: dict[str, Any] = {
             "layers": None if layers is None else tuple(layers),
             "quantities": self.quantities,
@@ -315,6 +310,8 @@ class SpectralMonitor:
         if self._active is not None:
             raise CaptureError("The step before is still watched: call stop() first.")
         step, self._step = self._step, self._step + 1
+        if self._epochs is not None and self._epoch not in self._epochs:
+            return None
         if not self._schedule.watches(self._epoch, step, self._steps):
             return None
         began = time.perf_counter()
@@ -430,7 +427,7 @@ class SpectralMonitor:
         together: dict[str, LayerRows] = {}
         scale = self._scale if adjoint == "loss" else {"reduction": "sum"}
         c = 1.0
-        with _undisturbed(self.model), torch.enable_grad():
+        with undisturbed(self.model), torch.enable_grad():
             for inputs, targets, groups, subjects in batches:
                 with capture(
                     self.model,
@@ -469,52 +466,6 @@ class SpectralMonitor:
     def _spend(self, began: float) -> None:
         if isinstance(self._schedule, TimeBudget):
             self._schedule.spent += time.perf_counter() - began
-
-
-def margin(outputs: Any) -> Tensor:
-    """A label-free output per person, whose adjoints are the same for any labels.
-
-    Args:
-        outputs: Logits of shape ``[N, C]``, or ``[N]`` / ``[N, 1]``.
-
-    Returns:
-        Shape ``[N]``: the logit itself, the second less the first of two, or the
-        largest less the next of several.
-
-    Raises:
-        InputError: If the outputs are no such tensor.
-    """
-    if not isinstance(outputs, Tensor) or outputs.ndim not in (1, 2):
-        raise InputError(
-            "The margin needs logits of shape [N, C]; the model returns "
-            f"{tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs)}"
-            ". Pass adjoint='loss' with a loss_function."
-        )
-    if outputs.ndim == 1 or outputs.shape[1] == 1:
-        return outputs.flatten()
-    if outputs.shape[1] == 2:
-        return outputs[:, 1] - outputs[:, 0]
-    top = outputs.topk(2, dim=1).values
-    return top[:, 0] - top[:, 1]
-
-
-@contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; training flags, buffers and random state are put back."""
-    flags = {module: module.training for module in model.modules()}
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
-    model.eval()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                if not torch.equal(buffer, buffers[name]):
-                    buffer.copy_(buffers[name])
 
 
 def _read_schedule(

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from spectral_mlops import SpectralMonitor
 from spectral_mlops.errors import CaptureError, InputError
-from spectral_mlops.monitor import margin
+from spectral_mlops.probe import margin
 from spectral_mlops.schedule import EvenlySpaced
 from tests.hooks.conftest import hooks_on
 
@@ -90,6 +90,18 @@ def test_every_nth_step_is_watched_and_the_others_carry_no_hook():
     result = monitor.collect()
     assert result.batches == 2
     assert {s.step for s in result.spectra} == {0, 3}
+
+
+def test_only_the_epochs_asked_for_are_watched():
+    x, y, sex, who = people()
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monitor = SpectralMonitor(model, epochs=[1])
+    watched = []
+    for _ in range(3):
+        epoch(model, optimizer, monitor, x, y, sex, who)
+        watched.append(monitor.collect().batches)
+    assert watched == [0, 4, 0]
 
 
 def test_epochs_count_from_zero_and_collect_empties_the_monitor():

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 NOTHING = "–"
+ADDITIVE = 1e-4
+"""Relative gap above which float32 rounding is no explanation."""
 
 
 def show_run(
@@ -48,11 +50,18 @@ def show_run(
             f"Divergence between groups on the probe, z over layers: {text}",
             highlight=False,
         )
+    gap = metrics["final/additivity"]
     console.print(
         "Σ of the groups' gradients = the gradient: largest relative gap "
-        f"{metrics['final/additivity']:.1e} on the first watched batch of each fold",
+        f"{gap:.1e} on the first watched batch of each fold",
         highlight=False,
     )
+    if not gap <= ADDITIVE:
+        console.print(
+            "That is more than rounding: part of the gradient does not flow through "
+            "the watched layers, and no group has it.",
+            style="red",
+        )
 
 
 def show_trials(console: Console, trials: pd.DataFrame) -> None:
@@ -60,8 +69,8 @@ def show_trials(console: Console, trials: pd.DataFrame) -> None:
 
     Args:
         console: Where to.
-        trials: Columns ``trial, state, auc``, one per parameter, and
-            ``divergence.<quantity>``; others are left out.
+        trials: Columns ``trial, state, auc``, one per parameter,
+            ``divergence.<quantity>``, ``run`` and ``error``.
     """
     table = Table(
         title="Trials: validation AUC, settings, divergence on the probe (z)",
@@ -69,13 +78,17 @@ def show_trials(console: Console, trials: pd.DataFrame) -> None:
         box=box.SIMPLE_HEAD,
         padding=0,
     )
-    shown = trials.drop(columns=["run"], errors="ignore")
+    shown = trials.drop(columns=["run", "error"])
     for name in map(str, shown.columns):
         head = name.replace("divergence.", "z ")
         table.add_column(head[:5] if head.startswith("z ") else head, justify="right")
     for row in shown.itertuples(index=False):
         table.add_row(*(_cell(value) for value in row))
     console.print(table)
+    failed = trials[trials["error"].notna()]
+    for number, error in zip(failed["trial"], failed["error"], strict=True):
+        line = f"  – trial {number}: {error}"
+        console.print(line, style="dim", highlight=False, markup=False)
 
 
 def _layers(layers: pd.DataFrame) -> Table:

@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from spectral_mlops.config import RunConfig, merge, validate
-from spectral_mlops.errors import InputError
+from spectral_mlops.errors import InputError, SpectralError
 from spectral_mlops.sweeps.space import suggest
 from spectral_mlops.tracking import MlflowTracker
 from spectral_mlops.training import Plan, make_plan, run
@@ -79,7 +79,6 @@ class Sweep:
                 study_name=study,
                 storage=storage,
                 direction="maximize",
-                sampler=optuna.samplers.TPESampler(seed=config.training.seed),
                 pruner=pruner,
                 load_if_exists=True,
             )
@@ -89,8 +88,12 @@ class Sweep:
                 "sqlite:///optuna.db."
             ) from error
         self._same_people()
+        # A seed of its own for each visit, or a study that goes on would draw its
+        # first trials again.
+        seed = config.training.seed + len(self.study.get_trials(deepcopy=False))
+        self.study.sampler = optuna.samplers.TPESampler(seed=seed)
 
-    def run_trial(self, on_epoch: OnEpoch | None = None) -> None:
+    def run_trial(self, on_epoch: OnEpoch | None = None) -> TrialState:
         """Draw settings, train, and tell the study how it ended.
 
         A trial that fails leaves its error in the user attribute ``error``, ends
@@ -98,6 +101,13 @@ class Sweep:
 
         Args:
             on_epoch: Called with the epoch and its metrics.
+
+        Returns:
+            The state the trial ended in.
+
+        Raises:
+            SpectralError: What no other trial would do better: a store or a
+                setting that cannot be used.
         """
         trial = self.study.ask()
         uid = uuid.uuid4().hex
@@ -114,8 +124,11 @@ class Sweep:
             state = TrialState.PRUNED
         except Exception as error:
             trial.set_user_attr("error", f"{type(error).__name__}: {error}")
+            if isinstance(error, SpectralError):
+                raise
         finally:
             self._end(trial, tracker, state, value)
+        return state
 
     def table(self) -> pd.DataFrame:
         """One row per trial: state, AUC, settings, divergence, run."""
@@ -134,6 +147,7 @@ class Sweep:
                         for key in [f"divergence.{quantity}"]
                     },
                     "run": attributes.get("mlflow.run_id"),
+                    "error": attributes.get("error"),
                 }
             )
         return pd.DataFrame(rows)
@@ -210,9 +224,13 @@ class Sweep:
 
     def _same_people(self) -> None:
         """Write down whom the study is about, or refuse others."""
+        settings = self.config.comparison
         mine = {
             "cohort": self.plan.cohort.digest,
             "probe": self.plan.probe.digest if self.plan.probe else "none",
+            "set of relabellings": (
+                f"{settings.permutations}, seed {settings.seed}, {settings.divergence}"
+            ),
         }
         known: dict[str, Any] = self.study.user_attrs.get("people", {})
         if not known:
@@ -222,6 +240,6 @@ class Sweep:
             if known[what] != digest:
                 raise InputError(
                     f"Study '{self.study.study_name}' was made with another {what} "
-                    f"({known[what][:12]}… there, {digest[:12]}… here): its trials "
+                    f"({known[what][:20]} there, {digest[:20]} here): its trials "
                     "would not be comparable; choose another --study."
                 )

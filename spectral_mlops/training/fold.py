@@ -10,7 +10,8 @@ from torch.nn.functional import cross_entropy
 
 from spectral_mlops.cohorts import FeatureScaler
 from spectral_mlops.models import build_model
-from spectral_mlops.monitor import EpochSpectra, ProbeBatch, SpectralMonitor
+from spectral_mlops.monitor import EpochSpectra, SpectralMonitor
+from spectral_mlops.probe import ProbeBatch
 from spectral_mlops.schedule import EvenlySpaced
 from spectral_mlops.training.performance import Predictions
 from spectral_mlops.training.plan import Plan

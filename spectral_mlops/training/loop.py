@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from spectral_mlops.cohorts import FeatureScaler
 from spectral_mlops.inference.comparison import (
     Comparison,
     average,
@@ -44,6 +45,7 @@ class RunResult:
         additivity: Largest relative gap between the sum over groups and what
             reached a parameter, on the first watched batch of every fold.
         weights: State dict of the chosen checkpoint of each fold.
+        scalers: What each fold's features were scaled with before the network.
     """
 
     metrics: dict[str, float]
@@ -55,6 +57,7 @@ class RunResult:
     best_epochs: list[int]
     additivity: float
     weights: list[dict[str, torch.Tensor]]
+    scalers: list[FeatureScaler]
 
 
 class _EpochOfFolds:
@@ -160,6 +163,7 @@ def _finish(
         best_epochs=[fold.best_epoch for fold in folds],
         additivity=metrics["final/additivity"],
         weights=[fold.best_weights for fold in folds],
+        scalers=[fold.scaler for fold in folds],
     )
 
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -110,6 +112,8 @@ def _leave_results(folder: Path, result: RunResult, layers: pd.DataFrame) -> Non
     (folder / "checkpoints").mkdir()
     for fold, weights in enumerate(result.weights):
         torch.save(weights, folder / "checkpoints" / f"fold-{fold}.pt")
+        scaler: dict[str, Any] = {**result.scalers[fold].to_arrays()}
+        np.savez(folder / "checkpoints" / f"fold-{fold}-scaler.npz", **scaler)
     said = result.validation
     columns = {
         f"p_{k}": said.probabilities[:, k] for k in range(said.probabilities.shape[1])

@@ -141,6 +141,10 @@ def test_the_table_fits_a_terminal_and_says_what_is_missing():
         assert word in text
     assert "0.660 on the probe" in text.replace("\n", " ")
     assert "2.0e-07" in text
+    assert "more than rounding" not in text
+    assert "more than rounding" in shown(
+        show_run, layers, groups, METRICS | {"final/additivity": 0.3}
+    )
     without = {k: v for k, v in METRICS.items() if "probe" not in k and "div" not in k}
     assert "probe" not in shown(show_run, layers, groups, without)
 
@@ -155,6 +159,7 @@ def test_trials_are_one_line_each():
             "divergence.gradient": [1.23456, None],
             "divergence.activation": [-0.5, None],
             "run": ["0123456789abcdef0123456789abcdef"] * 2,
+            "error": [None, "ValueError: by hand"],
         }
     )
     text = shown(show_trials, trials)
@@ -163,3 +168,4 @@ def test_trials_are_one_line_each():
     assert complete.split() == ["0", "COMPLETE", "0.712", "0.00123", "1.23", "-0.5"]
     assert failed.split() == ["1", "FAIL", "–", "0.01", "–", "–"]
     assert "z gra" in text
+    assert "trial 1: ValueError: by hand" in text

@@ -4,7 +4,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from spectral_mlops.errors import InputError
+from spectral_mlops.errors import InputError, TrackingError
 from spectral_mlops.sweeps import Sweep
 from spectral_mlops.sweeps import sweep as module
 from spectral_mlops.sweeps.space import MAX_DEPTH, suggest
@@ -64,8 +64,21 @@ def test_a_study_goes_on_and_refuses_other_people(make):
     again = make()
     again.run_trial()
     assert len(again.study.get_trials()) == 2
+    first, second = again.study.get_trials()
+    assert first.params != second.params
     with pytest.raises(InputError, match="another probe"):
-        make(comparison={"probe_seed": 9, "probe_fraction": 0.45})
+        make(comparison={"probe_seed": 9})
+    with pytest.raises(InputError, match="another set of relabellings"):
+        make(comparison={"seed": 5})
+
+
+def test_what_no_trial_can_do_ends_the_search(make, small):
+    settings = small(tracking={"uri": "gopher://x"})
+    sweep = Sweep(settings, study="s", storage="sqlite:///optuna.db", runs=Path("runs"))
+    with pytest.raises(TrackingError, match="gopher"):
+        sweep.run_trial()
+    (trial,) = sweep.study.get_trials()
+    assert trial.state == TrialState.FAIL
 
 
 def test_a_failed_trial_is_marked_and_the_study_goes_on(make, uri, monkeypatch):

@@ -221,4 +221,13 @@ def test_a_run_leaves_its_files(small, tmp_path):
     )
     model: nn.Module = build_model(plan.config.model, 66, 2)
     model.load_state_dict(weights)
+    with np.load(tmp_path / "one" / "checkpoints" / "fold-0-scaler.npz") as arrays:
+        scaler = FeatureScaler.from_arrays(arrays)
+    said = finished.result.validation
+    ids = plan.folds[0].validation_ids
+    rows = plan.cohort.rows(ids)
+    x = torch.from_numpy(scaler.transform(plan.cohort.features[rows]))
+    p = model.eval()(x).double().softmax(1).detach().numpy()
+    np.testing.assert_allclose(p, said.probabilities[: len(ids)], rtol=1e-5)
+    assert said.ids[: len(ids)] == ids
     assert len(finished.layers) == 9

@@ -1,0 +1,66 @@
+"""Held-out people: what is passed, in what mode, and a label-free output."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from spectral_mlops.errors import InputError
+from spectral_mlops.hooks.groups import Groups, Labels
+
+
+class ProbeBatch(NamedTuple):
+    """Held-out people: what the model takes, what it should say, who they are."""
+
+    inputs: Any
+    targets: Any
+    groups: Groups
+    subjects: Labels
+
+
+def margin(outputs: Any) -> Tensor:
+    """A label-free output per person, whose adjoints are the same for any labels.
+
+    Args:
+        outputs: Logits of shape ``[N, C]``, or ``[N]`` / ``[N, 1]``.
+
+    Returns:
+        Shape ``[N]``: the logit itself, the second less the first of two, or the
+        largest less the next of several.
+
+    Raises:
+        InputError: If the outputs are no such tensor.
+    """
+    if not isinstance(outputs, Tensor) or outputs.ndim not in (1, 2):
+        raise InputError(
+            "The margin needs logits of shape [N, C]; the model returns "
+            f"{tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs)}"
+            ". Pass adjoint='loss' with a loss_function."
+        )
+    if outputs.ndim == 1 or outputs.shape[1] == 1:
+        return outputs.flatten()
+    if outputs.shape[1] == 2:
+        return outputs[:, 1] - outputs[:, 0]
+    top = outputs.topk(2, dim=1).values
+    return top[:, 0] - top[:, 1]
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; training flags, buffers and random state are put back."""
+    flags = {module: module.training for module in model.modules()}
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                if not torch.equal(buffer, buffers[name]):
+                    buffer.copy_(buffers[name])
