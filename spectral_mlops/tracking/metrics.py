@@ -6,7 +6,6 @@ compared and never which run: ``<section>/<name>``, short, what differs last.
 
 import hashlib
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
@@ -26,6 +25,14 @@ SHORT: dict[Quantity, str] = {
     "activation": "act",
     "adjoint": "adj",
 }
+CHARTED = {
+    "erank": ("effective_rank", "batch"),
+    "srank": ("stable_rank", "batch"),
+    "lead": ("leading_share", "batch"),
+    "norm": ("frobenius_norm", "mean"),
+}
+"""Summaries that have charts: section, summary, and the scale it is brought to
+(the others are free of scale)."""
 LAYER_KEYS = 120
 """At most this many per-layer keys in a section family; more freeze the page."""
 ALIAS_LENGTH = 20
@@ -103,8 +110,8 @@ def record_metrics(
 
     From watched training batches (``source="train"``):
 
-    - ``erank_<q>/<group>``: effective rank, averaged over layers, of each group
-      and of ``all``;
+    - ``erank_<q>/<group>``, ``srank_…``, ``lead_…`` and ``norm_…``: the summaries
+      of `CHARTED`, averaged over layers, of each group and of ``all``;
     - ``spectral/<q>_div`` and ``spectral/<q>_div_max``: mean over layers, and
       largest, of the divergence of groups;
     - ``div_<q>/<NN>_<layer>``: the same, layer by layer;
@@ -151,23 +158,23 @@ def record_metrics(
         per_layer |= _keyed(f"probe_{SHORT[quantity]}", z, layers)
     if marked := sum(record.nonfinite for record in records):
         metrics["spectral/nonfinite"] = float(marked)
-    return metrics | _effective_ranks(train, names) | per_layer
+    return metrics | _summaries(train, names) | per_layer
 
 
-def _effective_ranks(records: list[EpochRecord], names: KeyNames) -> dict[str, float]:
-    """Average the effective rank over batches and folds, then over layers."""
+def _summaries(records: list[EpochRecord], names: KeyNames) -> dict[str, float]:
+    """Average each charted summary over batches and folds, then over layers."""
     spectra = [s for record in records for s in record.spectra if s.status == "ok"]
-    alive = {(s.layer, s.quantity) for s in spectra if not s.degenerate}
-    cells: dict[tuple[Quantity, str], dict[str, list[float]]] = defaultdict(dict)
-    for s in sorted(spectra, key=_quantity_order):
-        rank = s.summaries.get("effective_rank", np.nan)
-        if (s.layer, s.quantity) in alive and np.isfinite(rank):
-            cell = cells[s.quantity, names.group(s.grouping, s.group)]
-            cell.setdefault(s.layer, []).append(rank)
-    return {
-        f"erank_{SHORT[quantity]}/{group}": _mean(map(_mean, cell.values()))
-        for (quantity, group), cell in cells.items()
-    }
+    shaped = {(s.layer, s.quantity) for s in spectra if not s.degenerate}
+    usable = [s for s in spectra if (s.layer, s.quantity) in shaped]
+    cells: dict[str, dict[str, list[float]]] = {}
+    for section, (summary, scale) in CHARTED.items():
+        for s in sorted(usable, key=_quantity_order):
+            value = s.summaries.get(summary, np.nan) * s.factor_of(scale)
+            if np.isfinite(value):
+                group = names.group(s.grouping, s.group)
+                cell = cells.setdefault(f"{section}_{SHORT[s.quantity]}/{group}", {})
+                cell.setdefault(s.layer, []).append(value)
+    return {key: _mean(map(_mean, cell.values())) for key, cell in cells.items()}
 
 
 def _quantity_order(spectrum: Spectrum) -> int:

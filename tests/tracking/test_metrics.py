@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -66,6 +68,17 @@ def test_effective_rank_leaves_out_degenerate_layers_and_marked_spectra() -> Non
         "erank_grad/all": pytest.approx((3 + 2) / 2),
         "spectral/nonfinite": 1.0,
     }
+
+
+def test_charted_summaries_are_at_their_scale() -> None:
+    base = spectrum("a", values=(4.0, 3.0))
+    summaries = {"effective_rank": 1.9, "stable_rank": 1.5, "frobenius_norm": 5.0}
+    metrics = record_metrics([of(replace(base, summaries=summaries))])
+    scale = base.loss_scale * base.samples
+    assert metrics["norm_grad/all"] == pytest.approx(5.0 / scale)
+    assert metrics["srank_grad/all"] == 1.5
+    assert metrics["erank_grad/all"] == 1.9
+    assert not [key for key in metrics if key.startswith("lead")]
 
 
 def test_a_whole_epoch_has_finite_values_and_short_names() -> None:
