@@ -19,7 +19,12 @@ from spectral_mlops.errors import CaptureError, InputError
 from spectral_mlops.hooks.context import capture
 from spectral_mlops.hooks.coverage import CoverageRow
 from spectral_mlops.hooks.groups import Groups, Labels
-from spectral_mlops.hooks.measure import LayerRows, measure
+from spectral_mlops.hooks.measure import (
+    GroupGradient,
+    LayerRows,
+    measure,
+    measure_gradients,
+)
 from spectral_mlops.inference.comparison import Comparison, to_divergences
 from spectral_mlops.probe import ProbeBatch, margin, undisturbed
 from spectral_mlops.records import (
@@ -342,7 +347,7 @@ class SpectralMonitor:
         step = self._step - 1
         self._spectra += captured.spectra(pooled=self._pooled, step=step)
         layers = [captured.layer_rows(name) for name in captured.reached_layers()]
-        if len(self._observed) < self._null_batches:
+        if layers and len(self._observed) < self._null_batches:
             self._observed.append(_observe(layers, trained_on=True))
         if self.additivity is None:
             self.additivity = captured.additivity_error()
@@ -425,6 +430,7 @@ class SpectralMonitor:
             raise InputError("adjoint='loss' needs the loss_function.")
         trained = [p for p in self.model.parameters() if p.requires_grad]
         together: dict[str, LayerRows] = {}
+        replayed: list[GroupGradient] = []
         scale = self._scale if adjoint == "loss" else {"reduction": "sum"}
         c = 1.0
         with undisturbed(self.model), torch.enable_grad():
@@ -445,16 +451,22 @@ class SpectralMonitor:
                         scalar = margin(outputs).sum()
                     torch.autograd.grad(scalar, trained, allow_unused=True)
                 c = captured.loss_scale
+                replayed += captured.replayed_gradients()
                 for name in captured.reached_layers():
                     rows = captured.layer_rows(name)
                     before = together.setdefault(name, LayerRows(name, []))
                     before.batches.extend(rows.batches)
-        if not together:
+        if not (together or replayed):
             raise InputError("probe: there are no batches of held-out people.")
         layers = list(together.values())
         spectra = measure(layers, self.quantities, c, self._pooled, 0)
-        observed = _observe(layers, trained_on=False, label_free=adjoint == "margin")
-        return EpochSpectra(epoch, "probe", spectra, 1, [observed], self._strata)
+        if "gradient" in self.quantities:
+            spectra += measure_gradients(replayed, c, self._pooled, 0)
+        free = adjoint == "margin"
+        observed = [_observe(layers, trained_on=False, label_free=free)]
+        return EpochSpectra(
+            epoch, "probe", spectra, 1, observed if layers else [], self._strata
+        )
 
     # -- inside ------------------------------------------------------------------
 

@@ -71,6 +71,79 @@ class InPlaceAfter(nn.Module):
         return self.output(nn.functional.relu_(self.inner(x)))
 
 
+class Bare(nn.Module):
+    """Parameters that no layer holds, beside one that a layer does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(5, 4)
+        self.matrix = nn.Parameter(torch.randn(4, 3))
+        self.scale = nn.Parameter(torch.randn(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (torch.tanh(self.inner(x)) @ self.matrix) * self.scale
+
+
+class Doubled(nn.Linear):
+    """A subclass that computes something else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class TiedEmbedding(nn.Module):
+    """A word embedding that is also the output's weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(9, 4)
+        self.output = nn.Linear(4, 9, bias=False)
+        self.output.weight = self.embedding.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(torch.tanh(self.embedding(x)))
+
+
+class Recurrent(nn.Module):
+    """Two LSTM layers with dropout between them, time first inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(3, 4, num_layers=2, dropout=0.5, bidirectional=True)
+        self.output = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(self.lstm(x.transpose(0, 1))[0].mean(0))
+
+
+class Attention(nn.Module):
+    """Self-attention of four tokens, and a transformer layer above it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 2, dropout=0.3, batch_first=True)
+        self.layer = nn.TransformerEncoderLayer(6, 3, 10, 0.3, batch_first=True)
+        self.output = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        attended, _ = self.attention(x, x, x, need_weights=False)
+        return self.output(self.layer(x + attended).mean(1))
+
+
+class Outputs(nn.Module):
+    """Two outputs, one of which derives from the other, in a mapping."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv1d(3, 4, 3, padding=1)
+        self.gain = nn.Parameter(torch.randn(4))
+        self.second = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        hidden = torch.tanh(self.first(x).mean(-1)) * self.gain
+        return {"hidden": hidden, "logits": self.second(hidden) * self.gain.sum()}
+
+
 def _linear(*leading: int) -> Callable[[], Case]:
     def build() -> Case:
         model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
@@ -115,6 +188,36 @@ CASES: dict[str, Callable[[], Case]] = {
     ),
     "frozen-weight": lambda: Case(_frozen("0.weight"), torch.randn(N, 5)),
     "frozen-layer": lambda: Case(_frozen("2.weight", "2.bias"), torch.randn(N, 5)),
+    "bare": lambda: Case(Bare(), torch.randn(N, 5)),
+    "bare-3d": lambda: Case(Bare(), torch.randn(N, 2, 5)),
+    "subclass": lambda: Case(
+        nn.Sequential(Doubled(5, 4), nn.ReLU(inplace=True), nn.Linear(4, 2)),
+        torch.randn(N, 5),
+    ),
+    "layer-norm": lambda: Case(
+        nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Linear(4, 2)),
+        torch.randn(N, 3, 5),
+    ),
+    "conv2d": lambda: Case(
+        nn.Sequential(
+            nn.Conv2d(2, 6, (3, 2), stride=(2, 1), padding=(1, 0), groups=2),
+            nn.GroupNorm(3, 6),
+            nn.PReLU(),
+            nn.Flatten(),
+            nn.Linear(6 * 3 * 4, 2),
+        ),
+        torch.randn(N, 2, 6, 5),
+    ),
+    "parametrized": lambda: Case(
+        nn.Sequential(
+            nn.utils.parametrizations.weight_norm(nn.Linear(5, 4)), nn.Linear(4, 2)
+        ),
+        torch.randn(N, 5),
+    ),
+    "tied-embedding": lambda: Case(TiedEmbedding(), torch.randint(0, 9, (N, 5))),
+    "lstm": lambda: Case(Recurrent(), torch.randn(N, 5, 3)),
+    "attention": lambda: Case(Attention(), torch.randn(N, 4, 6)),
+    "outputs": lambda: Case(Outputs(), torch.randn(N, 3, 5)),
 }
 
 
@@ -129,4 +232,5 @@ def build(name: str, dtype: torch.dtype = torch.float64) -> Case:
     """Build a case, seeded by its own name."""
     torch.manual_seed(sum(map(ord, name)))
     case = CASES[name]()
-    return Case(case.model.to(dtype), case.x.to(dtype), case.batch_dim)
+    x = case.x.to(dtype) if case.x.is_floating_point() else case.x
+    return Case(case.model.to(dtype), x, case.batch_dim)

@@ -14,10 +14,17 @@ from spectral_mlops.hooks.coverage import (
     clean_name,
     coverage_table,
     find_sites,
+    replayed_parameters,
 )
 from spectral_mlops.hooks.groups import Groups, Labelling, Labels, read_labelling
-from spectral_mlops.hooks.measure import LayerRows, measure
+from spectral_mlops.hooks.measure import (
+    GroupGradient,
+    LayerRows,
+    measure,
+    measure_gradients,
+)
 from spectral_mlops.hooks.recorder import Call, Recorder
+from spectral_mlops.hooks.replay import OUTSIDE, Replay
 from spectral_mlops.hooks.rows import Rows
 from spectral_mlops.records import POOLED, QUANTITIES, Spectrum, check_quantities
 from spectral_mlops.registry import nearest
@@ -109,8 +116,15 @@ class capture:
             if not parameter.requires_grad
         )
         self._unbatched: set[str] = set()
+        replayed = replayed_parameters(self._sites, self._frozen)
+        self._replay = Replay(replayed, batch_dim) if replayed else None
         self._recorder = Recorder(
-            model, self._sites, self._first_labelling, batch_dim, additivity
+            model,
+            self._sites,
+            self._first_labelling,
+            batch_dim,
+            additivity,
+            self._replay,
         )
         bare = [row for row in self.coverage() if row.method == "none"]
         if strict and bare:
@@ -195,14 +209,16 @@ class capture:
         Returns:
             ``{group: {parameter name: tensor of the parameter's shape}}``; where
             groupings were given by name ``{grouping: {group: {...}}}``. Parameters
-            whose `coverage` is not ``rows`` are not in it.
+            whose `coverage` is neither ``rows`` nor ``replay`` are not in it.
 
         Raises:
             CaptureError: Before any backward pass.
         """
-        exact = {row.parameter for row in self.coverage() if row.method == "rows"}
+        calls = self._arrived()
+        table = self.coverage()
+        exact = {row.parameter for row in table if row.method == "rows"}
         result: dict[str, Gradients] = {}
-        for call in self._arrived():
+        for call in calls:
             rows = self._rows_of(call)
             for grouping, groups in call.labelling.groupings.items():
                 for group, samples in groups.items():
@@ -217,6 +233,12 @@ class capture:
                             totals[name] = (
                                 gradient if before is None else before + gradient
                             )
+        replayed = {row.parameter for row in table if row.method == "replay"}
+        found_by_replay = self._replay.gradients if self._replay else {}
+        for grouping, by_group in found_by_replay.items():
+            for group, gradients in by_group.items():
+                exactly = {k: v for k, v in gradients.items() if k in replayed}
+                result.setdefault(grouping, {}).setdefault(group, {}).update(exactly)
         return self._plain(result)
 
     def factors(self, layer: str) -> Any:
@@ -285,21 +307,59 @@ class capture:
             CaptureError: Before any backward pass.
         """
         layers = [self.layer_rows(name) for name in self.reached_layers()]
-        return measure(layers, self._quantities, self.loss_scale, pooled, step)
+        c = self.loss_scale
+        found = measure(layers, self._quantities, c, pooled, step)
+        if "gradient" in self._quantities:
+            found += measure_gradients(self.replayed_gradients(), c, pooled, step)
+        return found
+
+    def replayed_gradients(self) -> list[GroupGradient]:
+        """Gradients of the replayed matrices, by group, for spectra.
+
+        Vectors (biases, scales, shifts) have group gradients and no spectrum.
+        """
+        if self._replay is None:
+            return []
+        exact = {row.parameter for row in self.coverage() if row.method == "replay"}
+        who = self._first_labelling
+        return [
+            GroupGradient(
+                parameter=name,
+                grouping=grouping,
+                group=group,
+                matrix=gradient.flatten(1).mT,
+                samples=len(who.groupings[grouping].get(group, ())),
+                subjects=frozenset(
+                    who.subjects[i]
+                    for i in who.groupings[grouping]
+                    .get(group, torch.arange(0))
+                    .tolist()
+                ),
+            )
+            for grouping, groups in self._replay.gradients.items()
+            for group, gradients in groups.items()
+            for name, gradient in gradients.items()
+            if name in exact and gradient.ndim > 1
+        ]
 
     def coverage(self) -> list[CoverageRow]:
         """Every parameter of the model and how it is watched."""
         reached = {c.site.name for c in self._recorder.calls if c.adjoint is not None}
+        reached |= self._replayed_gradients().keys()
         return coverage_table(
-            self._sites, self._frozen, reached or None, self._unbatched
+            self._sites,
+            self._frozen,
+            reached or None,
+            self._unbatched,
+            self._obstacles(),
         )
 
     def additivity_error(self) -> dict[str, float]:
         """Relative gap between the groups' sum and what reached each parameter.
 
-        The comparison is with the parameter's own tensor hook, in the norm of the
-        gradient, for each grouping (the largest is given): before any all-reduce,
-        and independent of an earlier ``.grad``. A gap above rounding means that
+        The comparison is with the parameter's own tensor hook, relative to the
+        largest norm among the gradient and its parts, for each grouping (the largest
+        is given): before any all-reduce, and independent of an earlier ``.grad``. A gap above rounding means that
         part of the gradient flowed outside the watched calls (a weight penalty, a
         functional use of the weight); 1 means that all of it did.
 
@@ -316,7 +376,7 @@ class capture:
         groupings = found if self._first_labelling.named else {"": found}
         gaps: dict[str, float] = {}
         for row in self.coverage():
-            if row.method not in ("rows", "unused"):
+            if row.method not in ("rows", "replay", "unused"):
                 continue
             reaching = self._recorder.reaching.get(row.parameter)
             for groups in groupings.values():
@@ -348,7 +408,7 @@ class capture:
     def _arrived(self) -> list[Call]:
         """Return the calls an adjoint reached (a recomputed forward has none)."""
         calls = [call for call in self._recorder.calls if call.adjoint is not None]
-        if not calls:
+        if not (calls or self._replayed_gradients()):
             raise CaptureError(
                 "Nothing was captured: run forward and loss.backward() inside the "
                 "context before reading results."
@@ -357,6 +417,27 @@ class capture:
             if call.rows is None and call.site.name not in self._unbatched:
                 call.rows = self._read_rows(call)
         return [call for call in calls if call.site.name not in self._unbatched]
+
+    def _obstacles(self) -> dict[str, str]:
+        """Every replayed parameter, and what stands in the way of its replay."""
+        if self._replay is None:
+            return {}
+        obstacles = dict.fromkeys(self._replay.parameters, self._replay.obstacle)
+        lost = self._recorder.reaching.keys() - self._replayed_gradients().keys()
+        for name in lost & obstacles.keys():
+            obstacles[name] = obstacles[name] or OUTSIDE
+        return obstacles
+
+    def _replayed_gradients(self) -> dict[str, Tensor]:
+        """Gradients of all groups together, of the parameters a replay reached."""
+        if self._replay is None or not self._replay.gradients:
+            return {}
+        totals: dict[str, Tensor] = {}
+        for gradients in next(iter(self._replay.gradients.values())).values():
+            for name, gradient in gradients.items():
+                before = totals.get(name)
+                totals[name] = gradient if before is None else before + gradient
+        return totals
 
     def _rows_of(self, call: Call) -> Rows:
         assert call.rows is not None  # _arrived has read them
@@ -398,14 +479,16 @@ class capture:
 
 
 def _relative_gap(parts: list[Tensor], reaching: Tensor | None) -> float:
-    """Norm of ``Σ parts − reaching`` over the norm of ``reaching``."""
+    """Norm of ``Σ parts − reaching`` over the largest norm among them.
+
+    Parts that cancel (a bias before batch statistics) leave nothing but the rounding
+    of the parts, which is judged by their size.
+    """
     total = torch.stack(parts).double().sum(0) if parts else torch.tensor(0.0)
     whole = torch.zeros_like(total) if reaching is None else reaching.double()
     gap = float(torch.linalg.vector_norm(total - whole))
-    if gap == 0.0:
-        return 0.0
-    size = float(torch.linalg.vector_norm(whole))
-    return gap / size if size else float("inf")
+    size = max(float(torch.linalg.vector_norm(x)) for x in (whole, *parts))
+    return gap / size if size else 0.0
 
 
 def _fold(x: Tensor, size: int, k: int) -> Tensor:

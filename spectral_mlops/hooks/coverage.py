@@ -17,10 +17,12 @@ class CoverageRow(NamedTuple):
     Attributes:
         parameter: Its name, without ``module.`` and ``_orig_mod.``.
         layer: The layer that holds it.
-        method: ``rows`` (exact, from the layer's own rows), ``frozen`` (does not
-            require a gradient), ``unused`` (no adjoint reached the layer) or
-            ``none`` (not watched).
-        split: What assigns a gradient to a group: ``row`` or nothing.
+        method: ``rows`` (exact, from the layer's own rows), ``replay`` (exact, by
+            one partial backward pass per group), ``frozen`` (does not require a
+            gradient), ``unused`` (no adjoint reached the layer) or ``none`` (not
+            watched).
+        split: What assigns a gradient to a group: the ``row`` it comes from, the
+            ``loss`` it comes from, or nothing.
         why: The reason for ``frozen``, ``unused`` and ``none``.
     """
 
@@ -41,6 +43,7 @@ class Site:
         rule: Its row rule, if there is one that applies.
         parameters: Local name to clean full name, tied ones under their first.
         why: Why there is no rule.
+        wanted: Whether the layer is among those asked for.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Site:
     rule: RowRule | None
     parameters: Mapping[str, str]
     why: str = ""
+    wanted: bool = True
 
 
 def clean_name(name: str) -> str:
@@ -82,9 +86,10 @@ def find_sites(model: nn.Module, layers: Set[str] | None) -> list[Site]:
             for local, p in own.items()
         }
         rule, why = _rule_of(module, own.keys())
-        if layers is not None and clean_name(name) not in layers:
+        wanted = layers is None or clean_name(name) in layers
+        if not wanted:
             rule, why = None, "not among the layers= asked for"
-        sites.append(Site(clean_name(name), module, rule, full, why))
+        sites.append(Site(clean_name(name), module, rule, full, why, wanted))
     known = [site.name for site in sites]
     for asked in sorted(layers or ()):
         if asked not in known:
@@ -106,19 +111,37 @@ def _rule_of(module: nn.Module, own: Set[str]) -> tuple[RowRule | None, str]:
     return rule, ""
 
 
+def replayed_parameters(sites: list[Site], frozen: Set[str]) -> dict[str, nn.Parameter]:
+    """Return the trained parameters that some holder has no rule for.
+
+    Args:
+        sites: From `find_sites`.
+        frozen: Names of parameters that require no gradient.
+    """
+    return {
+        name: site.module.get_parameter(local)
+        for site in sites
+        for local, name in site.parameters.items()
+        if site.wanted and site.rule is None and name not in frozen
+    }
+
+
 def coverage_table(
     sites: list[Site],
     frozen: Set[str],
     reached: Set[str] | None,
     unbatched: Set[str],
+    replayed: Mapping[str, str],
 ) -> list[CoverageRow]:
     """Say for every parameter how it is watched.
 
     Args:
         sites: From `find_sites`.
         frozen: Names of parameters that require no gradient.
-        reached: Layers that an adjoint reached; ``None`` before any backward.
+        reached: Layers that an adjoint reached, and parameters that a replay
+            reached; ``None`` before any backward.
         unbatched: Layers that were called without a batch axis.
+        replayed: Parameters that are replayed, and what stands in the way.
     """
     holders: dict[str, list[Site]] = {}
     for site in sites:
@@ -126,17 +149,22 @@ def coverage_table(
             holders.setdefault(parameter, []).append(site)
     table = []
     for parameter, held_by in holders.items():
+        places = {parameter, *(site.name for site in held_by if site.rule is not None)}
         without = next((site for site in held_by if site.rule is None), None)
         lone = next((site for site in held_by if site.name in unbatched), None)
         if parameter in frozen:
             method, split, why = "frozen", "", "requires_grad is False"
-        elif without is not None:
-            tied = f" (tied, in '{without.name}')" if len(held_by) > 1 else ""
-            method, split, why = "none", "", without.why + tied
+        elif replayed.get(parameter):
+            method, split, why = "none", "", replayed[parameter]
+        elif without is not None and parameter not in replayed:
+            method, split, why = "none", "", without.why
         elif lone is not None:
             method, split, why = "none", "", f"'{lone.name}' called without batch axis"
-        elif reached is not None and not any(s.name in reached for s in held_by):
+        elif reached is not None and not places & reached:
             method, split, why = "unused", "", "no adjoint reached the layer"
+        elif parameter in replayed:
+            why = without.why if without is not None else ""
+            method, split = "replay", "loss"
         else:
             method, split, why = "rows", "row", ""
         table.append(CoverageRow(parameter, held_by[0].name, method, split, why))

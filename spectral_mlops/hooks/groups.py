@@ -43,6 +43,11 @@ class Labelling:
     targets: tuple[str, ...] | None
     named: bool
 
+    def members(self, grouping: str, group: str) -> list[int]:
+        """Return the samples of a group, none if it is not in this batch."""
+        samples = self.groupings[grouping].get(group)
+        return [] if samples is None else samples.tolist()
+
 
 def read_labelling(
     groups: Groups,

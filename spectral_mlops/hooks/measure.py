@@ -1,7 +1,7 @@
 """From the rows of one layer to spectrum records."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -45,6 +45,40 @@ class _Part:
     adjoint: Tensor  # [r, d_out]
     samples: int
     subjects: int
+
+
+@dataclass(frozen=True, eq=False)
+class GroupGradient:
+    """One group's gradient of one matrix, found without factors.
+
+    Attributes:
+        parameter: Its name.
+        grouping: Name of the labelling.
+        group: Label.
+        matrix: Shape ``[d_in, d_out]``.
+        samples: Number of samples of the group.
+        subjects: The people among them.
+    """
+
+    parameter: str
+    grouping: str
+    group: str
+    matrix: Tensor
+    samples: int
+    subjects: frozenset[str]
+
+    def plus(self, other: "GroupGradient") -> "GroupGradient":
+        """Add another part of the same group and matrix."""
+        return replace(
+            self,
+            matrix=self.matrix + other.matrix,
+            samples=self.samples + other.samples,
+            subjects=self.subjects | other.subjects,
+        )
+
+    def pooled(self) -> "GroupGradient":
+        """Return this as a part of the pooled group."""
+        return replace(self, grouping=POOLED, group=POOLED)
 
 
 def measure(
@@ -91,6 +125,60 @@ def measure(
             step=step,
         )
         for i, (layer, part, quantity, solved) in enumerate(cells)
+    ]
+
+
+def measure_gradients(
+    gradients: Iterable[GroupGradient], loss_scale: float, pooled: bool, step: int
+) -> list[Spectrum]:
+    """Return one gradient record per replayed matrix and group.
+
+    The layer of a record is the name of the parameter; there are no factors, so
+    ``rows`` is the number of samples. Gradients of the same parameter and group
+    (of several batches) are added.
+
+    Args:
+        gradients: Of one or more batches.
+        loss_scale: ``c``.
+        pooled: Whether to measure the pooled group ``all`` too.
+        step: Written into the records.
+    """
+    given = list(gradients)
+    first = given[0].grouping if given else ""
+    everybody = [g.pooled() for g in given if pooled and g.grouping == first]
+    cells: dict[tuple[str, str, str], GroupGradient] = {}
+    for item in everybody + given:
+        key = (item.parameter, item.grouping, item.group)
+        cells[key] = cells[key].plus(item) if key in cells else item
+    found = list(cells.values())
+    solved = [
+        _member(factor_singular_values(item.matrix[None]), 0, len(item.matrix))
+        for item in found
+    ]
+    summaries = summarise([solution.values for solution in solved])
+    total = sum(item.samples for item in given if item.grouping == first)
+    names = len({item.parameter for item in given})
+    return [
+        Spectrum(
+            layer=item.parameter,
+            quantity="gradient",
+            grouping=item.grouping,
+            group=item.group,
+            values=solution.values.numpy(),
+            samples=item.samples,
+            rows=item.samples,
+            batch_samples=total // names,
+            subjects=len(item.subjects),
+            loss_scale=loss_scale,
+            shape=(item.matrix.shape[0], item.matrix.shape[1]),
+            route=solution.route,
+            floor=solution.floor,
+            below_floor=solution.below_floor,
+            status=solution.status,
+            summaries=summary,
+            step=step,
+        )
+        for item, solution, summary in zip(found, solved, summaries, strict=True)
     ]
 
 

@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from spectral_mlops.errors import CaptureError
 from spectral_mlops.hooks.coverage import Site, clean_name
 from spectral_mlops.hooks.groups import Labelling
+from spectral_mlops.hooks.replay import Replay, anchor
 from spectral_mlops.hooks.rows import Rows
 
 
@@ -42,6 +43,7 @@ class Recorder:
         labelling: Of the calls to come; may be exchanged between forward calls.
         batch_dim: Batch axis of the model's inputs.
         parameters: Also record what reaches each parameter's own tensor hook.
+        replay: Of the parameters that no rule covers, if there are any.
     """
 
     def __init__(
@@ -51,12 +53,14 @@ class Recorder:
         labelling: Labelling,
         batch_dim: int,
         parameters: bool,
+        replay: Replay | None,
     ) -> None:
         self.labelling = labelling
         self.calls: list[Call] = []
         self.reaching: dict[str, Tensor] = {}
         self._model, self._sites = model, sites
         self._batch_dim, self._parameters = batch_dim, parameters
+        self._replay = replay
         self._handles: list[RemovableHandle] = []
 
     def attach(self) -> None:
@@ -67,6 +71,8 @@ class Recorder:
             if site.rule is not None:
                 hook = partial(self._on_forward, site)
                 keep(site.module.register_forward_hook(hook, with_kwargs=True))
+        if self._replay is not None:
+            keep(self._model.register_forward_hook(self._on_return))
         if self._parameters:
             for name, parameter in self._model.named_parameters():
                 if parameter.requires_grad:
@@ -77,6 +83,18 @@ class Recorder:
         """Take every hook off, those on output tensors included."""
         while self._handles:
             self._handles.pop().remove()
+        if self._replay is not None:
+            self._replay.release()
+
+    @property
+    def _replaying(self) -> bool:
+        """Whether the pass that fires hooks now is a replay, not the step's own."""
+        return self._replay is not None and self._replay.running
+
+    def _on_return(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Hook what the model returned, for replay."""
+        if torch.is_grad_enabled() and self._replay is not None:
+            self._handles += self._replay.watch(output, self.labelling)
 
     def _on_root(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -107,6 +125,8 @@ class Recorder:
     ) -> None:
         if not (isinstance(output, Tensor) and output.requires_grad):
             return
+        if self._replaying:  # a checkpoint recomputes for the replay
+            return
         inputs = tuple(
             self._keep(x, layer) if isinstance(x, Tensor) else x
             for x in (*args, *kwargs.values())
@@ -114,7 +134,8 @@ class Recorder:
         versions = tuple(x._version for x in inputs if isinstance(x, Tensor))
         call = Call(site, self.labelling, inputs, versions)
         self.calls.append(call)
-        self._handles.append(_hook_output(output, call))
+        hook = partial(self._on_adjoint, call, output.shape)
+        self._handles.append(anchor(output).register_hook(hook))
 
     @staticmethod
     def _keep(x: Tensor, layer: nn.Module) -> Tensor:
@@ -127,28 +148,16 @@ class Recorder:
         guarded = weight is not None and weight.requires_grad
         return x.detach() if guarded else x.detach().clone()
 
+    def _on_adjoint(self, call: Call, shape: torch.Size, gradient: Tensor) -> None:
+        """Keep the adjoint of one call; several backward passes add up."""
+        if self._replaying:
+            return
+        fresh = gradient.detach().reshape(shape)
+        call.adjoint = fresh if call.adjoint is None else call.adjoint + fresh
+
     def _on_parameter(self, name: str, gradient: Tensor) -> None:
+        if self._replaying:
+            return
         total = self.reaching.get(name)
         fresh = gradient.detach()
         self.reaching[name] = fresh.clone() if total is None else total + fresh
-
-
-def _hook_output(output: Tensor, call: Call) -> RemovableHandle:
-    """Hook the tensor that keeps its place in the graph.
-
-    NOTE: ``nn.Linear`` on more than two axes returns a view of the product. An
-    in-place activation on a view rebuilds the graph from the view's *base*, and a
-    hook on the view never fires; one on the base does, with the same adjoint.
-    """
-    base = output._base
-    if base is None or base.shape.numel() != output.shape.numel():
-        return output.register_hook(partial(_on_adjoint, call, output.shape))
-    if not (base.requires_grad and base.is_contiguous() and output.is_contiguous()):
-        return output.register_hook(partial(_on_adjoint, call, output.shape))
-    return base.register_hook(partial(_on_adjoint, call, output.shape))
-
-
-def _on_adjoint(call: Call, shape: torch.Size, gradient: Tensor) -> None:
-    """Keep the adjoint of one call; several backward passes add up."""
-    fresh = gradient.detach().reshape(shape)
-    call.adjoint = fresh if call.adjoint is None else call.adjoint + fresh

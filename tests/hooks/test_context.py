@@ -307,7 +307,7 @@ def test_non_finite_rows_are_marked_and_training_goes_on():
     assert status["0", "activation", "all"] == "non-finite"
 
 
-def test_an_unused_layer_and_an_unknown_one_are_listed():
+def test_every_parameter_is_listed():
     class Odd(nn.Module):
         def __init__(self):
             super().__init__()
@@ -315,27 +315,129 @@ def test_an_unused_layer_and_an_unknown_one_are_listed():
             self.unused = nn.Linear(5, 2)
             self.norm = nn.LayerNorm(2)
             self.bare = nn.Parameter(torch.ones(2))
+            self.idle = nn.Parameter(torch.ones(2))
 
         def forward(self, x):
             return self.norm(self.used(x)) * self.bare
 
     captured = watched(Odd().double(), torch.randn(3, 5).double(), list("aab"))
     table = {row.parameter: row for row in captured.coverage()}
-    assert len(table) == 7
-    assert table["used.weight"].method == "rows"
-    assert table["used.weight"].split == "row"
-    assert table["unused.bias"].method == "unused"
-    assert table["norm.weight"].method == "none"
+    assert table.keys() == dict(Odd().named_parameters()).keys()
+    assert (table["used.weight"].method, table["used.weight"].split) == ("rows", "row")
+    assert (table["bare"].method, table["bare"].split) == ("replay", "loss")
+    assert table["norm.weight"].method == "replay"
     assert "LayerNorm" in table["norm.weight"].why
+    assert table["unused.bias"].method == table["idle"].method == "unused"
+    assert captured.additivity_error().keys() == table.keys()
+    assert max(captured.additivity_error().values()) < 1e-12
+
+
+def test_what_no_output_shows_cannot_be_replayed_and_strict_refuses_it():
+    class Summed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(5, 2)
+            self.bare = nn.Parameter(torch.ones(2))
+
+        def forward(self, x):
+            return (self.inner(x) * self.bare).square().sum()
+
+    model, x = Summed().double(), torch.randn(3, 5).double()
+    with capture(model, list("aab")) as captured:
+        model(x).backward()
+    table = {row.parameter: row for row in captured.coverage()}
     assert table["bare"].method == "none"
-    assert captured.additivity_error().keys() == {
-        "used.weight",
-        "used.bias",
-        "unused.weight",
-        "unused.bias",
-    }
-    with pytest.raises(InputError, match=r"norm\.weight.*register_rows"):
-        capture(Odd(), ["a"], strict=True)
+    assert "no batch axis of 3" in table["bare"].why
+    assert table["inner.weight"].method == "rows"
+    assert captured.additivity_error().keys() == {"inner.weight", "inner.bias"}
+    with pytest.raises(InputError, match=r"0\.weight \(not among.*register_rows"):
+        capture(network(), ["a"], layers=["2"], strict=True)
+
+
+def test_a_reentrant_checkpoint_stands_in_the_way_of_a_replay_only():
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4))
+            self.output = nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.output(checkpoint(self.inner, x, use_reentrant=True))
+
+    plain = Checkpointed().double()
+    model = Checkpointed().double()
+    model.load_state_dict(plain.state_dict())
+    x = torch.randn(4, 5).double().requires_grad_()
+    plain(x).square().sum().backward()
+    captured = watched(model, x, list("abab"))
+    table = {row.parameter: row for row in captured.coverage()}
+    assert table["inner.1.weight"].method == "none"
+    assert "use_reentrant=False" in table["inner.1.weight"].why
+    assert table["inner.0.weight"].method == "rows"
+    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+
+
+def test_recomputation_goes_with_a_replay():
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Dropout())
+            self.output = nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.output(checkpoint(self.inner, x, use_reentrant=False))
+
+    captured = watched(
+        Checkpointed().double(), torch.randn(4, 5).double(), list("abab")
+    )
+    assert max(captured.additivity_error().values()) < 1e-12
+    assert {row.method for row in captured.coverage()} == {"rows", "replay"}
+
+
+def test_in_place_operations_on_the_returned_tensor_do_no_harm():
+    model = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4)).double()
+    with capture(model, list("abab")) as captured:
+        model(torch.randn(4, 3, 5).double()).mul_(3).relu_().square().sum().backward()
+    assert max(captured.additivity_error().values()) < 1e-12
+
+
+def test_batch_statistics_add_up_by_row_and_by_loss():
+    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).double()
+    captured = watched(model, torch.randn(6, 5).double(), list("aabbbb"))
+    assert max(captured.additivity_error().values()) < 1e-10
+    split = {row.parameter: row.split for row in captured.coverage()}
+    assert split["0.weight"] == "row"
+    assert split["1.weight"] == "loss"
+
+
+def test_losses_that_bypass_the_returned_tensor_show_as_a_gap():
+    model = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4)).double()
+    with capture(model, list("abab")) as captured:
+        penalty = model[1].weight.square().sum()
+        (model(torch.randn(4, 5).double()).square().sum() + penalty).backward()
+    assert captured.additivity_error()["1.weight"] > 1e-3
+    assert captured.additivity_error()["1.bias"] < 1e-12
+
+
+def test_replayed_matrices_have_a_gradient_spectrum_and_no_factors():
+    model = nn.Sequential(
+        nn.Conv2d(2, 3, (2, 1)), nn.Flatten(), nn.Linear(3 * 3 * 4, 2)
+    )
+    model = model.double()
+    captured = watched(model, torch.randn(5, 2, 4, 4).double(), list("aabbb"))
+    found = {(s.layer, s.quantity, s.group): s for s in captured.spectra()}
+    gradients = captured.group_gradients()
+    total = sum(g["0.weight"] for g in gradients.values())
+    for group, samples in (("a", 2), ("b", 3), ("all", 5)):
+        gradient = total if group == "all" else gradients[group]["0.weight"]
+        expected = np.linalg.svd(gradient.flatten(1).numpy().T, compute_uv=False)
+        s = found["0.weight", "gradient", group]
+        np.testing.assert_allclose(s.values, expected, atol=1e-6 * expected[0])
+        assert (s.samples, s.subjects, s.batch_samples) == (samples, samples, 5)
+        assert s.shape == (4, 3)
+    assert not [key for key in found if key[0] == "0.bias"]
+    assert ("0.weight", "activation", "a") not in found
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
@@ -343,16 +445,9 @@ def test_reparametrised_layers_are_not_taken_for_plain_ones():
     old = nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 2)))
     new = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)))
     for model in (old, new):
-        rows = capture(model, ["a"]).coverage()
-        assert {row.method for row in rows} == {"none"}
-
-
-def test_a_subclass_is_not_taken_for_its_parent():
-    class Doubled(nn.Linear):
-        def forward(self, x):
-            return 2 * super().forward(x)
-
-    assert {row.method for row in capture(Doubled(3, 2), ["a"]).coverage()} == {"none"}
+        captured = watched(model, torch.randn(4, 3), list("abab"))
+        assert {row.method for row in captured.coverage()} == {"replay"}
+        assert max(captured.additivity_error().values()) < 1e-5
 
 
 def test_a_call_without_batch_axis_is_listed_not_guessed():
