@@ -462,11 +462,11 @@ class SpectralMonitor:
         spectra = measure(layers, self.quantities, c, self._pooled, 0)
         if "gradient" in self.quantities:
             spectra += measure_gradients(replayed, c, self._pooled, 0)
-        free = adjoint == "margin"
-        observed = [_observe(layers, trained_on=False, label_free=free)]
-        return EpochSpectra(
-            epoch, "probe", spectra, 1, observed if layers else [], self._strata
-        )
+        observed = []
+        if layers:
+            free = adjoint == "margin"
+            observed.append(_observe(layers, trained_on=False, label_free=free))
+        return EpochSpectra(epoch, "probe", spectra, 1, observed, self._strata)
 
     # -- inside ------------------------------------------------------------------
 

@@ -284,6 +284,42 @@ def test_probe_refuses_no_people_and_a_loss_without_function():
         monitor.probe([], adjoint="loss")
 
 
+def test_a_model_without_rows_is_described_by_replay():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(3, 2, batch_first=True)
+
+        def forward(self, x):
+            return self.lstm(x.unflatten(1, (3, 3)))[0][:, -1]
+
+    x, y, _, who = people()
+    torch.manual_seed(0)
+    model = Recurrent()
+    monitor = SpectralMonitor(model)
+    with monitor.watch({"dx": y}, who):
+        cross_entropy(model(x), y).backward()
+    result = monitor.collect()
+    assert max(monitor.additivity.values()) < 1e-5
+    assert {s.layer for s in result.spectra} == {
+        "lstm.weight_ih_l0",
+        "lstm.weight_hh_l0",
+    }
+    one = monitor.probe([(x, y, {"dx": y}, who)])
+    two = monitor.probe(probe_batches(x, y, who))
+    for a, b in zip(one.spectra, two.spectra, strict=True):
+        assert (a.group, a.samples, a.batch_samples) == (
+            b.group,
+            b.samples,
+            b.batch_samples,
+        )
+        np.testing.assert_allclose(a.values, b.values, atol=1e-5 * a.values[0])
+    table = one.divergences(19)
+    assert table["value"].notna().all()
+    assert table["p"].isna().all()
+    assert table["reason"].str.contains("no factors").all()
+
+
 # -- comparing groups --------------------------------------------------------------
 
 COLUMNS = [

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import spectral_mlops.hooks.layers  # noqa: F401  (registers the row rules)
 from spectral_mlops.errors import CaptureError, InputError, UnknownNameError
+from spectral_mlops.hooks.additivity import additivity
 from spectral_mlops.hooks.coverage import (
     CoverageRow,
     clean_name,
@@ -115,9 +116,7 @@ class capture:
             for name, parameter in model.named_parameters(remove_duplicate=False)
             if not parameter.requires_grad
         )
-        self._unbatched: set[str] = set()
-        replayed = replayed_parameters(self._sites, self._frozen)
-        self._replay = Replay(replayed, batch_dim) if replayed else None
+        self._replay = Replay(replayed_parameters(self._sites), batch_dim)
         self._recorder = Recorder(
             model,
             self._sites,
@@ -234,8 +233,7 @@ class capture:
                                 gradient if before is None else before + gradient
                             )
         replayed = {row.parameter for row in table if row.method == "replay"}
-        found_by_replay = self._replay.gradients if self._replay else {}
-        for grouping, by_group in found_by_replay.items():
+        for grouping, by_group in self._replay.gradients.items():
             for group, gradients in by_group.items():
                 exactly = {k: v for k, v in gradients.items() if k in replayed}
                 result.setdefault(grouping, {}).setdefault(group, {}).update(exactly)
@@ -318,8 +316,6 @@ class capture:
 
         Vectors (biases, scales, shifts) have group gradients and no spectrum.
         """
-        if self._replay is None:
-            return []
         exact = {row.parameter for row in self.coverage() if row.method == "replay"}
         who = self._first_labelling
         return [
@@ -345,23 +341,20 @@ class capture:
     def coverage(self) -> list[CoverageRow]:
         """Every parameter of the model and how it is watched."""
         reached = {c.site.name for c in self._recorder.calls if c.adjoint is not None}
-        reached |= self._replayed_gradients().keys()
+        reached |= self._replay.reached
         return coverage_table(
             self._sites,
             self._frozen,
             reached or None,
-            self._unbatched,
+            self._recorder.unbatched,
             self._obstacles(),
         )
 
     def additivity_error(self) -> dict[str, float]:
         """Relative gap between the groups' sum and what reached each parameter.
 
-        The comparison is with the parameter's own tensor hook, relative to the
-        largest norm among the gradient and its parts, for each grouping (the largest
-        is given): before any all-reduce, and independent of an earlier ``.grad``. A gap above rounding means that
-        part of the gradient flowed outside the watched calls (a weight penalty, a
-        functional use of the weight); 1 means that all of it did.
+        See `hooks.additivity`: before any all-reduce, independent of an earlier
+        ``.grad``, the largest over groupings.
 
         Returns:
             ``{parameter name: gap}``; 0 where both are zero.
@@ -374,18 +367,7 @@ class capture:
             raise CaptureError("This capture was made with additivity=False.")
         found = self.group_gradients()
         groupings = found if self._first_labelling.named else {"": found}
-        gaps: dict[str, float] = {}
-        for row in self.coverage():
-            if row.method not in ("rows", "replay", "unused"):
-                continue
-            reaching = self._recorder.reaching.get(row.parameter)
-            for groups in groupings.values():
-                parts = [
-                    g[row.parameter] for g in groups.values() if row.parameter in g
-                ]
-                gap = _relative_gap(parts, reaching)
-                gaps[row.parameter] = max(gap, gaps.get(row.parameter, 0.0))
-        return gaps
+        return additivity(groupings, self.coverage(), self._recorder.reaching)
 
     @property
     def loss_scale(self) -> float:
@@ -400,7 +382,7 @@ class capture:
         reached = {
             call.site.name for call in self._recorder.calls if call.adjoint is not None
         }
-        lone = reached & self._unbatched
+        lone = reached & self._recorder.unbatched
         return [s.name for s in self._sites if s.name in reached - lone]
 
     # -- inside ------------------------------------------------------------------
@@ -408,42 +390,30 @@ class capture:
     def _arrived(self) -> list[Call]:
         """Return the calls an adjoint reached (a recomputed forward has none)."""
         calls = [call for call in self._recorder.calls if call.adjoint is not None]
-        if not (calls or self._replayed_gradients()):
+        if not (calls or self._replay.gradients):
             raise CaptureError(
                 "Nothing was captured: run forward and loss.backward() inside the "
                 "context before reading results."
             )
-        for call in calls:
-            if call.rows is None and call.site.name not in self._unbatched:
+        whole = [c for c in calls if c.site.name not in self._recorder.unbatched]
+        for call in whole:
+            if call.rows is None:
                 call.rows = self._read_rows(call)
-        return [call for call in calls if call.site.name not in self._unbatched]
+        return whole
 
     def _obstacles(self) -> dict[str, str]:
         """Every replayed parameter, and what stands in the way of its replay."""
-        if self._replay is None:
-            return {}
         obstacles = dict.fromkeys(self._replay.parameters, self._replay.obstacle)
-        lost = self._recorder.reaching.keys() - self._replayed_gradients().keys()
+        lost = self._recorder.reaching.keys() - self._replay.reached
         for name in lost & obstacles.keys():
             obstacles[name] = obstacles[name] or OUTSIDE
         return obstacles
-
-    def _replayed_gradients(self) -> dict[str, Tensor]:
-        """Gradients of all groups together, of the parameters a replay reached."""
-        if self._replay is None or not self._replay.gradients:
-            return {}
-        totals: dict[str, Tensor] = {}
-        for gradients in next(iter(self._replay.gradients.values())).values():
-            for name, gradient in gradients.items():
-                before = totals.get(name)
-                totals[name] = gradient if before is None else before + gradient
-        return totals
 
     def _rows_of(self, call: Call) -> Rows:
         assert call.rows is not None  # _arrived has read them
         return call.rows
 
-    def _read_rows(self, call: Call) -> Rows | None:
+    def _read_rows(self, call: Call) -> Rows:
         name, size = call.site.name, call.labelling.size
         now = tuple(x._version for x in call.inputs if isinstance(x, Tensor))
         if now != call.versions:
@@ -456,9 +426,6 @@ class capture:
         rows = call.site.rule.rows(
             call.site.module, call.inputs, call.adjoint, self._batch_dim
         )
-        if rows is None:
-            self._unbatched.add(name)
-            return None
         k = self._folded.get(name, 1)
         if len(rows.activation) != k * size:
             raise CaptureError(
@@ -476,19 +443,6 @@ class capture:
         if self._first_labelling.named:
             return result
         return next(iter(result.values()))
-
-
-def _relative_gap(parts: list[Tensor], reaching: Tensor | None) -> float:
-    """Norm of ``Σ parts − reaching`` over the largest norm among them.
-
-    Parts that cancel (a bias before batch statistics) leave nothing but the rounding
-    of the parts, which is judged by their size.
-    """
-    total = torch.stack(parts).double().sum(0) if parts else torch.tensor(0.0)
-    whole = torch.zeros_like(total) if reaching is None else reaching.double()
-    gap = float(torch.linalg.vector_norm(total - whole))
-    size = max(float(torch.linalg.vector_norm(x)) for x in (whole, *parts))
-    return gap / size if size else 0.0
 
 
 def _fold(x: Tensor, size: int, k: int) -> Tensor:

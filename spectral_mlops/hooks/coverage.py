@@ -111,19 +111,22 @@ def _rule_of(module: nn.Module, own: Set[str]) -> tuple[RowRule | None, str]:
     return rule, ""
 
 
-def replayed_parameters(sites: list[Site], frozen: Set[str]) -> dict[str, nn.Parameter]:
-    """Return the trained parameters that some holder has no rule for.
-
-    Args:
-        sites: From `find_sites`.
-        frozen: Names of parameters that require no gradient.
-    """
-    return {
+def trained_parameters(site: Site) -> dict[str, nn.Parameter]:
+    """Return the parameters of one layer that require a gradient, by full name."""
+    found = {
         name: site.module.get_parameter(local)
-        for site in sites
         for local, name in site.parameters.items()
-        if site.wanted and site.rule is None and name not in frozen
     }
+    return {name: p for name, p in found.items() if p.requires_grad}
+
+
+def replayed_parameters(sites: list[Site]) -> dict[str, nn.Parameter]:
+    """Return the trained parameters that some holder has no rule for."""
+    found: dict[str, nn.Parameter] = {}
+    for site in sites:
+        if site.wanted and site.rule is None:
+            found |= trained_parameters(site)
+    return found
 
 
 def coverage_table(
@@ -158,13 +161,12 @@ def coverage_table(
             method, split, why = "none", "", replayed[parameter]
         elif without is not None and parameter not in replayed:
             method, split, why = "none", "", without.why
-        elif lone is not None:
-            method, split, why = "none", "", f"'{lone.name}' called without batch axis"
         elif reached is not None and not places & reached:
             method, split, why = "unused", "", "no adjoint reached the layer"
         elif parameter in replayed:
-            why = without.why if without is not None else ""
+            why = f"'{lone.name}' called without batch axis" if lone else ""
             method, split = "replay", "loss"
+            why = without.why if without is not None else why
         else:
             method, split, why = "rows", "row", ""
         table.append(CoverageRow(parameter, held_by[0].name, method, split, why))

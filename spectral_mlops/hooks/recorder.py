@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from spectral_mlops.errors import CaptureError
-from spectral_mlops.hooks.coverage import Site, clean_name
+from spectral_mlops.hooks.coverage import Site, clean_name, trained_parameters
 from spectral_mlops.hooks.groups import Labelling
 from spectral_mlops.hooks.replay import Replay, anchor
 from spectral_mlops.hooks.rows import Rows
@@ -43,7 +43,7 @@ class Recorder:
         labelling: Of the calls to come; may be exchanged between forward calls.
         batch_dim: Batch axis of the model's inputs.
         parameters: Also record what reaches each parameter's own tensor hook.
-        replay: Of the parameters that no rule covers, if there are any.
+        replay: Of the parameters that no rule covers.
     """
 
     def __init__(
@@ -53,11 +53,12 @@ class Recorder:
         labelling: Labelling,
         batch_dim: int,
         parameters: bool,
-        replay: Replay | None,
+        replay: Replay,
     ) -> None:
         self.labelling = labelling
         self.calls: list[Call] = []
         self.reaching: dict[str, Tensor] = {}
+        self.unbatched: set[str] = set()
         self._model, self._sites = model, sites
         self._batch_dim, self._parameters = batch_dim, parameters
         self._replay = replay
@@ -71,8 +72,7 @@ class Recorder:
             if site.rule is not None:
                 hook = partial(self._on_forward, site)
                 keep(site.module.register_forward_hook(hook, with_kwargs=True))
-        if self._replay is not None:
-            keep(self._model.register_forward_hook(self._on_return))
+        keep(self._model.register_forward_hook(self._on_return))
         if self._parameters:
             for name, parameter in self._model.named_parameters():
                 if parameter.requires_grad:
@@ -83,17 +83,11 @@ class Recorder:
         """Take every hook off, those on output tensors included."""
         while self._handles:
             self._handles.pop().remove()
-        if self._replay is not None:
-            self._replay.release()
-
-    @property
-    def _replaying(self) -> bool:
-        """Whether the pass that fires hooks now is a replay, not the step's own."""
-        return self._replay is not None and self._replay.running
+        self._replay.release()
 
     def _on_return(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Hook what the model returned, for replay."""
-        if torch.is_grad_enabled() and self._replay is not None:
+        if torch.is_grad_enabled():
             self._handles += self._replay.watch(output, self.labelling)
 
     def _on_root(
@@ -125,12 +119,17 @@ class Recorder:
     ) -> None:
         if not (isinstance(output, Tensor) and output.requires_grad):
             return
-        if self._replaying:  # a checkpoint recomputes for the replay
+        if self._replay.running:  # a checkpoint recomputes for the replay
             return
         inputs = tuple(
             self._keep(x, layer) if isinstance(x, Tensor) else x
             for x in (*args, *kwargs.values())
         )
+        assert site.rule is not None
+        if not site.rule.batched(layer, inputs, self._batch_dim):
+            self.unbatched.add(site.name)
+            self._replay.parameters |= trained_parameters(site)
+            return
         versions = tuple(x._version for x in inputs if isinstance(x, Tensor))
         call = Call(site, self.labelling, inputs, versions)
         self.calls.append(call)
@@ -150,13 +149,13 @@ class Recorder:
 
     def _on_adjoint(self, call: Call, shape: torch.Size, gradient: Tensor) -> None:
         """Keep the adjoint of one call; several backward passes add up."""
-        if self._replaying:
+        if self._replay.running:
             return
         fresh = gradient.detach().reshape(shape)
         call.adjoint = fresh if call.adjoint is None else call.adjoint + fresh
 
     def _on_parameter(self, name: str, gradient: Tensor) -> None:
-        if self._replaying:
+        if self._replay.running:
             return
         total = self.reaching.get(name)
         fresh = gradient.detach()

@@ -40,7 +40,7 @@ class Replay:
     """Pull masked adjoints of the model's outputs back to some parameters.
 
     Args:
-        parameters: Name to parameter.
+        parameters: Name to parameter; more may join before the model returns.
         batch_dim: Batch axis of the model's outputs.
     """
 
@@ -62,11 +62,23 @@ class Replay:
         Yields:
             A handle per tensor.
         """
+        if not self.parameters:
+            return
         for tensor in _tensors(returned):
             target = anchor(tensor)
             output = _Output(get_gradient_edge(target), tensor.shape, labelling)
             self._outputs.append(output)
             yield target.register_hook(partial(self._on_adjoint, output))
+
+    @property
+    def reached(self) -> set[str]:
+        """Names of the parameters that a replay found a gradient for."""
+        return {
+            name
+            for groups in self.gradients.values()
+            for gradients in groups.values()
+            for name in gradients
+        }
 
     def release(self) -> None:
         """Let go of the graph."""

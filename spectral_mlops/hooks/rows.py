@@ -47,13 +47,19 @@ class RowRule(Protocol):
         """
         ...
 
+    def batched(
+        self, layer: nn.Module, inputs: tuple[Any, ...], batch_dim: int
+    ) -> bool:
+        """Return whether a call has a batch axis; one without is replayed."""
+        ...
+
     def rows(
         self,
         layer: nn.Module,
         inputs: tuple[Any, ...],
         adjoint: Tensor,
         batch_dim: int,
-    ) -> Rows | None:
+    ) -> Rows:
         """Bring one call to the common shape.
 
         Args:
@@ -63,8 +69,7 @@ class RowRule(Protocol):
             batch_dim: The batch axis of inputs and output.
 
         Returns:
-            The rows, views where possible; ``None`` for a call that has no batch
-            axis (one sample, unbatched).
+            The rows, views where possible.
         """
         ...
 
@@ -88,6 +93,7 @@ def register_rows(
         >>> @register_rows(MyLinear)              # doctest: +SKIP
         ... class MyLinearRows:
         ...     def parameters(self, layer): ...
+        ...     def batched(self, layer, inputs, batch_dim): ...
         ...     def rows(self, layer, inputs, adjoint, batch_dim): ...
         ...     def gradients(self, layer, rows): ...
     """

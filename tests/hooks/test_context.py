@@ -450,7 +450,7 @@ def test_reparametrised_layers_are_not_taken_for_plain_ones():
         assert max(captured.additivity_error().values()) < 1e-5
 
 
-def test_a_call_without_batch_axis_is_listed_not_guessed():
+def test_a_call_without_batch_axis_is_replayed():
     class Shared(nn.Module):
         def __init__(self):
             super().__init__()
@@ -460,12 +460,20 @@ def test_a_call_without_batch_axis_is_listed_not_guessed():
         def forward(self, x):
             return self.output(x) + self.context(torch.ones(3).double())
 
-    captured = watched(Shared().double(), torch.randn(4, 5).double(), list("abab"))
-    assert captured.group_gradients()["a"].keys() == {"output.weight", "output.bias"}
-    methods = {row.parameter: row.method for row in captured.coverage()}
-    assert methods["context.weight"] == "none"
-    assert methods["output.weight"] == "rows"
-    assert {s.layer for s in captured.spectra()} == {"output"}
+    model, x = Shared().double(), torch.randn(4, 5).double()
+    captured = watched(model, x, list("abaa"))
+    methods = {row.parameter: row for row in captured.coverage()}
+    assert methods["context.weight"].method == "replay"
+    assert "without batch axis" in methods["context.weight"].why
+    assert methods["output.weight"].method == "rows"
+    assert max(captured.additivity_error().values()) < 1e-12
+    alone = Shared().double()
+    alone.load_state_dict(model.state_dict())
+    alone(x[[1]]).square().sum().backward()
+    found = captured.group_gradients()["b"]
+    for name, parameter in alone.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad)
+    assert {s.layer for s in captured.spectra()} == {"output", "context.weight"}
 
 
 def test_layers_chooses_and_refuses_what_is_not_there():
@@ -511,6 +519,9 @@ def test_users_register_rules_from_outside():
     class ScaledRows:
         def parameters(self, layer):
             return {"scale"}
+
+        def batched(self, layer, inputs, batch_dim):
+            return True
 
         def rows(self, layer, inputs, adjoint, batch_dim):
             return Rows(inputs[0].unsqueeze(1), adjoint.unsqueeze(1))

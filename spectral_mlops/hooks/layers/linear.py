@@ -15,18 +15,22 @@ class LinearRows:
         """``weight``, and ``bias`` where there is one."""
         return {"weight"} if layer.bias is None else {"weight", "bias"}
 
+    def batched(
+        self, layer: nn.Module, inputs: tuple[Any, ...], batch_dim: int
+    ) -> bool:
+        """Whether there is an axis ``batch_dim`` before the features."""
+        return inputs[0].ndim - 1 > batch_dim
+
     def rows(
         self,
         layer: nn.Module,
         inputs: tuple[Any, ...],
         adjoint: Tensor,
         batch_dim: int,
-    ) -> Rows | None:
+    ) -> Rows:
         """Flatten ``[*, d]`` with its batch axis at ``batch_dim`` to ``[N, S, d]``."""
         del layer
         activation: Tensor = inputs[0]
-        if activation.ndim - 1 <= batch_dim:
-            return None
         return Rows(_flatten(activation, batch_dim), _flatten(adjoint, batch_dim))
 
     def gradients(self, layer: nn.Module, rows: Rows) -> dict[str, Tensor]:
