@@ -7,6 +7,7 @@ and says of every row what a p-value may mean and why one is missing.
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from spectral_mlops.errors import InputError
 from spectral_mlops.inference.comparison import Comparison
-from spectral_mlops.inference.relabel import draw_relabellings
+from spectral_mlops.inference.relabel import digest, draw_relabellings
 from spectral_mlops.records import POOLED, Quantity, Spectrum
 from spectral_mlops.spectra.divergences import DIVERGENCES
 from spectral_mlops.spectra.null import (
@@ -84,6 +85,11 @@ class _People:
     groups: list[str]
     strata: str
 
+    @cached_property
+    def digest(self) -> str:
+        """Short digest of who is relabelled and how; equal ones mean one null."""
+        return digest(self.ids, self.codes)[:12]
+
 
 def compare(
     spectra: Sequence[Spectrum],
@@ -147,7 +153,8 @@ def compare(
                 if found is not None:
                     values = found
                     null = (
-                        f"{permutations} relabellings of {len(people.ids)} people, "
+                        f"{permutations} relabellings ({people.digest}) of "
+                        f"{len(people.ids)} people, "
                         f"{len(observed)} of {batches} watched batches"
                     )
             elif not reason and permutations:

@@ -410,6 +410,9 @@ def test_relabelling_is_the_same_for_the_same_seed_and_another_for_another():
     first, again = (result.divergences(39, seed=4) for _ in range(2))
     other = result.divergences(39, seed=5)
     assert first.equals(again)
+    with_null = first[first["null"] != "none"]["null"]
+    assert with_null.nunique() == 1
+    assert not set(with_null) & set(other["null"])
     assert not first["null_mean"].equals(other["null_mean"])
     assert first["value"].equals(other["value"])
 
