@@ -193,6 +193,7 @@ class SpectralMonitor:
         reduction: How the loss reduces over the batch, ``"mean"`` or ``"sum"``.
         loss_scale: ``c`` itself, for weighted, masked or accumulated losses.
         batch_dim: Batch axis of the model's inputs and outputs.
+        scaler: The ``torch.amp.GradScaler`` that scales the loss.
         rows_per_sample: ``k`` or ``{layer: k}``, see `hooks.capture`.
         strict: Refuse a model that has parameters no rule covers.
         missing: What missing labels get: ``"raise"`` or ``"group"``.
@@ -222,6 +223,7 @@ class SpectralMonitor:
         *,
         loss_scale: float | None = None,
         batch_dim: int = 0,
+        scaler: torch.amp.GradScaler | None = None,
         rows_per_sample: int | Mapping[str, int] | None = None,
         strict: bool = False,
         missing: str = "raise",
@@ -251,7 +253,11 @@ class SpectralMonitor:
             "strict": strict,
             "missing": missing,
         }
-        self._scale: dict[str, Any] = {"reduction": reduction, "loss_scale": loss_scale}
+        self._scale: dict[str, Any] = {
+            "reduction": reduction,
+            "loss_scale": loss_scale,
+            "scaler": scaler,
+        }
         self._pooled, self._null_batches = pooled, null_batches
         self._permutations, self._seed = permutations, seed
         self._strata: Strata = strata or {}
@@ -431,7 +437,9 @@ class SpectralMonitor:
         trained = [p for p in self.model.parameters() if p.requires_grad]
         together: dict[str, LayerRows] = {}
         replayed: list[GroupGradient] = []
-        scale = self._scale if adjoint == "loss" else {"reduction": "sum"}
+        scale = self._scale | {"scaler": None}  # nothing scales the loss here
+        if adjoint == "margin":
+            scale |= {"reduction": "sum", "loss_scale": None}
         c = 1.0
         with undisturbed(self.model), torch.enable_grad():
             for inputs, targets, groups, subjects in batches:

@@ -63,6 +63,8 @@ class capture:
             reduces over the batch.
         loss_scale: ``c`` itself, where the loss is weighted, masked or accumulated;
             overrides ``reduction``.
+        scaler: The ``torch.amp.GradScaler`` that scales the loss; its scale is
+            divided out again, read on the device without waiting for it.
         rows_per_sample: ``k``, or ``{layer: k}``, where a layer's leading axis is
             ``k·N``: ``k`` consecutive rows belong to one sample.
         strict: Refuse a model that has parameters no rule covers.
@@ -92,6 +94,7 @@ class capture:
         quantities: Iterable[str] = QUANTITIES,
         reduction: str = "mean",
         loss_scale: float | None = None,
+        scaler: torch.amp.GradScaler | None = None,
         rows_per_sample: int | Mapping[str, int] | None = None,
         strict: bool = False,
         missing: str = "raise",
@@ -106,11 +109,13 @@ class capture:
         self._quantities = check_quantities(quantities)
         self._batch_dim = batch_dim
         self._reduction, self._loss_scale = reduction, loss_scale
+        self._scaler, self._scale = scaler, torch.ones(())
         self._missing = missing
         self._additivity = additivity
         self._first_labelling = read_labelling(groups, subjects, targets, missing)
         self._sites = find_sites(model, None if layers is None else frozenset(layers))
         self._folded = self._read_folding(rows_per_sample)
+        self._parameters = model.parameters
         self._frozen = frozenset(
             clean_name(name)
             for name, parameter in model.named_parameters(remove_duplicate=False)
@@ -136,6 +141,10 @@ class capture:
     # -- attaching ---------------------------------------------------------------
 
     def __enter__(self) -> Self:
+        if self._scaler is not None and self._scaler.is_enabled():
+            # The product with one is a copy of the scale that update() leaves alone.
+            device = next((p.device for p in self._parameters()), None)
+            self._scale = self._scaler.scale(torch.ones((), device=device))
         try:
             self._recorder.attach()
         except BaseException:
@@ -235,7 +244,11 @@ class capture:
         replayed = {row.parameter for row in table if row.method == "replay"}
         for grouping, by_group in self._replay.gradients.items():
             for group, gradients in by_group.items():
-                exactly = {k: v for k, v in gradients.items() if k in replayed}
+                exactly = {
+                    name: _widen(gradient) / self._scale
+                    for name, gradient in gradients.items()
+                    if name in replayed
+                }
                 result.setdefault(grouping, {}).setdefault(group, {}).update(exactly)
         return self._plain(result)
 
@@ -323,7 +336,7 @@ class capture:
                 parameter=name,
                 grouping=grouping,
                 group=group,
-                matrix=gradient.flatten(1).mT,
+                matrix=(_widen(gradient) / self._scale).flatten(1).mT,
                 samples=len(who.groupings[grouping].get(group, ())),
                 subjects=frozenset(
                     who.subjects[i]
@@ -367,7 +380,11 @@ class capture:
             raise CaptureError("This capture was made with additivity=False.")
         found = self.group_gradients()
         groupings = found if self._first_labelling.named else {"": found}
-        return additivity(groupings, self.coverage(), self._recorder.reaching)
+        reaching = {
+            name: gradient.double() / self._scale
+            for name, gradient in self._recorder.reaching.items()
+        }
+        return additivity(groupings, self.coverage(), reaching)
 
     @property
     def loss_scale(self) -> float:
@@ -436,7 +453,7 @@ class capture:
                 f"rows_per_sample={{'{name}': k}}."
             )
         a, d = (_widen(_fold(x, size, k)) for x in (rows.activation, rows.adjoint))
-        return Rows(a, d)
+        return Rows(a, d if self._scaler is None else d / self._scale)
 
     def _plain(self, result: dict[str, Any]) -> Any:
         """Drop the grouping level where bare labels were given."""

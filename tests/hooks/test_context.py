@@ -297,6 +297,30 @@ def test_half_precision_rows_are_widened():
     assert max(captured.additivity_error().values()) < 1e-2
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_scaled_loss_is_unscaled_again(dtype):
+    model = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Linear(4, 3))
+    plain = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Linear(4, 3))
+    plain.load_state_dict(model.state_dict())
+    x = torch.randn(6, 5)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with capture(model, list("aabbbb"), scaler=scaler) as captured:
+        with torch.autocast("cpu", dtype):
+            loss = model(x).float().square().mean()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update(2.0**5)  # the scale of this batch is the one before
+    with torch.autocast("cpu", dtype):
+        plain(x).float().square().mean().backward()
+    found = captured.group_gradients()
+    assert max(captured.additivity_error().values()) < 1e-2
+    for name, parameter in plain.named_parameters():
+        total = sum(gradients[name] for gradients in found.values())
+        assert (total - parameter.grad).norm() < 1e-2 * parameter.grad.norm() + 1e-5
+    assert {row.method for row in captured.coverage()} == {"rows", "replay"}
+
+
 def test_non_finite_rows_are_marked_and_training_goes_on():
     model, x = network(), torch.randn(4, 5).double()
     x[1, 2] = torch.nan
