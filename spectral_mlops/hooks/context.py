@@ -69,6 +69,8 @@ class capture:
             ``k·N``: ``k`` consecutive rows belong to one sample.
         strict: Refuse a model that has parameters no rule covers.
         missing: What missing labels get: ``"raise"`` or ``"group"``.
+        additivity: Record what reaches each parameter's own hook, which
+            `additivity_error` needs; costs a copy of the gradients.
 
     Raises:
         InputError: If a setting or label cannot be used.

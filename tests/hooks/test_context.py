@@ -1,3 +1,4 @@
+import doctest
 import gc
 import weakref
 
@@ -22,6 +23,15 @@ def watched(model, x, groups, **settings):
     with capture(model, groups, **settings) as captured:
         model(x).square().sum().backward()
     return captured
+
+
+def test_the_example_of_the_docstring():
+    names = {"capture": capture, "nn": nn, "torch": torch}
+    (example,) = doctest.DocTestFinder().find(
+        capture, "capture", globs=names, module=False, extraglobs=None
+    )[:1]
+    assert example.examples
+    assert doctest.DocTestRunner().run(example).failed == 0
 
 
 def test_a_single_sample_and_a_single_group():
