@@ -125,6 +125,7 @@ def compare(
     DIVERGENCES.get(divergence)
     result = []
     cells = _cells(spectra)
+    strata = {**strata, **_batch_strata(observed)}
     for (grouping, a, b), sizes in _pairs(spectra).items():
         labels = _labels_of_people(observed, grouping)
         target = _target_of_people(observed)
@@ -255,6 +256,18 @@ def _labels_of_people(observed: Sequence[Observed], grouping: str) -> dict[str, 
                     f"'{label}' of grouping '{grouping}': a person has one label."
                 )
     return labels
+
+
+def _batch_strata(observed: Sequence[Observed]) -> Strata:
+    """Let labels move within batches where each person is in one of several.
+
+    Every batch then keeps its group sizes under relabelling; spectra depend on them.
+    """
+    batch = {
+        person: str(i) for i, seen in enumerate(observed) for person in seen.subjects
+    }
+    once = len(batch) == sum(len(set(seen.subjects)) for seen in observed)
+    return {"batch": batch} if once and len(observed) > 1 else {}
 
 
 def _target_of_people(observed: Sequence[Observed]) -> dict[str, str] | None:

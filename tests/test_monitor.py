@@ -3,11 +3,13 @@ import copy
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import jensenshannon
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from spectral_mlops import SpectralMonitor
 from spectral_mlops.errors import CaptureError, InputError
+from spectral_mlops.inference.relabel import draw_relabellings
 from spectral_mlops.probe import margin
 from spectral_mlops.schedule import EvenlySpaced
 from tests.hooks.conftest import hooks_on
@@ -445,6 +447,37 @@ def test_people_with_several_rows_weigh_the_same():
     np.testing.assert_allclose(plain[numbers], double[numbers], rtol=1e-4, atol=1e-6)
     assert (double["subjects_a"] == plain["subjects_a"]).all()
     assert (double["n_a"] == plain["n_a"] + 2).all()
+
+
+def test_batches_keep_their_group_sizes_under_relabelling():
+    """Two batches of opposite shares: labels move within each, by a slow loop."""
+    x, y, sex, who = people(n=24)
+    labels = ["a"] * 9 + ["b"] * 3 + ["a"] * 4 + ["b"] * 8
+    model = network()
+    monitor = SpectralMonitor(model, null_batches=2, layers=["0"])
+    for part in (slice(0, 12), slice(12, 24)):
+        with monitor.watch({"site": labels[part]}, who[part], targets=sex[part]):
+            cross_entropy(model(x[part]), y[part]).backward()
+    result = monitor.collect()
+    plain = result.divergences(permutations=0).set_index("quantity")
+    (found,) = (
+        c
+        for c in result.comparisons(permutations=29, strata=None, seed=3)
+        if c.quantity == "activation"
+    )
+    assert found.strata == "batch"
+    assert found.values[0] == pytest.approx(plain.loc["activation", "value"])
+    within = ["0"] * 12 + ["1"] * 12
+    expected = []
+    for codes in draw_relabellings(labels, within, 29, seed=3):
+        values = []
+        for part in (slice(0, 12), slice(12, 24)):
+            groups = [x[part][codes[part] == code].double().numpy() for code in (0, 1)]
+            spectra = [np.linalg.svd(g, compute_uv=False) for g in groups]
+            a, b = (np.pad(s, (0, 9 - len(s))) / s.sum() for s in spectra)
+            values.append(jensenshannon(a, b, base=2) ** 2)
+        expected.append(np.mean(values))
+    np.testing.assert_allclose(found.values, expected, rtol=1e-5)
 
 
 def test_somebody_with_two_labels_is_refused():

@@ -160,7 +160,7 @@ class Sweep:
         on_epoch: OnEpoch | None,
     ) -> float:
         """Train one complete run and keep what belongs beside the trial."""
-        drawn = merge(self.config.model_dump(), suggest(trial))
+        drawn = merge(self.plan.config.model_dump(mode="json"), suggest(trial))
         config = validate(RunConfig, drawn, f"trial {trial.number}")
         plan = Plan(
             config,

@@ -56,6 +56,7 @@ class FoldRun:
             layers=config.spectra.layers,
             reduction="mean",
             missing="group",
+            null_batches=config.spectra.batches_per_epoch,
             strata=plan.strata(),
             seed=config.comparison.seed,
         )

@@ -15,11 +15,12 @@ from spectral_mlops.cohorts import (
     Cohort,
     Fold,
     Probe,
+    check_cohort,
     fold_splits,
     load_cohort,
     set_probe_aside,
 )
-from spectral_mlops.config import RunConfig
+from spectral_mlops.config import RunConfig, merge, validate
 from spectral_mlops.errors import UnknownNameError
 from spectral_mlops.models import check_model
 from spectral_mlops.records import QUANTITIES, Quantity, check_quantities
@@ -37,7 +38,7 @@ class Plan:
     """One run, ready to start.
 
     Attributes:
-        config: All settings.
+        config: All settings, those left to defaults filled in.
         cohort: The people.
         classes: Labels of the target in the order of the model's outputs; of two,
             the positive one is second.
@@ -62,8 +63,8 @@ class Plan:
 
     @property
     def quantities(self) -> tuple[Quantity, ...]:
-        """What is watched; all three where the settings name none."""
-        return check_quantities(self.config.spectra.quantities or QUANTITIES)
+        """What is watched."""
+        return check_quantities(self.config.spectra.quantities)
 
     @property
     def notes(self) -> list[str]:
@@ -126,7 +127,7 @@ def make_plan(
         InputError: If settings, files or people cannot be used.
         UnknownNameError: If a name is in no registry or table.
     """
-    check_model(config.model)
+    model = check_model(config.model)
     DIVERGENCES.get(config.comparison.divergence)
     cohort = load_cohort(config.cohort, workdir, progress)
     groupings = config.comparison.groupings or (cohort.target,)
@@ -154,4 +155,12 @@ def make_plan(
     )
     positive = cohort.positive
     classes = sorted(cohort.groups, key=lambda label: (label == positive, label))
+    settings = {
+        "cohort": {"settings": check_cohort(config.cohort).model_dump(mode="json")},
+        "model": {"settings": model.model_dump(mode="json")},
+        "spectra": {"quantities": config.spectra.quantities or QUANTITIES},
+        "comparison": {"groupings": groupings},
+    }
+    resolved = merge(config.model_dump(mode="json"), settings)
+    config = validate(RunConfig, resolved, "resolved settings")
     return Plan(config, cohort, tuple(classes), groupings, probe, note, tuple(folds))

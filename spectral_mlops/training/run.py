@@ -68,7 +68,8 @@ def run(
         "spectral.kind": "train",
         "spectral.groups": ", ".join(plan.groupings),
         "spectral.probe": probe,
-        "spectral.machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "spectral.machine": platform.machine(),
+        "spectral.threads": str(torch.get_num_threads()),
         "spectral.device": device,
     }
     summary = plan.cohort.summary()

@@ -20,6 +20,19 @@ def test_nobody_is_in_two_places(small):
     }
 
 
+def test_the_settings_of_a_plan_name_what_was_left_to_defaults(small):
+    config = small()
+    flat = make_plan(config, Path()).config.flat()
+    assert "model.settings.dropout" not in config.flat()
+    assert flat["model.settings.dropout"] == 0.2
+    assert flat["model.settings.hidden"] == "9-5"
+    assert flat["cohort.settings.modality"] == "fnc"
+    assert flat["spectra.quantities"] == "gradient-activation-adjoint"
+    assert flat["comparison.groupings"] == "group"
+    again = make_plan(make_plan(config, Path()).config, Path())
+    assert again.config.flat() == flat
+
+
 def test_the_positive_class_is_last(small):
     plan = make_plan(small(), Path())
     assert plan.classes == ("control", "patient")
