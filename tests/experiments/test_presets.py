@@ -8,7 +8,7 @@ from scipy.stats import mannwhitneyu
 from experiments.presets.run import compare, measure
 
 SMALLER = {"training": {"epochs": 8, "folds": 2, "learning_rate": 1e-3}}
-COHORTS = 8
+COHORTS = 10
 
 
 @pytest.mark.slow
