@@ -351,6 +351,8 @@ def _under_relabelling(
     divergence: str,
 ) -> tuple[NDArray[np.float64] | None, str]:
     """Mean over the kept batches under every relabelling, shape ``[P + 1]``."""
+    if not set(pair) <= set(people.groups):
+        return None, "the batches kept for a null hold only one of the groups"
     place = {person: i for i, person in enumerate(people.ids)}
     codes = np.pad(people.codes, ((0, 0), (0, 1)), constant_values=-1)
     wanted = (people.groups.index(pair[0]), people.groups.index(pair[1]))

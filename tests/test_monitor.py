@@ -510,6 +510,21 @@ def test_groups_that_never_meet_in_a_batch_say_so():
     assert table["reason"].str.contains("never in one watched batch").all()
 
 
+def test_a_group_missing_from_the_kept_batches_has_no_null():
+    x, y, _, who = people()
+    labels = ["a"] * 8 + ["a", "b"] * 9
+    model = network()
+    monitor = SpectralMonitor(model, null_batches=1)
+    for part in (slice(0, 8), slice(8, 26)):
+        with monitor.watch({"site": labels[part]}, who[part]):
+            cross_entropy(model(x[part]), y[part]).backward()
+    table = monitor.collect().divergences(19)
+    shaped = table[~table["reason"].str.contains("degenerate")]
+    assert shaped["value"].notna().all()
+    assert shaped["p"].isna().all()
+    assert shaped["reason"].str.contains("only one of the groups").all()
+
+
 def test_non_finite_rows_are_kept_marked_and_have_no_null():
     x, y, _, who = people()
     x[0, 0] = torch.nan

@@ -332,23 +332,24 @@ class capture:
         Vectors (biases, scales, shifts) have group gradients and no spectrum.
         """
         exact = {row.parameter for row in self.coverage() if row.method == "replay"}
-        who = self._first_labelling
         return [
             GroupGradient(
                 parameter=name,
                 grouping=grouping,
                 group=group,
                 matrix=(_widen(gradient) / self._scale).flatten(1).mT,
-                samples=len(who.groupings[grouping].get(group, ())),
-                subjects=frozenset(
-                    who.subjects[i]
-                    for i in who.groupings[grouping]
-                    .get(group, torch.arange(0))
-                    .tolist()
-                ),
+                samples=len(people),
+                subjects=frozenset(people),
             )
             for grouping, groups in self._replay.gradients.items()
             for group, gradients in groups.items()
+            for people in [
+                [
+                    person
+                    for who in self._replay.labellings
+                    for person in who.people(grouping, group)
+                ]
+            ]
             for name, gradient in gradients.items()
             if name in exact and gradient.ndim > 1
         ]

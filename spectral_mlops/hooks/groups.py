@@ -24,7 +24,7 @@ Labels = Sequence[Any] | Tensor | Any
 Groups = Labels | Mapping[str, Labels]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Labelling:
     """The samples of one batch and what they are called.
 
@@ -43,10 +43,10 @@ class Labelling:
     targets: tuple[str, ...] | None
     named: bool
 
-    def members(self, grouping: str, group: str) -> list[int]:
-        """Return the samples of a group, none if it is not in this batch."""
+    def people(self, grouping: str, group: str) -> list[str]:
+        """Return the person behind each sample of a group, none if it is absent."""
         samples = self.groupings[grouping].get(group)
-        return [] if samples is None else samples.tolist()
+        return [] if samples is None else [self.subjects[i] for i in samples.tolist()]
 
 
 def read_labelling(

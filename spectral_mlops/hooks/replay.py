@@ -47,6 +47,7 @@ class Replay:
     def __init__(self, parameters: Mapping[str, nn.Parameter], batch_dim: int) -> None:
         self.parameters = dict(parameters)
         self.gradients: dict[str, dict[str, dict[str, Tensor]]] = {}
+        self.labellings: list[Labelling] = []
         self.obstacle = ""
         self.running = False
         self._batch_dim = batch_dim
@@ -64,6 +65,8 @@ class Replay:
         """
         if not self.parameters:
             return
+        if labelling not in self.labellings:
+            self.labellings.append(labelling)
         for tensor in _tensors(returned):
             target = anchor(tensor)
             output = _Output(get_gradient_edge(target), tensor.shape, labelling)

@@ -6,6 +6,7 @@ relabelling by relabelling before z is formed.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -167,12 +168,18 @@ def _finish(
     )
 
 
-def _compare(plan: Plan, spectra: EpochSpectra, with_null: bool) -> list[Comparison]:
+def _compare(
+    plan: Plan,
+    spectra: EpochSpectra,
+    with_null: bool,
+    relabel: Literal["pair", "everyone"] = "pair",
+) -> list[Comparison]:
     settings = plan.config.comparison
     return spectra.comparisons(
         settings.permutations if with_null else 0,
         seed=settings.seed,
         divergence=settings.divergence,
+        relabel=relabel,
     )
 
 
@@ -180,18 +187,7 @@ def _headlines(plan: Plan, held_out: list[EpochSpectra], name: str) -> dict[str,
     """The one number per quantity: z over layers, averaged over folds first."""
     if not held_out:
         return {}
-    settings = plan.config.comparison
-    together = average(
-        [
-            spectra.comparisons(
-                settings.permutations,
-                seed=settings.seed,
-                divergence=settings.divergence,
-                relabel="everyone",
-            )
-            for spectra in held_out
-        ]
-    )
+    together = average([_compare(plan, x, True, "everyone") for x in held_out])
     primary = [item for item in together if item.grouping == plan.primary]
     for spectra in held_out:  # what is recorded are the pairs' own relabellings
         if len(plan.groupings) > 1 or len(_groups(primary)) > 2:
@@ -219,7 +215,9 @@ def _epoch_metrics(
         "val/auc": float(np.mean([x.auc for x in said])),
         "val/balanced_accuracy": float(np.mean([x.balanced_accuracy for x in said])),
     }
+    names: dict[str, str] = {}
     for group in groups.index.drop("all"):
-        metrics[f"val_loss/{safe_name(group)}"] = float(groups.loc[group, "loss"])
-        metrics[f"val_acc/{safe_name(group)}"] = float(groups.loc[group, "accuracy"])
+        names[group] = safe_name(group, names.values())
+        metrics[f"val_loss/{names[group]}"] = float(groups.loc[group, "loss"])
+        metrics[f"val_acc/{names[group]}"] = float(groups.loc[group, "accuracy"])
     return metrics

@@ -154,6 +154,25 @@ def test_relabel_describes_the_calls_from_there_on():
     assert max(captured.additivity_error().values()) < 1e-12
 
 
+def test_relabelled_calls_are_counted_in_a_replay():
+    model = nn.Sequential(nn.Conv1d(2, 3, 2), nn.Flatten()).double()
+    first, second = (torch.randn(n, 2, 4).double() for n in (4, 3))
+    with capture(model, ["a", "a", "a", "b"], reduction="sum") as captured:
+        loss = model(first).square().sum()
+        captured.relabel(["b", "b", "a"], subjects=["x", "x", "y"])
+        (loss + model(second).square().sum()).backward()
+    found = {
+        s.group: (s.samples, s.subjects, s.batch_samples) for s in captured.spectra()
+    }
+    assert found == {"a": (4, 4, 7), "b": (3, 2, 7), "all": (7, 6, 7)}
+    chosen = nn.Sequential(nn.Conv1d(2, 3, 2), nn.Flatten()).double()
+    chosen.load_state_dict(model.state_dict())
+    chosen(torch.cat([first[:3], second[2:]])).square().sum().backward()
+    torch.testing.assert_close(
+        captured.group_gradients()["a"]["0.weight"], chosen[0].weight.grad
+    )
+
+
 def test_relabel_refuses_other_sizes_under_a_mean():
     with capture(network(), list("ab")) as captured:
         with pytest.raises(InputError, match="loss_scale="):
