@@ -20,6 +20,8 @@ from spectral_mlops.inference.significance import (
 )
 from spectral_mlops.records import Divergence, Quantity
 
+DIFFERENT_NULLS = "descriptive: an average over folds that relabel different people"
+
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
@@ -76,7 +78,7 @@ def average(folds: Sequence[Iterable[Comparison]]) -> list[Comparison]:
 
     Folds in which it has no finite observed value are left out of its average, and
     so are folds without a null where others have one. Sizes are those of the first
-    fold that is in; the average is testable if all of them are.
+    fold that is in; the average is testable if all of them are and have one null.
 
     Args:
         folds: The comparisons of each fold, made with the same relabellings.
@@ -110,10 +112,19 @@ def _family(item: Comparison) -> tuple[str, ...]:
 
 
 def _mean(items: Sequence[Comparison]) -> Comparison:
-    """Average comparisons that have the same relabellings."""
+    """Average comparisons that have the same relabellings.
+
+    Where they have not (folds of different training people), the average is still a
+    description, but no test: relabellings drawn anew for each fold and averaged
+    would reject far too often.
+    """
     untestable = next((item for item in items if not item.testable), None)
     first = untestable or items[0]
-    return replace(first, values=np.mean([item.values for item in items], axis=0))
+    mean = replace(first, values=np.mean([item.values for item in items], axis=0))
+    if untestable is None and len({item.null for item in items}) > 1:
+        reason = first.reason or DIFFERENT_NULLS
+        mean = replace(mean, testable=False, valid_for=DIFFERENT_NULLS, reason=reason)
+    return mean
 
 
 def headline(comparisons: Iterable[Comparison], quantity: str) -> float:

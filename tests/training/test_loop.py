@@ -185,6 +185,20 @@ def test_without_a_probe_values_are_descriptive(small):
     assert any(np.isfinite(row.value) for row in result.divergences)
 
 
+def test_folds_of_different_people_make_no_test(small):
+    """Sex is not the target, yet the folds' training people are not the same."""
+    comparison = {"probe_fraction": 0.2, "groupings": ["sex"]}
+    tracker = MemoryTracker()
+    result = train(make_plan(small(comparison=comparison), Path()), tracker)
+    assert all(np.isnan([row.z, row.p, row.p_max]).all() for row in result.divergences)
+    shaped = [row for row in result.divergences if np.isfinite(row.value)]
+    assert shaped
+    assert all(np.isfinite(row.excess) for row in shaped)
+    assert all("different people" in row.reason for row in shaped)
+    each_fold = [row for record in tracker.records for row in record.divergences]
+    assert any(row.p > 0 for row in each_fold)
+
+
 def test_several_groupings_are_watched_and_the_first_is_the_headline(small):
     plan = make_plan(small(comparison={"groupings": ["sex", "group"]}), Path())
     tracker = MemoryTracker()
