@@ -51,8 +51,13 @@ class ObservedLayer:
             reason = "rows are not finite"
         else:
             return cls(name, compress(activation), compress(adjoint), sample, "")
+        return cls.without(name, reason)
+
+    @classmethod
+    def without(cls, name: str, reason: str) -> "ObservedLayer":
+        """Keep nothing but why there is nothing."""
         nothing = torch.empty(0, 0, dtype=torch.float64)
-        return cls(name, nothing, nothing, sample[:0], reason)
+        return cls(name, nothing, nothing, torch.empty(0, dtype=torch.int64), reason)
 
 
 @dataclass(frozen=True, eq=False)

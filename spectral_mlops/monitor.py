@@ -195,6 +195,7 @@ class SpectralMonitor:
         batch_dim: Batch axis of the model's inputs and outputs.
         scaler: The ``torch.amp.GradScaler`` that scales the loss.
         rows_per_sample: ``k`` or ``{layer: k}``, see `hooks.capture`.
+        conv_rows: ``"positions"`` or ``"patches"``, see `hooks.capture`.
         strict: Refuse a model that has parameters no rule covers.
         missing: What missing labels get: ``"raise"`` or ``"group"``.
         aggregate: ``"batch"``: a spectrum of each watched batch, then mean and
@@ -225,6 +226,7 @@ class SpectralMonitor:
         batch_dim: int = 0,
         scaler: torch.amp.GradScaler | None = None,
         rows_per_sample: int | Mapping[str, int] | None = None,
+        conv_rows: str = "positions",
         strict: bool = False,
         missing: str = "raise",
         aggregate: str = "batch",
@@ -250,6 +252,7 @@ class SpectralMonitor:
             "quantities": self.quantities,
             "batch_dim": batch_dim,
             "rows_per_sample": rows_per_sample,
+            "conv_rows": conv_rows,
             "strict": strict,
             "missing": missing,
         }
@@ -436,7 +439,8 @@ class SpectralMonitor:
             raise InputError("adjoint='loss' needs the loss_function.")
         trained = [p for p in self.model.parameters() if p.requires_grad]
         together: dict[str, LayerRows] = {}
-        replayed: list[GroupGradient] = []
+        lone: list[GroupGradient] = []
+        elsewhere: frozenset[str] = frozenset()
         scale = self._scale | {"scaler": None}  # nothing scales the loss here
         if adjoint == "margin":
             scale |= {"reduction": "sum", "loss_scale": None}
@@ -459,17 +463,21 @@ class SpectralMonitor:
                         scalar = margin(outputs).sum()
                     torch.autograd.grad(scalar, trained, allow_unused=True)
                 c = captured.loss_scale
-                replayed += captured.replayed_gradients()
+                lone += captured.lone_gradients()
+                elsewhere = captured.gradient_elsewhere()
                 for name in captured.reached_layers():
                     rows = captured.layer_rows(name)
                     before = together.setdefault(name, LayerRows(name, []))
-                    before.batches.extend(rows.batches)
-        if not (together or replayed):
+                    before.calls.extend(rows.calls)
+        if not (together or lone):
             raise InputError("probe: there are no batches of held-out people.")
         layers = list(together.values())
-        spectra = measure(layers, self.quantities, c, self._pooled, 0)
+        patches = self._settings["conv_rows"] == "patches"
+        spectra = measure(
+            layers, self.quantities, c, self._pooled, 0, elsewhere, patches
+        )
         if "gradient" in self.quantities:
-            spectra += measure_gradients(replayed, c, self._pooled, 0)
+            spectra += measure_gradients(lone, c, self._pooled, 0)
         observed = []
         if layers:
             free = adjoint == "margin"
@@ -508,7 +516,7 @@ def _observe(
     layers: list[LayerRows], trained_on: bool, label_free: bool = False
 ) -> Observed:
     """Reduce captured rows to what a null needs, and let go of the rest."""
-    labellings = [labelling for labelling, _ in layers[0].batches]
+    labellings = layers[0].labellings
     groupings = {
         name: [group for who in labellings for group in _labels_of(who.groupings[name])]
         for name in labellings[0].groupings
@@ -536,16 +544,21 @@ def _labels_of(groups: Mapping[str, Tensor]) -> list[str]:
 
 def _observe_layer(layer: LayerRows) -> ObservedLayer:
     """Flatten a layer's rows and say which sample each belongs to."""
-    start, samples = 0, []
-    for who, rows in layer.batches:
-        positions = rows.activation.shape[1]
-        numbers = torch.arange(start, start + who.size)
-        samples.append(numbers.repeat_interleave(positions))
-        start += who.size
-    pieces = [rows for _, rows in layer.batches]
+    if not all(rows.paired for _, rows in layer.calls):
+        return ObservedLayer.without(
+            layer.layer, "its rows of A and Δ do not pair up, no null is formed yet"
+        )
+    starts, total = {}, 0
+    for who in layer.labellings:
+        starts[who] = total
+        total += who.size
+    activations, adjoints, samples = [], [], []
+    for who, rows in layer.calls:
+        activation, adjoint = rows.factors()
+        numbers = torch.arange(starts[who], starts[who] + who.size)
+        samples.append(numbers.repeat_interleave(activation.shape[1]))
+        activations.append(activation.flatten(0, 1))
+        adjoints.append(adjoint.flatten(0, 1))
     return ObservedLayer.reduce(
-        layer.layer,
-        torch.cat([rows.activation.flatten(0, 1) for rows in pieces]),
-        torch.cat([rows.adjoint.flatten(0, 1) for rows in pieces]),
-        torch.cat(samples),
+        layer.layer, torch.cat(activations), torch.cat(adjoints), torch.cat(samples)
     )

@@ -3,13 +3,18 @@
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spectral_mlops.hooks.coverage import CoverageRow
+from spectral_mlops.hooks.replay import ByGroup
+
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5}
+COARSE = 1e-2
+"""Tolerance where ``.grad`` itself is rounded: half precision, autocast."""
 
 
-def additivity(
-    groupings: Mapping[str, Mapping[str, Mapping[str, Tensor]]],
+def gaps(
+    groupings: ByGroup,
     coverage: Iterable[CoverageRow],
     reaching: Mapping[str, Tensor],
 ) -> dict[str, float]:
@@ -27,16 +32,39 @@ def additivity(
         ``{parameter: gap}``, relative to the largest norm among the gradient and its
         parts; the largest over groupings; 0 where everything is zero.
     """
-    gaps: dict[str, float] = {}
+    found: dict[str, float] = {}
     for row in coverage:
         if row.method not in ("rows", "replay", "unused"):
             continue
         name = row.parameter
         for groups in groupings.values():
-            parts = [found[name] for found in groups.values() if name in found]
+            parts = [given[name] for given in groups.values() if name in given]
             gap = _relative_gap(parts, reaching.get(name))
-            gaps[name] = max(gap, gaps.get(name, 0.0))
-    return gaps
+            found[name] = max(gap, found.get(name, 0.0))
+    return found
+
+
+def remainders(groupings: ByGroup, reaching: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what reached each parameter less the sum over groups, in float64."""
+    groups = next(iter(groupings.values()))
+    rest = {}
+    for name, whole in reaching.items():
+        parts = [given[name].double() for given in groups.values() if name in given]
+        rest[name] = whole - sum(parts, torch.zeros_like(whole))
+    return rest
+
+
+def tolerance(model: nn.Module, coarse: bool) -> float:
+    """Return the gap that rounding explains, for a model's coarsest type.
+
+    Args:
+        model: Its trained parameters count.
+        coarse: Whether a call was made under autocast.
+    """
+    if coarse:
+        return COARSE
+    types = {p.dtype for p in model.parameters() if p.requires_grad}
+    return max((TOLERANCES.get(kind, COARSE) for kind in types), default=COARSE)
 
 
 def _relative_gap(parts: list[Tensor], reaching: Tensor | None) -> float:

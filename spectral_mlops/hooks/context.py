@@ -1,15 +1,18 @@
 """One batch, everything exact: what the calls of a batch say, group by group."""
 
-from collections.abc import Iterable, Mapping
+import sys
+import warnings
+from collections.abc import Iterable, Mapping, Set
+from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 import spectral_mlops.hooks.layers  # noqa: F401  (registers the row rules)
 from spectral_mlops.errors import CaptureError, InputError, UnknownNameError
-from spectral_mlops.hooks.additivity import additivity
+from spectral_mlops.hooks.additivity import gaps, remainders, tolerance
 from spectral_mlops.hooks.coverage import (
     CoverageRow,
     clean_name,
@@ -18,26 +21,30 @@ from spectral_mlops.hooks.coverage import (
     replayed_parameters,
 )
 from spectral_mlops.hooks.groups import Groups, Labelling, Labels, read_labelling
+from spectral_mlops.hooks.layers.normalization import uses_batch_statistics
 from spectral_mlops.hooks.measure import (
     GroupGradient,
     LayerRows,
     measure,
     measure_gradients,
 )
-from spectral_mlops.hooks.recorder import Call, Recorder
-from spectral_mlops.hooks.replay import OUTSIDE, Replay
-from spectral_mlops.hooks.rows import Rows
+from spectral_mlops.hooks.recorder import Recorder, Watched, refuse_sharded
+from spectral_mlops.hooks.replay import OUTSIDE, ByGroup, Replay
+from spectral_mlops.hooks.rows import MAX_BYTES, Contributions, Factored, widen
 from spectral_mlops.records import POOLED, QUANTITIES, Spectrum, check_quantities
 from spectral_mlops.registry import nearest
 
-Gradients = dict[str, dict[str, Tensor]]
+CONV_ROWS = ("positions", "patches")
+Kind = TypeVar("Kind", bound=Contributions)
 
 
 class GroupFactors(NamedTuple):
     """The factors of one group at one layer; ``Aᵀ Δ`` over rows is its gradient.
 
     Attributes:
-        A: Activations, shape ``[n_g, S, d_in]``.
+        A: Activations, shape ``[n_g, S, d_in]``; of a convolution the unfolded
+            patches; of an embedding the indices ``[n_g, S]`` of its one-hot rows.
+            Grouped convolutions have a leading axis of blocks.
         adjoint: Shape ``[n_g, S, d_out]``; carries the loss scale ``c``.
         samples: ``n_g``.
     """
@@ -67,7 +74,11 @@ class capture:
             divided out again, read on the device without waiting for it.
         rows_per_sample: ``k``, or ``{layer: k}``, where a layer's leading axis is
             ``k·N``: ``k`` consecutive rows belong to one sample.
-        strict: Refuse a model that has parameters no rule covers.
+        conv_rows: What a convolution's activation spectrum is of: ``"positions"``
+            (positions × channels of its input), or ``"patches"`` (the unfolded
+            patches that re-form the gradient; large).
+        strict: Refuse a model that has parameters no rule covers, and, when the
+            context ends, groups that do not add up to the gradient.
         missing: What missing labels get: ``"raise"`` or ``"group"``.
         additivity: Record what reaches each parameter's own hook, which
             `additivity_error` needs; costs a copy of the gradients.
@@ -98,6 +109,7 @@ class capture:
         loss_scale: float | None = None,
         scaler: torch.amp.GradScaler | None = None,
         rows_per_sample: int | Mapping[str, int] | None = None,
+        conv_rows: str = "positions",
         strict: bool = False,
         missing: str = "raise",
         additivity: bool = True,
@@ -108,30 +120,39 @@ class capture:
             )
         if batch_dim < 0:
             raise InputError(f"batch_dim={batch_dim}: count axes from 0.")
+        if conv_rows not in CONV_ROWS:
+            raise InputError(
+                f"conv_rows='{conv_rows}': choose {' or '.join(map(repr, CONV_ROWS))}."
+            )
+        refuse_sharded(dict(model.named_parameters()))
         self._quantities = check_quantities(quantities)
         self._batch_dim = batch_dim
         self._reduction, self._loss_scale = reduction, loss_scale
         self._scaler, self._scale = scaler, torch.ones(())
-        self._missing = missing
-        self._additivity = additivity
+        self._missing, self._strict = missing, strict
+        self._additivity, self._patches = additivity, conv_rows == "patches"
         self._first_labelling = read_labelling(groups, subjects, targets, missing)
         self._sites = find_sites(model, None if layers is None else frozenset(layers))
         self._folded = self._read_folding(rows_per_sample)
-        self._parameters = model.parameters
+        self._everywhere = isinstance(rows_per_sample, int)
+        self._model = model
         self._frozen = frozenset(
             clean_name(name)
             for name, parameter in model.named_parameters(remove_duplicate=False)
             if not parameter.requires_grad
         )
-        self._replay = Replay(replayed_parameters(self._sites), batch_dim)
+        whole = max(self._folded.values(), default=1)
+        self._replay = Replay(replayed_parameters(self._sites), batch_dim, whole)
         self._recorder = Recorder(
             model,
             self._sites,
             self._first_labelling,
             batch_dim,
-            additivity,
+            whole,
+            additivity or strict,
             self._replay,
         )
+        self._eager = ExitStack()
         bare = [row for row in self.coverage() if row.method == "none"]
         if strict and bare:
             raise InputError(
@@ -145,12 +166,15 @@ class capture:
     def __enter__(self) -> Self:
         if self._scaler is not None and self._scaler.is_enabled():
             # The product with one is a copy of the scale that update() leaves alone.
-            device = next((p.device for p in self._parameters()), None)
+            device = next((p.device for p in self._model.parameters()), None)
             self._scale = self._scaler.scale(torch.ones((), device=device))
+            self._recorder.scale = self._scale
         try:
+            if "torch._dynamo" in sys.modules:  # compiled code carries no hooks
+                self._eager.enter_context(torch.compiler.set_stance("force_eager"))
             self._recorder.attach()
         except BaseException:
-            self._recorder.detach()
+            self._detach()
             raise
         return self
 
@@ -160,7 +184,52 @@ class capture:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._detach()
+        if error is None and self._recorder.reaching:
+            self._warn_of_mixing()
+            if self._strict:
+                self._refuse_gaps()
+
+    def _detach(self) -> None:
         self._recorder.detach()
+        self._eager.close()
+
+    def _warn_of_mixing(self) -> None:
+        """Say so where batch statistics make rows and losses different things."""
+        mixing = [
+            site.name for site in self._sites if uses_batch_statistics(site.module)
+        ]
+        by = {"rows": [], "replay": []}  # type: dict[str, list[str]]
+        for row in self.coverage() if mixing else ():
+            by.setdefault(row.method, []).append(row.parameter)
+        if by["rows"] and by["replay"]:
+            warnings.warn(
+                f"Batch statistics ('{mixing[0]}') mix the samples of a batch. The "
+                "groups of every parameter add up to its gradient, but "
+                f"{', '.join(by['replay'])} are split by whose loss a gradient comes "
+                "from, the others by whose row.",
+                stacklevel=3,
+            )
+
+    def _refuse_gaps(self) -> None:
+        """Turn a parameter that is not accounted for into an exception.
+
+        Raises:
+            CaptureError: Naming the parameters.
+        """
+        lost = [row for row in self.coverage() if row.method == "none"]
+        if lost:
+            words = "; ".join(f"{row.parameter} ({row.why})" for row in lost)
+            raise CaptureError(f"strict=True and not covered: {words}.")
+        allowed = tolerance(self._model, self._recorder.coarse)
+        wrong = {k: gap for k, gap in self._gaps().items() if gap > allowed}
+        if wrong:
+            words = "; ".join(f"{name}: {gap:.1e}" for name, gap in wrong.items())
+            raise CaptureError(
+                f"strict=True and the groups do not add up to the gradient within "
+                f"{allowed:.0e} ({words}): part of it flows past the watched calls, "
+                "see captured.unattributed()."
+            )
 
     def relabel(
         self,
@@ -224,87 +293,60 @@ class capture:
         Raises:
             CaptureError: Before any backward pass.
         """
-        calls = self._arrived()
-        table = self.coverage()
-        exact = {row.parameter for row in table if row.method == "rows"}
-        result: dict[str, Gradients] = {}
-        for call in calls:
-            rows = self._rows_of(call)
-            for grouping, groups in call.labelling.groupings.items():
-                for group, samples in groups.items():
-                    found = call.site.rule.gradients(  # type: ignore[union-attr]
-                        call.site.module, rows.choose(samples)
-                    )
-                    totals = result.setdefault(grouping, {}).setdefault(group, {})
-                    for local, gradient in found.items():
-                        name = call.site.parameters[local]
-                        if name in exact:
-                            before = totals.get(name)
-                            totals[name] = (
-                                gradient if before is None else before + gradient
-                            )
-        replayed = {row.parameter for row in table if row.method == "replay"}
-        for grouping, by_group in self._replay.gradients.items():
-            for group, gradients in by_group.items():
-                exactly = {
-                    name: _widen(gradient) / self._scale
-                    for name, gradient in gradients.items()
-                    if name in replayed
-                }
-                result.setdefault(grouping, {}).setdefault(group, {}).update(exactly)
-        return self._plain(result)
+        return self._plain(self._group_gradients())
 
-    def factors(self, layer: str) -> Any:
+    def factors(self, layer: str, max_bytes: int = MAX_BYTES) -> Any:
         """The rows that form each group's gradient at a layer.
 
         Calls of the same samples stand one after another along ``S`` in call order.
+        Gates and projections are stacked as the weight stacks them.
 
         Args:
-            layer: Name of the layer.
+            layer: Name of the layer, of recurrent and attention layers with the
+                weight's (``lstm.weight_ih_l0``, ``attention.out_proj``).
+            max_bytes: Size above which unfolded patches are refused.
 
         Returns:
             ``{group: GroupFactors}``, the pooled group ``all`` included; where
             groupings were given by name ``{grouping: {group: GroupFactors}}``.
 
         Raises:
-            CaptureError: Before any backward pass, or if none reached the layer.
+            CaptureError: Before any backward pass, if none reached the layer, or if
+                the factors are larger than ``max_bytes``.
             UnknownNameError: If no layer of that name is watched.
         """
+        calls = self._factored_calls(layer)
+        labellings = list(dict.fromkeys(labelling for labelling, _ in calls))
         result: dict[str, dict[str, GroupFactors]] = {}
-        batches = self.layer_rows(layer).batches
         for grouping in self._first_labelling.groupings:
-            names = sorted(
-                {g for labels, _ in batches for g in labels.groupings[grouping]}
-            )
+            names = sorted({g for who in labellings for g in who.groupings[grouping]})
             for group in (*names, POOLED):
-                chosen = []
-                for labelling, rows in batches:
-                    everyone = torch.arange(labelling.size)
-                    members = labelling.groupings[grouping].get(group, everyone[:0])
-                    chosen.append(rows.choose(everyone if group == POOLED else members))
-                a = torch.cat([rows.activation for rows in chosen])
-                d = torch.cat([rows.adjoint for rows in chosen])
-                result.setdefault(grouping, {})[group] = GroupFactors(a, d, len(a))
+                pieces = []
+                for who in labellings:
+                    members = torch.arange(who.size)
+                    if group != POOLED:
+                        members = who.groupings[grouping].get(group, members[:0])
+                    chosen = [
+                        rows.choose(members).factors(max_bytes)
+                        for labelling, rows in calls
+                        if labelling is who
+                    ]
+                    positions = 2 if chosen[0][1].ndim == 4 else 1
+                    pieces.append(
+                        tuple(
+                            torch.cat(x, positions) for x in zip(*chosen, strict=True)
+                        )
+                    )
+                samples = pieces[0][1].ndim - 3
+                a, d = (torch.cat(x, samples) for x in zip(*pieces, strict=True))
+                result.setdefault(grouping, {})[group] = GroupFactors(
+                    a, d, d.shape[samples]
+                )
         return self._plain(result)
 
     def layer_rows(self, layer: str) -> LayerRows:
-        """All rows of one layer, by batch, for spectra and nulls (`measure`)."""
-        watched = {site.name: site for site in self._sites if site.rule is not None}
-        if layer not in watched:
-            raise UnknownNameError(
-                f"No layer '{layer}' is watched; choose from {', '.join(watched)}."
-                f"{nearest(layer, list(watched))}"
-            )
-        by_batch: dict[int, tuple[Labelling, list[Rows]]] = {}
-        for call in self._arrived():
-            if call.site.name == layer:
-                entry = by_batch.setdefault(id(call.labelling), (call.labelling, []))
-                entry[1].append(self._rows_of(call))
-        if not by_batch:
-            raise CaptureError(f"No adjoint reached layer '{layer}'; see coverage().")
-        return LayerRows(
-            layer, [(who, _stack(rows)) for who, rows in by_batch.values()]
-        )
+        """All rows of one layer, by call, for spectra and nulls (`measure`)."""
+        return LayerRows(layer, self._factored_calls(layer))
 
     def spectra(self, pooled: bool = True, step: int = 0) -> list[Spectrum]:
         """Singular values of every quantity, layer and group of this batch.
@@ -320,50 +362,69 @@ class capture:
             CaptureError: Before any backward pass.
         """
         layers = [self.layer_rows(name) for name in self.reached_layers()]
-        c = self.loss_scale
-        found = measure(layers, self._quantities, c, pooled, step)
+        c, elsewhere = self.loss_scale, self.gradient_elsewhere()
+        found = measure(
+            layers, self._quantities, c, pooled, step, elsewhere, self._patches
+        )
         if "gradient" in self._quantities:
-            found += measure_gradients(self.replayed_gradients(), c, pooled, step)
+            found += measure_gradients(self.lone_gradients(), c, pooled, step)
         return found
 
-    def replayed_gradients(self) -> list[GroupGradient]:
-        """Gradients of the replayed matrices, by group, for spectra.
+    def lone_gradients(self) -> list[GroupGradient]:
+        """Gradients of matrices without factors of their own, by group, for spectra.
 
+        Those that are replayed, and weights that several layers share (the sum).
         Vectors (biases, scales, shifts) have group gradients and no spectrum.
         """
-        exact = {row.parameter for row in self.coverage() if row.method == "replay"}
+        holders = self._holders()
+        wanted = {
+            row.parameter
+            for row in self.coverage()
+            if row.method == "replay" or len(holders[row.parameter]) > 1
+        }
+        if not wanted:
+            return []
+        labellings = list(
+            dict.fromkeys(
+                [*self._replay.labellings, *(c.labelling for c in self._arrived())]
+            )
+        )
         return [
             GroupGradient(
                 parameter=name,
                 grouping=grouping,
                 group=group,
-                matrix=(_widen(gradient) / self._scale).flatten(1).mT,
+                matrix=gradient.flatten(1).mT,
                 samples=len(people),
                 subjects=frozenset(people),
             )
-            for grouping, groups in self._replay.gradients.items()
+            for grouping, groups in self._group_gradients(wanted).items()
             for group, gradients in groups.items()
             for people in [
-                [
-                    person
-                    for who in self._replay.labellings
-                    for person in who.people(grouping, group)
-                ]
+                [p for who in labellings for p in who.people(grouping, group)]
             ]
             for name, gradient in gradients.items()
-            if name in exact and gradient.ndim > 1
+            if gradient.ndim > 1
         ]
 
     def coverage(self) -> list[CoverageRow]:
         """Every parameter of the model and how it is watched."""
-        reached = {c.site.name for c in self._recorder.calls if c.adjoint is not None}
-        reached |= self._replay.reached
+        recorder = self._recorder
+        masked = {
+            name
+            for groups in recorder.masked.values()
+            for gradients in groups.values()
+            for name in gradients
+        }
+        reached = {c.site.name for c in recorder.calls if c.rows}
+        reached |= self._replay.reached | masked
         return coverage_table(
             self._sites,
             self._frozen,
             reached or None,
-            self._recorder.unbatched,
+            recorder.unbatched,
             self._obstacles(),
+            recorder.hidden,
         )
 
     def additivity_error(self) -> dict[str, float]:
@@ -381,45 +442,174 @@ class capture:
         """
         if not self._additivity:
             raise CaptureError("This capture was made with additivity=False.")
-        found = self.group_gradients()
-        groupings = found if self._first_labelling.named else {"": found}
-        reaching = {
-            name: gradient.double() / self._scale
-            for name, gradient in self._recorder.reaching.items()
+        return self._gaps()
+
+    def unattributed(self) -> dict[str, Tensor]:
+        """What reached each parameter and belongs to no group.
+
+        Weight penalties, losses on tensors that the model did not return: the part
+        of the gradient that does not flow through watched calls. It is never spread
+        over groups.
+
+        Returns:
+            ``{parameter name: tensor of its shape}``, at scale ``batch``, of the
+            parameters whose `additivity_error` is above the tolerance of their type
+            (and of those that are not covered, all that reached them).
+
+        Raises:
+            CaptureError: See `additivity_error`.
+        """
+        gap = self.additivity_error()
+        allowed = tolerance(self._model, self._recorder.coarse)
+        uncovered = {r.parameter for r in self.coverage() if r.method == "none"}
+        rest = remainders(self._group_gradients(), self._reaching())
+        return {
+            name: remainder
+            for name, remainder in rest.items()
+            if name in uncovered or gap.get(name, 0.0) > allowed
         }
-        return additivity(groupings, self.coverage(), reaching)
 
     @property
     def loss_scale(self) -> float:
         """``c`` in ``L = c · Σ ℓ_i``."""
         if self._loss_scale is not None:
             return self._loss_scale
-        return 1.0 if self._reduction == "sum" else 1.0 / self._first_labelling.size
+        size = self._first_labelling.size
+        return 1.0 if self._reduction == "sum" or not size else 1.0 / size
 
     def reached_layers(self) -> list[str]:
-        """Names of the layers that an adjoint reached, in model order."""
-        self._arrived()
+        """Names of the layers with rows that an adjoint reached, in model order."""
         reached = {
-            call.site.name for call in self._recorder.calls if call.adjoint is not None
+            call.site.layer(part)
+            for call in self._arrived()
+            for part, rows in call.rows.items()
+            if isinstance(rows, Factored)
         }
-        lone = reached & self._recorder.unbatched
-        return [s.name for s in self._sites if s.name in reached - lone]
+        return [name for name in self._layer_names() if name in reached]
 
     # -- inside ------------------------------------------------------------------
 
-    def _arrived(self) -> list[Call]:
+    def _arrived(self) -> list[Watched]:
         """Return the calls an adjoint reached (a recomputed forward has none)."""
-        calls = [call for call in self._recorder.calls if call.adjoint is not None]
-        if not (calls or self._replay.gradients):
+        recorder = self._recorder
+        calls = [call for call in recorder.calls if call.rows]
+        if not (calls or self._replay.gradients or recorder.masked):
+            if not self._first_labelling.size:  # an empty batch reaches nothing
+                return []
             raise CaptureError(
                 "Nothing was captured: run forward and loss.backward() inside the "
                 "context before reading results."
             )
-        whole = [c for c in calls if c.site.name not in self._recorder.unbatched]
-        for call in whole:
-            if call.rows is None:
-                call.rows = self._read_rows(call)
-        return whole
+        return [c for c in calls if c.site.name not in recorder.unbatched]
+
+    def _group_gradients(self, wanted: Set[str] | None = None) -> ByGroup:
+        """Return ``{grouping: {group: {parameter: gradient}}}``, scale divided out."""
+        result: ByGroup = {
+            grouping: {group: {} for group in groups}
+            for grouping, groups in self._first_labelling.groupings.items()
+        }
+        table = self.coverage()
+        by_rows = {row.parameter for row in table if row.method == "rows"}
+        replayed = {row.parameter for row in table if row.method == "replay"}
+        if wanted is not None:
+            by_rows, replayed = by_rows & wanted, replayed & wanted
+        for call in self._arrived():
+            names = {
+                local: name
+                for local, name in call.site.parameters.items()
+                if name in by_rows
+            }
+            parts = {call.site.parts[local] for local in names}
+            for part in call.rows.keys() & parts:
+                rows = self._checked(call, call.rows[part])
+                for grouping, groups in call.labelling.groupings.items():
+                    for group, samples in groups.items():
+                        found = rows.choose(samples).gradients()
+                        _add(result, grouping, group, {
+                            names[local]: gradient.reshape(
+                                call.site.module.get_parameter(local).shape
+                            )
+                            for local, gradient in found.items()
+                            if local in names
+                        })  # fmt: skip
+        for source in (self._replay.gradients, self._recorder.masked):
+            for grouping, by_group in source.items():
+                for group, gradients in by_group.items():
+                    _add(result, grouping, group, {
+                        name: widen(gradient) / self._scale
+                        for name, gradient in gradients.items()
+                        if name in replayed
+                    })  # fmt: skip
+        return result
+
+    def _factored_calls(self, layer: str) -> list[tuple[Labelling, Factored]]:
+        """Return the calls of one layer that an adjoint reached."""
+        names = self._layer_names()
+        if layer not in names:
+            inside = [name for name in names if name.startswith(f"{layer}.")]
+            raise UnknownNameError(
+                f"No layer '{layer}' is watched; choose from "
+                f"{', '.join(inside or names)}.{nearest(layer, names)}"
+            )
+        found = [
+            (call.labelling, self._checked(call, rows))
+            for call in self._arrived()
+            for part, rows in call.rows.items()
+            if call.site.layer(part) == layer and isinstance(rows, Factored)
+        ]
+        if not found:
+            raise CaptureError(
+                f"No factors of layer '{layer}': no adjoint reached it, or it has "
+                "vectors only; see coverage()."
+            )
+        return found
+
+    def _layer_names(self) -> list[str]:
+        """Names of the layers that have rows, in model order."""
+        return list(
+            dict.fromkeys(
+                site.layer(part)
+                for site in self._sites
+                if site.rule is not None
+                for part in site.parts.values()
+            )
+        )
+
+    def _holders(self) -> dict[str, set[str]]:
+        """Return the layers that hold each parameter."""
+        holders: dict[str, set[str]] = {}
+        for site in self._sites:
+            for local, name in site.parameters.items():
+                holders.setdefault(name, set()).add(site.layer(site.parts[local]))
+        return holders
+
+    def gradient_elsewhere(self) -> frozenset[str]:
+        """Layers whose product of factors is not the gradient of their matrix.
+
+        The matrix is also another layer's (tied), or is not trained.
+        """
+        shared = [
+            held
+            for name, held in self._holders().items()
+            if self._dimensions(name) > 1 and (len(held) > 1 or name in self._frozen)
+        ]
+        return frozenset().union(*shared)
+
+    def _dimensions(self, parameter: str) -> int:
+        for site in self._sites:
+            for local, name in site.parameters.items():
+                if name == parameter:
+                    return site.module.get_parameter(local).ndim
+        raise AssertionError(parameter)
+
+    def _gaps(self) -> dict[str, float]:
+        return gaps(self._group_gradients(), self.coverage(), self._reaching())
+
+    def _reaching(self) -> dict[str, Tensor]:
+        return {
+            name: gradient.double() / self._scale
+            for name, gradient in self._recorder.reaching.items()
+        }
 
     def _obstacles(self) -> dict[str, str]:
         """Every replayed parameter, and what stands in the way of its replay."""
@@ -429,34 +619,32 @@ class capture:
             obstacles[name] = obstacles[name] or OUTSIDE
         return obstacles
 
-    def _rows_of(self, call: Call) -> Rows:
-        assert call.rows is not None  # _arrived has read them
-        return call.rows
+    def _checked(self, call: Watched, rows: Kind) -> Kind:
+        """Return one call's rows, one per sample.
 
-    def _read_rows(self, call: Call) -> Rows:
+        Raises:
+            CaptureError: If they do not fit the labels, or changed since.
+        """
         name, size = call.site.name, call.labelling.size
-        now = tuple(x._version for x in call.inputs if isinstance(x, Tensor))
-        if now != call.versions:
+        if not call.unchanged():
             raise CaptureError(
                 f"The input of layer '{name}' was changed in place after the batch; "
                 "read results before overwriting it."
             )
-        assert call.site.rule is not None
-        assert call.adjoint is not None
-        rows = call.site.rule.rows(
-            call.site.module, call.inputs, call.adjoint, self._batch_dim
-        )
         k = self._folded.get(name, 1)
-        if len(rows.activation) != k * size:
-            raise CaptureError(
-                f"Layer '{name}' has {len(rows.activation)} rows on its batch axis and "
-                f"there are {size} samples"
-                + (f" times rows_per_sample={k}" if k > 1 else "")
-                + ": if several rows of each sample are folded into the batch, pass "
-                f"rows_per_sample={{'{name}': k}}."
-            )
-        a, d = (_widen(_fold(x, size, k)) for x in (rows.activation, rows.adjoint))
-        return Rows(a, d if self._scaler is None else d / self._scale)
+        if len(rows) == k * size and k > 1:
+            return rows.fold(k)
+        if len(rows) == size and (k == 1 or self._everywhere):
+            return rows
+        raise CaptureError(
+            f"Layer '{name}' has {len(rows)} rows on its batch axis and there are "
+            f"{size} samples"
+            + (f" times rows_per_sample={k}" if k > 1 else "")
+            + ": if several rows of each sample are folded into the batch, pass "
+            f"rows_per_sample={{'{name}': k}}; if its batch axis is another than the "
+            f"model's (batch_dim={self._batch_dim}), bring the batch to that axis "
+            "before the layer."
+        )
 
     def _plain(self, result: dict[str, Any]) -> Any:
         """Drop the grouping level where bare labels were given."""
@@ -465,20 +653,11 @@ class capture:
         return next(iter(result.values()))
 
 
-def _fold(x: Tensor, size: int, k: int) -> Tensor:
-    return x if k == 1 else x.reshape(size, k * x.shape[1], x.shape[2])
-
-
-def _widen(x: Tensor) -> Tensor:
-    """Half-precision rows are widened before any product."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
-
-
-def _stack(rows: list[Rows]) -> Rows:
-    """Join calls of the same samples along ``S``."""
-    if len(rows) == 1:
-        return rows[0]
-    return Rows(
-        torch.cat([r.activation for r in rows], 1),
-        torch.cat([r.adjoint for r in rows], 1),
-    )
+def _add(
+    totals: ByGroup, grouping: str, group: str, gradients: Mapping[str, Tensor]
+) -> None:
+    """Add some gradients to a group's."""
+    sums = totals.setdefault(grouping, {}).setdefault(group, {})
+    for name, gradient in gradients.items():
+        before = sums.get(name)
+        sums[name] = gradient if before is None else before + gradient

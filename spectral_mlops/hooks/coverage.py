@@ -16,14 +16,16 @@ class CoverageRow(NamedTuple):
 
     Attributes:
         parameter: Its name, without ``module.`` and ``_orig_mod.``.
-        layer: The layer that holds it.
+        layer: The layer that holds it, by the name that `capture.factors` takes: a
+            recurrent or attention layer has one name per weight.
         method: ``rows`` (exact, from the layer's own rows), ``replay`` (exact, by
             one partial backward pass per group), ``frozen`` (does not require a
             gradient), ``unused`` (no adjoint reached the layer) or ``none`` (not
             watched).
         split: What assigns a gradient to a group: the ``row`` it comes from, the
             ``loss`` it comes from, or nothing.
-        why: The reason for ``frozen``, ``unused`` and ``none``.
+        why: The reason for anything but ``rows``; of what a loss sent past the
+            model's outputs, how much (`capture.unattributed`).
     """
 
     parameter: str
@@ -41,7 +43,9 @@ class Site:
         name: Clean name of the layer.
         module: The layer.
         rule: Its row rule, if there is one that applies.
-        parameters: Local name to clean full name, tied ones under their first.
+        parameters: Local name to clean full name, tied ones under their first; a
+            rule may account for parameters of modules inside (``out_proj.weight``).
+        parts: Local name to the part of the layer that it belongs to.
         why: Why there is no rule.
         wanted: Whether the layer is among those asked for.
     """
@@ -50,8 +54,13 @@ class Site:
     module: nn.Module
     rule: RowRule | None
     parameters: Mapping[str, str]
+    parts: Mapping[str, str]
     why: str = ""
     wanted: bool = True
+
+    def layer(self, part: str) -> str:
+        """Return the name of a part of the layer in tables and records."""
+        return ".".join(word for word in (self.name, part) if word)
 
 
 def clean_name(name: str) -> str:
@@ -74,22 +83,27 @@ def find_sites(model: nn.Module, layers: Set[str] | None) -> list[Site]:
         UnknownNameError: If ``layers`` names something that holds no parameters.
     """
     first_name: dict[int, str] = {}
-    sites = []
+    sites: list[Site] = []
+    inside: set[str] = set()
     for name, module in model.named_modules():
         own = {k: p for k, p in module._parameters.items() if p is not None}
-        if not own:
+        if not own or name in inside:
             continue
+        rule, parts, why = _rule_of(module, own.keys())
+        for local in parts:
+            if "." in local:
+                inside.add(f"{name}.{local.rpartition('.')[0]}".lstrip("."))
+                own[local] = module.get_parameter(local)
         full = {
             local: first_name.setdefault(
                 id(p), clean_name(f"{name}.{local}" if name else local)
             )
             for local, p in own.items()
         }
-        rule, why = _rule_of(module, own.keys())
         wanted = layers is None or clean_name(name) in layers
         if not wanted:
             rule, why = None, "not among the layers= asked for"
-        sites.append(Site(clean_name(name), module, rule, full, why, wanted))
+        sites.append(Site(clean_name(name), module, rule, full, parts, why, wanted))
     known = [site.name for site in sites]
     for asked in sorted(layers or ()):
         if asked not in known:
@@ -100,15 +114,28 @@ def find_sites(model: nn.Module, layers: Set[str] | None) -> list[Site]:
     return sites
 
 
-def _rule_of(module: nn.Module, own: Set[str]) -> tuple[RowRule | None, str]:
+def _rule_of(
+    module: nn.Module, own: Set[str]
+) -> tuple[RowRule | None, Mapping[str, str], str]:
     """Return the rule of a layer's exact type, if its parameters are its own."""
     kind = type(module)
+    bare = dict.fromkeys(own, "")
     if kind not in ROW_RULES:
-        return None, f"no row rule for {kind.__name__}"
+        return None, bare, f"no row rule for {kind.__name__}"
     rule = ROW_RULES.get(kind)
-    if rule.parameters(module) != own:
-        return None, "its parameters are not its own (reparametrised)"
-    return rule, ""
+    reparametrised = None, bare, "its parameters are not its own (reparametrised)"
+    try:
+        parts = rule.parameters(module)
+        inside = {name for name in parts if "." in name}
+        theirs = [module.get_submodule(name.rpartition(".")[0]) for name in inside]
+    except AttributeError:  # the weight has been moved away
+        return reparametrised
+    if parts.keys() - inside != own:
+        return reparametrised
+    for name, holder in zip(inside, theirs, strict=True):
+        if holder._parameters.get(name.rpartition(".")[2]) is None:
+            return reparametrised
+    return rule, parts, ""
 
 
 def trained_parameters(site: Site) -> dict[str, nn.Parameter]:
@@ -133,8 +160,9 @@ def coverage_table(
     sites: list[Site],
     frozen: Set[str],
     reached: Set[str] | None,
-    unbatched: Set[str],
+    unbatched: Mapping[str, str],
     replayed: Mapping[str, str],
+    hidden: Mapping[str, str],
 ) -> list[CoverageRow]:
     """Say for every parameter how it is watched.
 
@@ -143,18 +171,21 @@ def coverage_table(
         frozen: Names of parameters that require no gradient.
         reached: Layers that an adjoint reached, and parameters that a replay
             reached; ``None`` before any backward.
-        unbatched: Layers that were called without a batch axis.
+        unbatched: Layers that were called without a batch axis, and how it is said.
         replayed: Parameters that are replayed, and what stands in the way.
+        hidden: Layers that cannot be seen into, and why.
     """
-    holders: dict[str, list[Site]] = {}
+    holders: dict[str, list[tuple[Site, str]]] = {}
     for site in sites:
-        for parameter in site.parameters.values():
-            holders.setdefault(parameter, []).append(site)
+        for local, parameter in site.parameters.items():
+            holders.setdefault(parameter, []).append((site, site.parts[local]))
     table = []
-    for parameter, held_by in holders.items():
+    for parameter, held in holders.items():
+        held_by = [site for site, _ in held]
         places = {parameter, *(site.name for site in held_by if site.rule is not None)}
         without = next((site for site in held_by if site.rule is None), None)
         lone = next((site for site in held_by if site.name in unbatched), None)
+        masked = next((site for site in held_by if site.name in hidden), None)
         if parameter in frozen:
             method, split, why = "frozen", "", "requires_grad is False"
         elif replayed.get(parameter):
@@ -164,10 +195,13 @@ def coverage_table(
         elif reached is not None and not places & reached:
             method, split, why = "unused", "", "no adjoint reached the layer"
         elif parameter in replayed:
-            why = f"'{lone.name}' called without batch axis" if lone else ""
+            why = unbatched[lone.name] if lone else ""
             method, split = "replay", "loss"
             why = without.why if without is not None else why
+        elif masked is not None:
+            method, split, why = "replay", "row", hidden[masked.name]
         else:
             method, split, why = "rows", "row", ""
-        table.append(CoverageRow(parameter, held_by[0].name, method, split, why))
+        layer = held[0][0].layer(held[0][1])
+        table.append(CoverageRow(parameter, layer, method, split, why))
     return table

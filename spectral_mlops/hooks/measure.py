@@ -1,6 +1,6 @@
 """From the rows of one layer to spectrum records."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from spectral_mlops.hooks.groups import Labelling
-from spectral_mlops.hooks.rows import Rows
+from spectral_mlops.hooks.rows import Factored
 from spectral_mlops.records import POOLED, Quantity, Spectrum
 from spectral_mlops.spectra.singular import (
     ROUTES,
@@ -24,15 +24,20 @@ STACKED_ROWS = 1024
 
 @dataclass(frozen=True)
 class LayerRows:
-    """All rows of one layer in one context.
+    """All rows of one layer in one context, or of several of them together.
 
     Attributes:
         layer: Name of the layer.
-        batches: One entry per labelling (one, unless ``relabel`` was called).
+        calls: Its calls, each with the labels of its samples.
     """
 
     layer: str
-    batches: list[tuple[Labelling, Rows]]
+    calls: list[tuple[Labelling, Factored]]
+
+    @property
+    def labellings(self) -> list[Labelling]:
+        """Of the batches, each once; several calls may see one batch."""
+        return list(dict.fromkeys(labelling for labelling, _ in self.calls))
 
 
 @dataclass(frozen=True)
@@ -41,10 +46,31 @@ class _Part:
 
     grouping: str
     group: str
-    activation: Tensor  # [r, d_in]
-    adjoint: Tensor  # [r, d_out]
+    pieces: list[Factored]
     samples: int
     subjects: int
+
+    @property
+    def paired(self) -> bool:
+        return all(piece.paired for piece in self.pieces)
+
+    def activation(self, patches: bool) -> Tensor:
+        """Shape ``[blocks, r, d_in]``."""
+        rows = [
+            piece.factors()[0].flatten(-3, -2)
+            if patches and not piece.paired
+            else piece.activation_rows()
+            for piece in self.pieces
+        ]
+        return torch.cat([x if x.ndim == 3 else x.unsqueeze(0) for x in rows], 1)
+
+    def adjoint(self) -> Tensor:
+        """Shape ``[blocks, r, d_out]``."""
+        return torch.cat([piece.adjoint_rows() for piece in self.pieces], 1)
+
+    def matrices(self) -> Tensor:
+        """Shape ``[blocks, d_in, d_out]``."""
+        return torch.stack([piece.matrices() for piece in self.pieces]).sum(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +113,8 @@ def measure(
     loss_scale: float,
     pooled: bool,
     step: int,
+    elsewhere: Set[str] = frozenset(),
+    patches: bool = False,
 ) -> list[Spectrum]:
     """Return one record per layer, group and quantity, the pooled group first.
 
@@ -96,11 +124,19 @@ def measure(
         loss_scale: ``c``.
         pooled: Whether to measure the pooled group ``all``.
         step: Written into the records.
+        elsewhere: Layers whose product of factors is no parameter's gradient.
+        patches: Whether a convolution's activation is that of its patches.
     """
     cells = [
         (layer, part, quantity, solved)
         for layer in layers
-        for part, quantity, solved in _solve(list(_parts(layer, pooled)), quantities)
+        for part, quantity, solved in _solve(
+            list(_parts(layer, pooled)),
+            tuple(
+                q for q in quantities if q != "gradient" or layer.layer not in elsewhere
+            ),
+            patches,
+        )
     ]
     values = [solved.values for _, _, _, solved in cells]
     summaries = summarise(values)
@@ -112,11 +148,11 @@ def measure(
             group=part.group,
             values=values[i].numpy(),
             samples=part.samples,
-            rows=len(part.activation),
-            batch_samples=sum(labelling.size for labelling, _ in layer.batches),
+            rows=solved.rows,
+            batch_samples=sum(labelling.size for labelling in layer.labellings),
             subjects=part.subjects,
             loss_scale=loss_scale,
-            shape=(part.activation.shape[1], part.adjoint.shape[1]),
+            shape=part.pieces[0].shape,
             route=solved.route,
             floor=solved.floor,
             below_floor=solved.below_floor,
@@ -152,7 +188,7 @@ def measure_gradients(
         cells[key] = cells[key].plus(item) if key in cells else item
     found = list(cells.values())
     solved = [
-        _member(factor_singular_values(item.matrix[None]), 0, len(item.matrix))
+        _union(factor_singular_values(item.matrix[None]), len(item.matrix))
         for item in found
     ]
     summaries = summarise([solution.values for solution in solved])
@@ -183,33 +219,31 @@ def measure_gradients(
 
 
 def _parts(rows: LayerRows, pooled: bool) -> Iterator[_Part]:
+    batches = rows.labellings
     if pooled:
-        everyone = [(who, torch.arange(who.size)) for who, _ in rows.batches]
+        everyone = {who: torch.arange(who.size) for who in batches}
         yield _part(rows, POOLED, POOLED, everyone)
-    for grouping in rows.batches[0][0].groupings:
-        names = {g for who, _ in rows.batches for g in who.groupings[grouping]}
+    for grouping in batches[0].groupings:
+        names = {g for who in batches for g in who.groupings[grouping]}
         for group in sorted(names):
-            chosen = [
-                (who, who.groupings[grouping].get(group, torch.arange(0)))
-                for who, _ in rows.batches
-            ]
+            chosen = {
+                who: who.groupings[grouping].get(group, torch.arange(0))
+                for who in batches
+            }
             yield _part(rows, grouping, group, chosen)
 
 
 def _part(
-    rows: LayerRows, grouping: str, group: str, chosen: list[tuple[Labelling, Tensor]]
+    rows: LayerRows, grouping: str, group: str, chosen: dict[Labelling, Tensor]
 ) -> _Part:
-    pieces = [
-        batch.choose(samples)
-        for (_, batch), (_, samples) in zip(rows.batches, chosen, strict=True)
-    ]
-    people = {who.subjects[i] for who, samples in chosen for i in samples.tolist()}
+    people = {
+        who.subjects[i] for who, samples in chosen.items() for i in samples.tolist()
+    }
     return _Part(
         grouping=grouping,
         group=group,
-        activation=torch.cat([piece.activation.flatten(0, 1) for piece in pieces]),
-        adjoint=torch.cat([piece.adjoint.flatten(0, 1) for piece in pieces]),
-        samples=sum(len(samples) for _, samples in chosen),
+        pieces=[piece.choose(chosen[who]) for who, piece in rows.calls],
+        samples=sum(len(samples) for samples in chosen.values()),
         subjects=len(people),
     )
 
@@ -219,6 +253,7 @@ class _Solved:
     """One member of a `Solution`, on the CPU, without what padding added."""
 
     values: Tensor
+    rows: int
     route: str
     floor: float
     below_floor: int
@@ -226,22 +261,37 @@ class _Solved:
 
 
 def _solve(
-    parts: list[_Part], quantities: tuple[Quantity, ...]
+    parts: list[_Part], quantities: tuple[Quantity, ...], patches: bool
 ) -> Iterator[tuple[_Part, Quantity, _Solved]]:
     """Solve the groups of one layer in one call where they are small.
 
     Zero rows change no singular value, so groups are padded to the largest; where
     that would cost more than calls do, they are solved one by one.
     """
-    longest = max(len(part.activation) for part in parts)
+    if not all(part.paired for part in parts):
+        for part in parts:
+            for quantity in quantities:
+                yield part, quantity, _solve_apart(part, quantity, patches)
+        return
+    factors = [(part.activation(False)[0], part.adjoint()[0]) for part in parts]
+    longest = max(len(a) for a, _ in factors)
     together = longest * len(parts) <= STACKED_ROWS
-    for stack in [parts] if together else [[part] for part in parts]:
-        a = pad_sequence([part.activation for part in stack], batch_first=True)
-        d = pad_sequence([part.adjoint for part in stack], batch_first=True)
+    numbers = range(len(parts))
+    for stack in [list(numbers)] if together else [[i] for i in numbers]:
+        a = pad_sequence([factors[i][0] for i in stack], batch_first=True)
+        d = pad_sequence([factors[i][1] for i in stack], batch_first=True)
         for quantity in quantities:
             solution = _solution(quantity, a, d)
-            for i, part in enumerate(stack):
-                yield part, quantity, _member(solution, i, len(part.activation))
+            for place, i in enumerate(stack):
+                rows = len(factors[i][0])
+                yield parts[i], quantity, _member(solution, place, rows)
+
+
+def _solve_apart(part: _Part, quantity: Quantity, patches: bool) -> _Solved:
+    """Solve one group of a layer whose factors have rows of their own."""
+    rows = part.adjoint() if quantity != "activation" else part.activation(patches)
+    matrices = part.matrices() if quantity == "gradient" else rows
+    return _union(factor_singular_values(matrices), rows.shape[1])
 
 
 def _solution(quantity: Quantity, activation: Tensor, adjoint: Tensor) -> Solution:
@@ -250,13 +300,28 @@ def _solution(quantity: Quantity, activation: Tensor, adjoint: Tensor) -> Soluti
     return factor_singular_values(activation if quantity == "activation" else adjoint)
 
 
+def _union(solution: Solution, rows: int) -> _Solved:
+    """Join the spectra of all blocks of one group."""
+    whole = Solution(
+        values=solution.values[:, :rows].flatten().sort(descending=True).values[None],
+        floor=solution.floor.max(-1, keepdim=True).values,
+        below_floor=solution.below_floor.sum(-1, keepdim=True),
+        route=solution.route.max(-1, keepdim=True).values,
+        finite=solution.finite.all(-1, keepdim=True),
+    )
+    member = _member(whole, 0, rows)
+    return replace(member, below_floor=int(whole.below_floor[0]))
+
+
 def _member(solution: Solution, i: int, rows: int) -> _Solved:
     """Take one group out, with as many values as it has rows or columns."""
-    values = solution.values[i, :rows].cpu()
+    values = solution.values[i].cpu()
+    values = values if rows > len(values) else values[:rows]
     floor, finite = float(solution.floor[i]), bool(solution.finite[i])
     status = "ok" if values.isfinite().all() else "not converged"
     return _Solved(
         values=values,
+        rows=rows,
         route=ROUTES[int(solution.route[i])],
         floor=floor,
         below_floor=int((values < floor).sum()),

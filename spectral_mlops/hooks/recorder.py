@@ -1,37 +1,47 @@
-"""The hooks themselves: every call of every watched layer, with its adjoint.
+"""The hooks themselves: every call of every watched layer, with its adjoints.
 
-A forward hook puts a *tensor* hook on each call's output and binds that call's
+A forward hook puts a *tensor* hook on each call's outputs and binds that call's
 input in the closure. Never a full backward hook (in-place activations break it),
 never a slot or counter on the layer (reused modules and recomputed forwards break
 those). Nothing is written on the model, and every handle is removed by `detach`.
 """
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import register_multi_grad_hook
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
 from spectral_mlops.errors import CaptureError
 from spectral_mlops.hooks.coverage import Site, clean_name, trained_parameters
 from spectral_mlops.hooks.groups import Labelling
-from spectral_mlops.hooks.replay import Replay, anchor
-from spectral_mlops.hooks.rows import Rows
+from spectral_mlops.hooks.nested import batch_sizes, map_tensors, tensors_in
+from spectral_mlops.hooks.replay import Anchor, Replay, pull_by_group
+from spectral_mlops.hooks.rows import Call, Contributions, RandomState, widen
 
 
 @dataclass(eq=False)
-class Call:
-    """One forward call of one layer; the adjoint arrives with the backward pass."""
+class Watched:
+    """One forward call of one layer; its adjoints arrive with the backward pass."""
 
     site: Site
     labelling: Labelling
-    inputs: tuple[Any, ...]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
     versions: tuple[int, ...]
-    adjoint: Tensor | None = None
-    rows: Rows | None = field(default=None, init=False)
+    random: RandomState | None
+    rows: dict[str, Contributions] = field(default_factory=dict)
+
+    def unchanged(self) -> bool:
+        """Whether the inputs kept by reference are still what they were."""
+        kept = tensors_in((self.args, self.kwargs))
+        return self.versions == tuple(x._version for x in kept)
 
 
 class Recorder:
@@ -42,6 +52,7 @@ class Recorder:
         sites: Its layers; those without a rule are left alone.
         labelling: Of the calls to come; may be exchanged between forward calls.
         batch_dim: Batch axis of the model's inputs.
+        folded: Rows of a sample that a call of the model itself may hold.
         parameters: Also record what reaches each parameter's own tensor hook.
         replay: Of the parameters that no rule covers.
     """
@@ -52,62 +63,116 @@ class Recorder:
         sites: Sequence[Site],
         labelling: Labelling,
         batch_dim: int,
+        folded: int,
         parameters: bool,
         replay: Replay,
     ) -> None:
         self.labelling = labelling
-        self.calls: list[Call] = []
+        self.scale: Tensor | None = None
+        self.coarse = False
+        self.calls: list[Watched] = []
         self.reaching: dict[str, Tensor] = {}
-        self.unbatched: set[str] = set()
+        self.unbatched: dict[str, str] = {}
+        self.hidden: dict[str, str] = {}
+        self.masked: dict[str, dict[str, dict[str, Tensor]]] = {}
         self._model, self._sites = model, sites
-        self._batch_dim, self._parameters = batch_dim, parameters
-        self._replay = replay
+        self._batch_dim, self._folded = batch_dim, folded
+        self._parameters, self._replay = parameters, replay
         self._handles: list[RemovableHandle] = []
+        self._on_layers: list[RemovableHandle] = []
+        self._states: dict[int, list[RandomState]] = {}
+        self._own = [
+            (module, local, parameter)
+            for module in model.modules()
+            for local, parameter in module._parameters.items()
+        ]
+
+    # -- attaching ---------------------------------------------------------------
 
     def attach(self) -> None:
         """Put the hooks on; `detach` must follow, whatever happens."""
         keep = self._handles.append
-        keep(self._model.register_forward_pre_hook(self._on_root, with_kwargs=True))
-        for site in self._sites:
-            if site.rule is not None:
-                hook = partial(self._on_forward, site)
-                keep(site.module.register_forward_hook(hook, with_kwargs=True))
-        keep(self._model.register_forward_hook(self._on_return))
+        root = self._model
+        keep(root.register_forward_pre_hook(self._on_root, with_kwargs=True))
+        self._attach_layers()
+        keep(root.register_forward_hook(self._on_return))
+        keep(root.register_forward_hook(self._on_end, always_call=True))
         if self._parameters:
-            for name, parameter in self._model.named_parameters():
+            for name, parameter in root.named_parameters():
                 if parameter.requires_grad:
                     hook = partial(self._on_parameter, clean_name(name))
                     keep(parameter.register_hook(hook))
 
     def detach(self) -> None:
         """Take every hook off, those on output tensors included."""
-        while self._handles:
-            self._handles.pop().remove()
+        for handles in (self._on_layers, self._handles):
+            while handles:
+                handles.pop().remove()
+        self._states.clear()
         self._replay.release()
 
-    def _on_return(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Hook what the model returned, for replay."""
-        if torch.is_grad_enabled():
-            self._handles += self._replay.watch(output, self.labelling)
+    def _attach_layers(self) -> None:
+        keep = self._on_layers.append
+        for site in self._sites:
+            if site.rule is None:
+                continue
+            if site.rule.draws(site.module):
+                keep(
+                    site.module.register_forward_pre_hook(partial(self._on_draw, site))
+                )
+            hook = partial(self._on_forward, site)
+            keep(site.module.register_forward_hook(hook, with_kwargs=True))
+
+    # -- forward -----------------------------------------------------------------
 
     def _on_root(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         """Check that the labels describe the batch the model is called with."""
         if not torch.is_grad_enabled():
+            # PyTorch's transformer takes its fast path only where no hook is.
+            while self._on_layers:
+                self._on_layers.pop().remove()
             return
-        tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
-        batched = next((x for x in tensors if x.ndim > self._batch_dim), None)
-        if batched is None:
+        self._refuse_functional()
+        sizes = batch_sizes((args, kwargs), self._batch_dim)
+        if not sizes:
             return
-        size = batched.shape[self._batch_dim]
-        if size != self.labelling.size:
+        n = self.labelling.size
+        if not {n, n * self._folded} & sizes.keys():
+            size, shape = next(iter(sizes.items()))
             raise CaptureError(
                 f"The model is called with {size} samples (axis {self._batch_dim} of "
-                f"{tuple(batched.shape)}) and the labels name "
-                f"{self.labelling.size}: give one label per sample, set batch_dim=, "
-                "or call captured.relabel(groups) before this forward call."
+                f"{shape}) and the labels name {n}: give one label per sample, set "
+                "batch_dim=, or call captured.relabel(groups) before this forward "
+                "call."
             )
+
+    def _refuse_functional(self) -> None:
+        inside = torch._C._functorch.peek_interpreter_stack() is not None
+        swapped = any(m._parameters.get(k) is not p for m, k, p in self._own)
+        if inside or swapped:
+            raise CaptureError(
+                "The model is called functionally (torch.func, functional_call): its "
+                "own parameters take no part in that call. Watch ordinary calls of "
+                "the model, with loss.backward()."
+            )
+
+    def _on_return(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Hook what the model returned, for replay."""
+        if torch.is_grad_enabled():
+            self._handles += self._replay.watch(output, self.labelling)
+
+    def _on_end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """After a call without gradients, also a failed one, watch again."""
+        if not self._on_layers:
+            self._attach_layers()
+
+    def _on_draw(self, site: Site, layer: nn.Module, args: tuple[Any, ...]) -> None:
+        """Note where the random numbers stand before a call that draws some."""
+        if torch.is_grad_enabled() and not self._replay.running:
+            device = next(layer.parameters()).device
+            self._states.setdefault(id(layer), []).append(RandomState.now(device))
 
     def _on_forward(
         self,
@@ -117,46 +182,169 @@ class Recorder:
         kwargs: dict[str, Any],
         output: Any,
     ) -> None:
-        if not (isinstance(output, Tensor) and output.requires_grad):
-            return
+        states = self._states.get(id(layer))
+        random = states.pop() if states else None
         if self._replay.running:  # a checkpoint recomputes for the replay
             return
-        inputs = tuple(
-            self._keep(x, layer) if isinstance(x, Tensor) else x
-            for x in (*args, *kwargs.values())
-        )
-        assert site.rule is not None
-        if not site.rule.batched(layer, inputs, self._batch_dim):
-            self.unbatched.add(site.name)
+        returned = [x for x in tensors_in(output) if x.is_floating_point()]
+        if not any(x.requires_grad for x in returned):
+            return
+        rule = site.rule
+        assert rule is not None
+        self.coarse |= torch.is_autocast_enabled(returned[0].device.type)
+        inputs = (*args, *kwargs.values())
+        why_hidden = rule.hidden(layer, inputs)
+        packed = isinstance(inputs[0], PackedSequence)
+        batched = rule.batched(layer, inputs, self._batch_dim)
+        if not batched or (why_hidden and packed):
+            why = why_hidden if batched else "called without batch axis"
+            self.unbatched[site.name] = f"'{site.name}' {why}"
             self._replay.parameters |= trained_parameters(site)
             return
-        versions = tuple(x._version for x in inputs if isinstance(x, Tensor))
-        call = Call(site, self.labelling, inputs, versions)
+        kept: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors(
+            _keeper(site), (args, kwargs)
+        )
+        versions = tuple(x._version for x in tensors_in(kept))
+        call = Watched(site, self.labelling, *kept, versions, random)
         self.calls.append(call)
-        hook = partial(self._on_adjoint, call, output.shape)
-        self._handles.append(anchor(output).register_hook(hook))
+        anchors = [Anchor.of(x) if x.requires_grad else None for x in returned]
+        arrive = self._receiver(call, anchors, why_hidden)
+        hooked = [
+            tensor
+            for x, anchor in zip(returned, anchors, strict=True)
+            if anchor is not None
+            for tensor in ([x] if anchor.layout is None else [x, anchor.tensor])
+        ]
+        if len(hooked) == 1:
+            self._handles.append(hooked[0].register_hook(lambda g: arrive([g])))
+        else:
+            self._handles.append(register_multi_grad_hook(hooked, arrive))
 
-    @staticmethod
-    def _keep(x: Tensor, layer: nn.Module) -> Tensor:
-        """Keep an input by reference where autograd guards it against writes.
+    # -- backward ----------------------------------------------------------------
 
-        Autograd saves the input of a layer whose weight is trained, and refuses
-        the backward pass if it was changed in place. Others are copied.
+    def _receiver(
+        self, call: Watched, anchors: Sequence[Anchor | None], why_hidden: str
+    ) -> Callable[[Sequence[Tensor | None]], None]:
+        """Return what takes the adjoints in; several backward passes add up.
+
+        A view's own adjoint comes before its base's, which others may have added to
+        (attention weights go on into the layer's output); it never comes after an
+        in-place operation on the view, and then the base's is the one.
         """
-        weight = layer._parameters.get("weight")
-        guarded = weight is not None and weight.requires_grad
-        return x.detach() if guarded else x.detach().clone()
+        self.hidden |= {call.site.name: why_hidden} if why_hidden else {}
 
-    def _on_adjoint(self, call: Call, shape: torch.Size, gradient: Tensor) -> None:
-        """Keep the adjoint of one call; several backward passes add up."""
-        if self._replay.running:
-            return
-        fresh = gradient.detach().reshape(shape)
-        call.adjoint = fresh if call.adjoint is None else call.adjoint + fresh
+        def arrive(gradients: Sequence[Tensor | None]) -> None:
+            if self._replay.running:
+                return
+            coming = iter(gradients)
+            adjoints: list[Tensor | None] = []
+            for anchor in anchors:
+                gradient = None if anchor is None else next(coming)
+                if anchor is not None and anchor.layout is not None:
+                    base = next(coming)
+                    if gradient is None and base is not None:
+                        gradient = anchor.view(base)
+                adjoints.append(None if gradient is None else gradient.detach())
+            if why_hidden:
+                self._pull(call, anchors, adjoints)
+            else:
+                self._take(
+                    call, [g if g is None else self._unscaled(g) for g in adjoints]
+                )
+
+        return arrive
+
+    def _take(self, call: Watched, adjoints: list[Tensor | None]) -> None:
+        """Turn one call's adjoints into rows, while the layer is as it was."""
+        assert call.site.rule is not None
+        device = next(x for x in adjoints if x is not None).device
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            found = call.site.rule.rows(
+                call.site.module,
+                Call(
+                    call.args,
+                    call.kwargs,
+                    tuple(adjoints),
+                    self._batch_dim,
+                    call.random,
+                ),
+            )
+        parts = {"": found} if isinstance(found, Contributions) else found
+        for part, rows in parts.items():
+            before = call.rows.get(part)
+            call.rows[part] = rows if before is None else before.plus(rows)
+
+    def _pull(
+        self,
+        call: Watched,
+        anchors: Sequence[Anchor | None],
+        adjoints: Sequence[Tensor | None],
+    ) -> None:
+        """Pull one layer's adjoints back to its parameters, group by group."""
+        first = 0 if getattr(call.site.module, "batch_first", False) else 1
+        axes = [first, *[1] * (len(anchors) - 1)]  # of the output, of last states
+        there = [
+            (anchor, anchor.onto_base(adjoint), axis)
+            for anchor, adjoint, axis in zip(anchors, adjoints, axes, strict=True)
+            if anchor is not None and adjoint is not None
+        ]
+        self._replay.running = True
+        try:
+            pull_by_group(
+                there, trained_parameters(call.site), call.labelling, self.masked
+            )
+        finally:
+            self._replay.running = False
+
+    def _unscaled(self, adjoint: Tensor) -> Tensor:
+        wide = widen(adjoint)
+        return wide if self.scale is None else wide / self.scale
 
     def _on_parameter(self, name: str, gradient: Tensor) -> None:
         if self._replay.running:
             return
         total = self.reaching.get(name)
         fresh = gradient.detach()
+        fresh = fresh.to_dense() if fresh.is_sparse else fresh
         self.reaching[name] = fresh.clone() if total is None else total + fresh
+
+
+def _keeper(site: Site) -> Callable[[Tensor], Tensor]:
+    """Return how to keep an input: by reference where autograd guards it.
+
+    Autograd saves the input of a layer whose weights are trained, and refuses the
+    backward pass if it was changed in place. Others are copied; so are inputs that
+    autocast casts, since autograd then saves the cast ones.
+    """
+    names = [local for local in site.parameters if "weight" in local]
+    own = [site.module.get_parameter(local) for local in names]
+    guarded = bool(own) and all(p.requires_grad for p in own)
+
+    def keep(x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            return x.detach()
+        cast = torch.is_autocast_enabled(x.device.type) and (
+            x.dtype != torch.get_autocast_dtype(x.device.type)
+        )
+        return x.detach() if guarded and not cast else x.detach().clone()
+
+    return keep
+
+
+def refuse_sharded(parameters: Mapping[str, nn.Parameter]) -> None:
+    """Refuse parameters of which each process holds a shard.
+
+    Raises:
+        CaptureError: If there is one.
+    """
+    sharding = sys.modules.get("torch.distributed.tensor")
+    if sharding is None:
+        return
+    for name, parameter in parameters.items():
+        if isinstance(parameter, sharding.DTensor):
+            raise CaptureError(
+                f"Parameter '{clean_name(name)}' is sharded over processes (FSDP2, "
+                "DTensor), and a shard's gradient has no groups. Train with "
+                "DistributedDataParallel to watch, or watch an unsharded copy of the "
+                "model on a probe."
+            )

@@ -6,8 +6,8 @@ masks, the same recomputed activations. One partial backward pass per group: slo
 exact. Samples are assigned by whose loss a gradient comes from.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from spectral_mlops.hooks.groups import Labelling
+from spectral_mlops.hooks.nested import tensors_in
 
 REENTRANT = "reentrant checkpoint: use_reentrant=False"
 OUTSIDE = (
@@ -24,15 +25,79 @@ OUTSIDE = (
     f"{REENTRANT})"
 )
 
+ByGroup = dict[str, dict[str, dict[str, Tensor]]]
+"""``{grouping: {group: {parameter: gradient}}}``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Anchor:
+    """The tensor that keeps an output's place in the graph.
+
+    NOTE: ``nn.Linear`` on more than two axes returns a view of the product, and a
+    recurrent layer with ``batch_first`` a transposed one. An in-place activation on
+    a view rebuilds the graph from the view's *base*, and a hook on the view never
+    fires; one on the base does, with the same numbers in another order.
+
+    Attributes:
+        tensor: The base, or the output itself where it is no view of all of one.
+        edge: Its place in the graph, whatever becomes of the tensor in place.
+        shape: Of the output.
+        layout: Strides and offset of the output in the base; none where they are
+            one tensor.
+    """
+
+    tensor: Tensor
+    edge: GradientEdge
+    shape: torch.Size
+    layout: tuple[tuple[int, ...], int] | None
+
+    @classmethod
+    def of(cls, output: Tensor) -> "Anchor":
+        """Find it."""
+        base = output._base
+        if (
+            base is None
+            or not (base.requires_grad and base.is_contiguous())
+            or base.numel() != output.numel()
+        ):
+            return cls(output, get_gradient_edge(output), output.shape, None)
+        layout = (
+            output.stride(),
+            int(output.storage_offset() - base.storage_offset()),
+        )
+        return cls(base, get_gradient_edge(base), output.shape, layout)
+
+    def view(self, gradient: Tensor) -> Tensor:
+        """Show a gradient of the anchor in the shape of the output."""
+        if self.layout is None:
+            return gradient
+        strides, offset = self.layout
+        return gradient.contiguous().as_strided(self.shape, strides, offset)
+
+    def onto_base(self, adjoint: Tensor) -> Tensor:
+        """Bring an adjoint of the output to the shape of the anchor."""
+        if self.layout is None:
+            return adjoint
+        spread = adjoint.new_empty(self.tensor.shape)
+        self.view(spread).copy_(adjoint)
+        return spread
+
+    def mask(self, gradient: Tensor, axis: int, samples: Tensor) -> Tensor:
+        """Return a gradient of the anchor that is zero but for some samples."""
+        chosen = samples.to(gradient.device)
+        masked = torch.zeros_like(gradient, memory_format=torch.contiguous_format)
+        part = self.view(gradient).index_select(axis, chosen)
+        self.view(masked).index_copy_(axis, chosen, part)
+        return masked
+
 
 @dataclass(eq=False)
 class _Output:
     """One tensor that the model returned."""
 
-    edge: GradientEdge
-    shape: torch.Size
+    anchor: Anchor
     labelling: Labelling
-    from_others: Tensor | None = None
+    from_others: Tensor | None = field(default=None)
     """What reached it through the model, from outputs that derive from it."""
 
 
@@ -42,15 +107,18 @@ class Replay:
     Args:
         parameters: Name to parameter; more may join before the model returns.
         batch_dim: Batch axis of the model's outputs.
+        folded: Rows of a sample that an output may hold, one after another.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], batch_dim: int) -> None:
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], batch_dim: int, folded: int = 1
+    ) -> None:
         self.parameters = dict(parameters)
-        self.gradients: dict[str, dict[str, dict[str, Tensor]]] = {}
+        self.gradients: ByGroup = {}
         self.labellings: list[Labelling] = []
         self.obstacle = ""
         self.running = False
-        self._batch_dim = batch_dim
+        self._batch_dim, self._folded = batch_dim, folded
         self._outputs: list[_Output] = []
 
     def watch(self, returned: Any, labelling: Labelling) -> Iterator[RemovableHandle]:
@@ -67,11 +135,17 @@ class Replay:
             return
         if labelling not in self.labellings:
             self.labellings.append(labelling)
-        for tensor in _tensors(returned):
-            target = anchor(tensor)
-            output = _Output(get_gradient_edge(target), tensor.shape, labelling)
+        seen: set[int] = set()
+        for tensor in tensors_in(returned):
+            if not tensor.requires_grad:
+                continue
+            anchor = Anchor.of(tensor)
+            if id(anchor.tensor) in seen:  # two views of one tensor
+                continue
+            seen.add(id(anchor.tensor))
+            output = _Output(anchor, labelling)
             self._outputs.append(output)
-            yield target.register_hook(partial(self._on_adjoint, output))
+            yield anchor.tensor.register_hook(partial(self._on_adjoint, output))
 
     @property
     def reached(self) -> set[str]:
@@ -94,20 +168,23 @@ class Replay:
         if output.from_others is not None:
             adjoint = adjoint - output.from_others
             output.from_others = None
-        axis = self._batch_dim
-        batched = len(output.shape) > axis
-        if not batched or output.shape[axis] != output.labelling.size:
+        shape, axis = output.anchor.shape, self._batch_dim
+        size = shape[axis] if len(shape) > axis else -1
+        if size not in (output.labelling.size, output.labelling.size * self._folded):
             self.obstacle = (
-                f"the model returned a tensor of shape {tuple(output.shape)}, which "
-                f"has no batch axis of {output.labelling.size}"
+                f"the model returned a tensor of shape {tuple(shape)}, which has no "
+                f"batch axis of {output.labelling.size}"
             )
             return
         self.running = True
         try:
             self._subtract_from_others(output, adjoint)
-            for grouping, groups in output.labelling.groupings.items():
-                for group, samples in groups.items():
-                    self._pull(output, adjoint, grouping, group, samples)
+            pull_by_group(
+                [(output.anchor, adjoint, axis)],
+                self.parameters,
+                output.labelling,
+                self.gradients,
+            )
         except RuntimeError as error:
             if "Checkpointing is not compatible" not in str(error):
                 raise
@@ -125,8 +202,8 @@ class Replay:
         if not others:
             return
         found = torch.autograd.grad(
-            [output.edge],
-            [other.edge for other in others],
+            [output.anchor.edge],
+            [other.anchor.edge for other in others],
             [adjoint],
             retain_graph=True,
             allow_unused=True,
@@ -136,60 +213,50 @@ class Replay:
                 before = other.from_others
                 other.from_others = flow if before is None else before + flow
 
-    def _pull(
-        self,
-        output: _Output,
-        adjoint: Tensor,
-        grouping: str,
-        group: str,
-        samples: Tensor,
-    ) -> None:
-        """Add one group's part to its gradients."""
-        chosen = samples.to(adjoint.device)
-        whole = adjoint.reshape(output.shape)
-        masked = torch.zeros_like(whole).index_copy(
-            self._batch_dim, chosen, whole.index_select(self._batch_dim, chosen)
-        )
-        found = torch.autograd.grad(
-            [output.edge],
-            list(self.parameters.values()),
-            [masked.reshape(adjoint.shape)],
-            retain_graph=True,
-            allow_unused=True,
-        )
-        totals = self.gradients.setdefault(grouping, {}).setdefault(group, {})
-        for name, gradient in zip(self.parameters, found, strict=True):
-            if gradient is not None:
-                fresh = gradient.detach()
-                before = totals.get(name)
-                totals[name] = fresh if before is None else before + fresh
 
+def pull_by_group(
+    outputs: Sequence[tuple[Anchor, Tensor, int]],
+    parameters: Mapping[str, nn.Parameter],
+    labelling: Labelling,
+    totals: ByGroup,
+) -> None:
+    """Pull adjoints back to parameters, one group of samples at a time.
 
-def anchor(output: Tensor) -> Tensor:
-    """Return the tensor that keeps an output's place in the graph.
-
-    NOTE: ``nn.Linear`` on more than two axes returns a view of the product. An
-    in-place activation on a view rebuilds the graph from the view's *base*, and a
-    hook on the view never fires; one on the base does, with the same adjoint.
+    Args:
+        outputs: Of the same call: where each stands in the graph, what reached it
+            there, and its batch axis.
+        parameters: By name.
+        labelling: Of the samples; an axis may hold several rows of each.
+        totals: What is found is added here.
     """
-    base = output._base
-    if base is None or base.shape.numel() != output.shape.numel():
-        return output
-    same_order = base.is_contiguous() and output.is_contiguous()
-    return base if base.requires_grad and same_order else output
+    for grouping, groups in labelling.groupings.items():
+        for group, samples in groups.items():
+            masked = [
+                anchor.mask(
+                    adjoint,
+                    axis,
+                    unfold(samples, anchor.shape[axis] // labelling.size),
+                )
+                for anchor, adjoint, axis in outputs
+            ]
+            found = torch.autograd.grad(
+                [anchor.edge for anchor, _, _ in outputs],
+                list(parameters.values()),
+                masked,
+                retain_graph=True,
+                allow_unused=True,
+            )
+            sums = totals.setdefault(grouping, {}).setdefault(group, {})
+            for name, gradient in zip(parameters, found, strict=True):
+                if gradient is not None:
+                    fresh = gradient.detach()
+                    fresh = fresh.to_dense() if fresh.is_sparse else fresh
+                    before = sums.get(name)
+                    sums[name] = fresh if before is None else before + fresh
 
 
-def _tensors(returned: Any) -> Iterator[Tensor]:
-    """Yield the tensors that carry a gradient, each once."""
-    seen: set[int] = set()
-    waiting = [returned]
-    while waiting:
-        item = waiting.pop(0)
-        if isinstance(item, Tensor):
-            if item.requires_grad and id(item) not in seen:
-                seen.add(id(item))
-                yield item
-        elif isinstance(item, Mapping):
-            waiting += item.values()
-        elif isinstance(item, tuple | list):
-            waiting += item
+def unfold(samples: Tensor, k: int) -> Tensor:
+    """Return the rows of samples that have ``k`` consecutive rows each."""
+    if k == 1:
+        return samples
+    return (samples.unsqueeze(1) * k + torch.arange(k)).flatten()

@@ -5,80 +5,307 @@ One shape for everything between a layer and its spectrum:
 * ``activation``: ``[N, S, d_in]``, samples × sharing positions × inputs;
 * ``adjoint``: ``[N, S, d_out]``, the loss's derivative by the layer's output.
 
+`Rows` holds them as they are; `VectorRows` holds the samples' parts of vector
+parameters, which have no spectrum; layers whose rows would be far larger than what
+they are made of (convolutions, embeddings) have forms of their own that answer the
+same questions.
+
 A rule is one small file in ``hooks/layers/``, found by the exact type of the
 layer (a subclass may compute something else), and extended from outside by
 `register_rows`.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
+from spectral_mlops.errors import CaptureError
 from spectral_mlops.registry import Registry
 
+MAX_BYTES = 2**30
+"""Size of a factor above which it is refused, unless asked for."""
 
-@dataclass(frozen=True)
-class Rows:
-    """One call of a layer, or the samples chosen from it.
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of a layer, as a rule sees it once its adjoints have arrived.
+
+    Attributes:
+        args: What the layer was called with, tensors detached.
+        kwargs: The same, by keyword.
+        adjoints: Derivative by each output tensor, of that tensor's shape, in the
+            order in which the layer returned them; ``None`` where the loss does not
+            depend on it.
+        batch_dim: The batch axis of the model's inputs and outputs.
+        random: Random state before the call, for rules that ask for it.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    adjoints: tuple[Tensor | None, ...]
+    batch_dim: int
+    random: "RandomState | None" = None
+
+    @property
+    def input(self) -> Tensor:
+        """The layer's first argument."""
+        return next(iter((*self.args, *self.kwargs.values())))
+
+    @property
+    def adjoint(self) -> Tensor:
+        """The derivative by the layer's only output."""
+        found = self.adjoints[0]
+        assert found is not None  # its hook would not have fired
+        return found
+
+
+class Contributions(ABC):
+    """What the samples of one call contribute to some parameters."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of samples (or of rows on the batch axis)."""
+
+    @abstractmethod
+    def choose(self, samples: Tensor) -> Self:
+        """Return the contributions of some samples (indices on any device)."""
+
+    @abstractmethod
+    def fold(self, k: int) -> Self:
+        """Take ``k`` consecutive rows of the batch axis for one sample."""
+
+    @abstractmethod
+    def plus(self, later: Self) -> Self:
+        """Add the adjoints of a further backward pass through the same call."""
+
+    @abstractmethod
+    def gradients(self) -> dict[str, Tensor]:
+        """Return ``{parameter name in the layer: gradient}``, summed over samples.
+
+        At the scale of the adjoints.
+        """
+
+
+class Factored(Contributions):
+    """Contributions to a matrix that is a product of two factors."""
+
+    paired = True
+    """Whether activation and adjoint have the same rows."""
+    blocks: Mapping[str, slice]
+    """Parts of ``d_out`` that mean something by themselves (gates, heads)."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """``(d_in, d_out)`` of the gradient matrix."""
+
+    @abstractmethod
+    def activation_rows(self) -> Tensor:
+        """Return the rows of A for its spectrum, ``[blocks, r, d]``."""
+
+    @abstractmethod
+    def adjoint_rows(self) -> Tensor:
+        """Return the rows of Δ for its spectrum, ``[blocks, r, d]``."""
+
+    @abstractmethod
+    def matrices(self) -> Tensor:
+        """Return the gradient as a matrix, ``[blocks, d_in, d_out]``."""
+
+    @abstractmethod
+    def factors(self, max_bytes: int = MAX_BYTES) -> tuple[Tensor, Tensor]:
+        """Return A and Δ whose product over rows re-forms `matrices`.
+
+        Shapes ``[N, S, d_in]`` and ``[N, S, d_out]``, with a leading axis of blocks
+        where there are several.
+
+        Raises:
+            CaptureError: If they would be larger than ``max_bytes``.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Rows(Factored):
+    """One call of an affine layer, or the samples chosen from it.
 
     Attributes:
         activation: Shape ``[N, S, d_in]``.
         adjoint: Shape ``[N, S, d_out]``.
+        weight: Name of the parameter whose gradient is ``ΔᵀA`` (``[d_out, d_in]``,
+            or anything that it reshapes to).
+        bias: Name of the parameter whose gradient is the sum of ``Δ``, if any.
+        blocks: See `Factored`.
     """
 
     activation: Tensor
     adjoint: Tensor
+    weight: str = "weight"
+    bias: str | None = None
+    blocks: Mapping[str, slice] = field(default_factory=dict)
 
-    def choose(self, samples: Tensor) -> "Rows":
-        """Return the rows of some samples (indices on any device)."""
-        samples = samples.to(self.activation.device)
-        return Rows(self.activation[samples], self.adjoint[samples])
+    def __len__(self) -> int:
+        return len(self.activation)
+
+    def choose(self, samples: Tensor) -> Self:
+        """See `Contributions`."""
+        at = samples.to(self.activation.device)
+        return replace(self, activation=self.activation[at], adjoint=self.adjoint[at])
+
+    def fold(self, k: int) -> Self:
+        """Join ``k`` consecutive rows of the batch axis along ``S``."""
+        size, s, _ = self.activation.shape
+        a, d = (
+            x.reshape(size // k, k * s, -1) for x in (self.activation, self.adjoint)
+        )
+        return replace(self, activation=a, adjoint=d)
+
+    def plus(self, later: Self) -> Self:
+        """See `Contributions`."""
+        return replace(self, adjoint=self.adjoint + later.adjoint)
+
+    def gradients(self) -> dict[str, Tensor]:
+        """``ΔᵀA`` for the weight, the sum of ``Δ`` for the bias."""
+        adjoint = self.adjoint.flatten(0, 1)
+        found = {self.weight: adjoint.mT @ self.activation.flatten(0, 1)}
+        if self.bias is not None:
+            found[self.bias] = adjoint.sum(0)
+        return found
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(d_in, d_out)``."""
+        return self.activation.shape[-1], self.adjoint.shape[-1]
+
+    def activation_rows(self) -> Tensor:
+        """Shape ``[1, N·S, d_in]``."""
+        return self.activation.flatten(0, 1).unsqueeze(0)
+
+    def adjoint_rows(self) -> Tensor:
+        """Shape ``[1, N·S, d_out]``."""
+        return self.adjoint.flatten(0, 1).unsqueeze(0)
+
+    def matrices(self) -> Tensor:
+        """``AᵀΔ`` in float64, shape ``[1, d_in, d_out]``."""
+        return self.activation_rows().double().mT @ self.adjoint_rows().double()
+
+    def factors(self, max_bytes: int = MAX_BYTES) -> tuple[Tensor, Tensor]:
+        """The rows themselves."""
+        return self.activation, self.adjoint
+
+    def block(self, name: str) -> "Rows":
+        """Return the rows of one block of ``d_out``."""
+        return Rows(self.activation, self.adjoint[..., self.blocks[name]])
 
 
-class RowRule(Protocol):
-    """How one layer type's calls become rows, and rows become gradients."""
+@dataclass(frozen=True, eq=False)
+class VectorRows(Contributions):
+    """The samples' parts of vector parameters (scales, shifts), ``[N, *shape]``."""
 
-    def parameters(self, layer: nn.Module) -> set[str]:
-        """Return the names of the parameters that `gradients` gives.
+    parts: dict[str, Tensor]
 
-        The rule is used only where the layer holds exactly these.
+    def __len__(self) -> int:
+        return len(next(iter(self.parts.values())))
+
+    def choose(self, samples: Tensor) -> Self:
+        """See `Contributions`."""
+        return self._each(lambda x: x[samples.to(x.device)])
+
+    def fold(self, k: int) -> Self:
+        """See `Contributions`."""
+        return self._each(lambda x: x.unflatten(0, (-1, k)).sum(1))
+
+    def plus(self, later: Self) -> Self:
+        """See `Contributions`."""
+        return replace(
+            self, parts={name: x + later.parts[name] for name, x in self.parts.items()}
+        )
+
+    def gradients(self) -> dict[str, Tensor]:
+        """The sum over samples."""
+        return {name: part.sum(0) for name, part in self.parts.items()}
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return replace(self, parts={name: change(x) for name, x in self.parts.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class RandomState:
+    """Where the random number generators stood before a call."""
+
+    cpu: Tensor
+    device: torch.device
+    on_device: Tensor | None
+
+    @classmethod
+    def now(cls, device: torch.device) -> "RandomState":
+        """Read the state that a layer on ``device`` draws from."""
+        there = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        return cls(torch.get_rng_state(), device, there)
+
+    @property
+    def devices(self) -> list[torch.device]:
+        """What ``torch.random.fork_rng`` must put back beside the CPU's state."""
+        return [] if self.on_device is None else [self.device]
+
+    def restore(self) -> None:
+        """Go back; call inside ``torch.random.fork_rng``."""
+        torch.set_rng_state(self.cpu)
+        if self.on_device is not None:
+            torch.cuda.set_rng_state(self.on_device, self.device)
+
+
+class RowRule(ABC):
+    """How one layer type's calls become contributions of samples.
+
+    ``layer`` is always of the very type that the rule was registered for.
+    """
+
+    names: tuple[str, ...] = ("weight", "bias")
+    """The layer's parameters that are accounted for, where they are not None."""
+
+    def parameters(self, layer: Any) -> Mapping[str, str]:
+        """Return the parameters that this rule accounts for.
+
+        The rule is used only where the layer holds exactly these as its own.
+
+        Returns:
+            ``{parameter name in the layer: name of the part of the layer}``; the
+            part is empty where the layer is one map. Parts are the keys of `rows`.
         """
-        ...
+        there = (name for name in self.names if getattr(layer, name, None) is not None)
+        return dict.fromkeys(there, "")
 
-    def batched(
-        self, layer: nn.Module, inputs: tuple[Any, ...], batch_dim: int
-    ) -> bool:
+    def batched(self, layer: Any, inputs: tuple[Any, ...], batch_dim: int) -> bool:
         """Return whether a call has a batch axis; one without is replayed."""
-        ...
+        return inputs[0].ndim > batch_dim
 
-    def rows(
-        self,
-        layer: nn.Module,
-        inputs: tuple[Any, ...],
-        adjoint: Tensor,
-        batch_dim: int,
-    ) -> Rows:
-        """Bring one call to the common shape.
+    def draws(self, layer: Any) -> bool:
+        """Return whether a call draws random numbers that `rows` must draw again."""
+        return False
+
+    def hidden(self, layer: Any, inputs: tuple[Any, ...]) -> str:
+        """Say why a call cannot be seen into, if so; it is then pulled back by group.
+
+        One backward pass through the layer per group: exact, without factors.
+        """
+        return ""
+
+    @abstractmethod
+    def rows(self, layer: Any, call: Call) -> Contributions | dict[str, Contributions]:
+        """Bring one call to the common shape, views where possible.
+
+        Called in the backward pass, when the layer is as it was in the call.
 
         Args:
             layer: The layer.
-            inputs: What it was called with, detached.
-            adjoint: Derivative by its output, of the output's shape.
-            batch_dim: The batch axis of inputs and output.
+            call: Its inputs and adjoints, in float32 or float64.
 
         Returns:
-            The rows, views where possible.
+            What the samples contribute, by part if there are several.
         """
-        ...
-
-    def gradients(self, layer: nn.Module, rows: Rows) -> dict[str, Tensor]:
-        """Return ``{parameter name in the layer: gradient}`` of the rows given.
-
-        Every gradient has its parameter's shape and the rows' scale.
-        """
-        ...
 
 
 ROW_RULES: Registry[type, RowRule] = Registry("row rule")
@@ -90,12 +317,19 @@ def register_rows(
     """File a rule class for one or more layer types; also from outside the package.
 
     Example:
-        >>> @register_rows(MyLinear)              # doctest: +SKIP
-        ... class MyLinearRows:
-        ...     def parameters(self, layer): ...
-        ...     def batched(self, layer, inputs, batch_dim): ...
-        ...     def rows(self, layer, inputs, adjoint, batch_dim): ...
-        ...     def gradients(self, layer, rows): ...
+        >>> class Scale(nn.Module):
+        ...     def __init__(self, width):
+        ...         super().__init__()
+        ...         self.scale = nn.Parameter(torch.ones(width))
+        ...
+        ...     def forward(self, x):
+        ...         return x * self.scale
+        >>> @register_rows(Scale)
+        ... class ScaleRows(RowRule):
+        ...     names = ("scale",)
+        ...
+        ...     def rows(self, layer, call):
+        ...         return VectorRows({"scale": call.input * call.adjoint})
     """
 
     def file(rule: type[RowRule]) -> type[RowRule]:
@@ -103,3 +337,32 @@ def register_rows(
         return rule
 
     return file
+
+
+def refuse_above(max_bytes: int, shape: tuple[int, ...], itemsize: int) -> None:
+    """Refuse a factor that is too large.
+
+    Raises:
+        CaptureError: If an array of this shape takes more than ``max_bytes``.
+    """
+    size = itemsize
+    for n in shape:
+        size *= n
+    if size > max_bytes:
+        raise CaptureError(
+            f"The factor of shape {list(shape)} takes {size / 2**20:.0f} MiB, more "
+            f"than max_bytes={max_bytes / 2**20:.0f} MiB: pass a larger max_bytes, "
+            "or read the group gradients, which are formed without it."
+        )
+
+
+def widen(x: Tensor) -> Tensor:
+    """Half-precision rows are widened before any product."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def samples_first(x: Tensor, batch_dim: int) -> Tensor:
+    """Bring ``[*, d]`` with its batch axis at ``batch_dim`` to ``[N, S, d]``."""
+    moved = x.movedim(batch_dim, 0)
+    positions = moved.shape[1:-1].numel()
+    return moved.reshape(len(moved), positions, x.shape[-1])

@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -10,21 +12,38 @@ assert len(LABELS) == N
 def outputs_of(returned: object) -> list[Tensor]:
     if isinstance(returned, dict):
         return list(returned.values())
-    return [returned]  # type: ignore[list-item]
+    return list(returned) if isinstance(returned, tuple) else [returned]
 
 
-def loss_of(returned: object, mask: Tensor | None = None, batch_dim: int = 0) -> Tensor:
-    """A loss that mixes nothing between samples, reduced by a plain sum."""
+def loss_of(
+    returned: object,
+    mask: Tensor | None = None,
+    batch_dim: int = 0,
+    sample: int | None = None,
+) -> Tensor:
+    """A loss that mixes nothing between samples, reduced by a plain sum.
+
+    Every number of the output has a weight of its own; ``sample`` says which sample
+    the only one of a batch of one is.
+    """
     total = torch.zeros(())
     for outputs in outputs_of(returned):
-        weight = torch.arange(1.0, 1 + outputs.numel(), dtype=outputs.dtype)
-        terms = outputs.square() * weight.reshape(outputs.shape).cos()
+        shape = list(outputs.shape)
+        shape[batch_dim] = N
+        weight = torch.arange(1.0, 1 + torch.Size(shape).numel(), dtype=outputs.dtype)
+        weight = weight.reshape(shape).cos()
+        if sample is not None:
+            weight = weight.narrow(batch_dim, sample, 1)
         if mask is not None:
-            shape = [1] * outputs.ndim
-            shape[batch_dim] = N
-            terms = terms * mask.to(outputs.dtype).reshape(shape)
-        total = total + terms.sum()
+            around = [1] * outputs.ndim
+            around[batch_dim] = N
+            weight = weight * mask.to(outputs.dtype).reshape(around)
+        total = total + (outputs.square() * weight).sum()
     return total
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {n: p for n, p in model.named_parameters() if p.requires_grad}
 
 
 def gradients_by_masking(case: Case, seed: int) -> dict[str, dict[str, Tensor]]:
@@ -33,12 +52,33 @@ def gradients_by_masking(case: Case, seed: int) -> dict[str, dict[str, Tensor]]:
     for group in sorted(set(LABELS)):
         mask = torch.tensor([label == group for label in LABELS])
         torch.manual_seed(seed)
-        loss = loss_of(case.model(case.x), mask, case.batch_dim)
-        trained = [p for p in case.model.parameters() if p.requires_grad]
-        gradients = torch.autograd.grad(loss, trained)
-        names = [n for n, p in case.model.named_parameters() if p.requires_grad]
-        found[group] = dict(zip(names, gradients, strict=True))
+        loss = loss_of(case.model(*case.inputs), mask, case.batch_dim)
+        found[group] = _gradients(loss, case.model)
     return found
+
+
+def gradients_one_by_one(case: Case) -> dict[str, dict[str, Tensor]]:
+    """A batch of one for every sample, summed by group: nothing shared at all."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for i, label in enumerate(LABELS):
+        alone = [x.narrow(_batch_axis(case, x), i, 1) for x in case.inputs]
+        loss = loss_of(case.model(*alone), None, case.batch_dim, sample=i)
+        for name, gradient in _gradients(loss, case.model).items():
+            group = found.setdefault(label, {})
+            group[name] = group.get(name, 0) + gradient
+    return dict(sorted(found.items()))
+
+
+def _batch_axis(case: Case, x: Tensor) -> int:
+    return case.batch_dim if x.ndim > 1 else 0
+
+
+def _gradients(loss: Tensor, model: nn.Module) -> dict[str, Tensor]:
+    parameters = trained(model)
+    gradients = torch.autograd.grad(
+        loss, list(parameters.values()), allow_unused=True, materialize_grads=True
+    )
+    return dict(zip(parameters, gradients, strict=True))
 
 
 def hooks_on(model: nn.Module) -> int:
@@ -48,3 +88,13 @@ def hooks_on(model: nn.Module) -> int:
         for m in model.modules()
     )
     return modules + sum(len(p._backward_hooks or {}) for p in model.parameters())
+
+
+def everything_in(model: nn.Module) -> Iterator[tuple[str, object]]:
+    """Yield each thing that watching could have changed, with a name."""
+    for name, tensor in model.state_dict().items():
+        yield f"state {name}", tensor
+    for name, parameter in model.named_parameters():
+        yield f"gradient {name}", parameter.grad
+    for name, module in model.named_modules():
+        yield f"keys of {name}", sorted(module.__dict__)

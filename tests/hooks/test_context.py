@@ -10,7 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from spectral_mlops import capture, register_rows
 from spectral_mlops.errors import CaptureError, InputError, UnknownNameError
-from spectral_mlops.hooks.rows import ROW_RULES, Rows
+from spectral_mlops.hooks import rows as ROWS
+from tests.cases import Gain
 from tests.hooks.conftest import hooks_on
 
 
@@ -328,8 +329,8 @@ def test_half_precision_rows_are_widened():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_scaled_loss_is_unscaled_again(dtype):
-    model = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Linear(4, 3))
-    plain = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Linear(4, 3))
+    model = nn.Sequential(nn.Linear(5, 4), Gain(4), nn.LayerNorm(4), nn.Linear(4, 3))
+    plain = nn.Sequential(nn.Linear(5, 4), Gain(4), nn.LayerNorm(4), nn.Linear(4, 3))
     plain.load_state_dict(model.state_dict())
     x = torch.randn(6, 5)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
@@ -348,6 +349,7 @@ def test_a_scaled_loss_is_unscaled_again(dtype):
         total = sum(gradients[name] for gradients in found.values())
         assert (total - parameter.grad).norm() < 1e-2 * parameter.grad.norm() + 1e-5
     assert {row.method for row in captured.coverage()} == {"rows", "replay"}
+    assert not captured.unattributed()
 
 
 def test_non_finite_rows_are_marked_and_training_goes_on():
@@ -378,8 +380,8 @@ def test_every_parameter_is_listed():
     assert table.keys() == dict(Odd().named_parameters()).keys()
     assert (table["used.weight"].method, table["used.weight"].split) == ("rows", "row")
     assert (table["bare"].method, table["bare"].split) == ("replay", "loss")
-    assert table["norm.weight"].method == "replay"
-    assert "LayerNorm" in table["norm.weight"].why
+    assert table["norm.weight"].method == "rows"
+    assert "no row rule for Odd" in table["bare"].why
     assert table["unused.bias"].method == table["idle"].method == "unused"
     assert captured.additivity_error().keys() == table.keys()
     assert max(captured.additivity_error().values()) < 1e-12
@@ -411,7 +413,7 @@ def test_a_reentrant_checkpoint_stands_in_the_way_of_a_replay_only():
     class Checkpointed(nn.Module):
         def __init__(self):
             super().__init__()
-            self.inner = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4))
+            self.inner = nn.Sequential(nn.Linear(5, 4), Gain(4))
             self.output = nn.Linear(4, 2)
 
         def forward(self, x):
@@ -424,8 +426,8 @@ def test_a_reentrant_checkpoint_stands_in_the_way_of_a_replay_only():
     plain(x).square().sum().backward()
     captured = watched(model, x, list("abab"))
     table = {row.parameter: row for row in captured.coverage()}
-    assert table["inner.1.weight"].method == "none"
-    assert "use_reentrant=False" in table["inner.1.weight"].why
+    assert table["inner.1.gain"].method == "none"
+    assert "use_reentrant=False" in table["inner.1.gain"].why
     assert table["inner.0.weight"].method == "rows"
     for a, b in zip(model.parameters(), plain.parameters(), strict=True):
         assert torch.equal(a.grad, b.grad)
@@ -435,7 +437,7 @@ def test_recomputation_goes_with_a_replay():
     class Checkpointed(nn.Module):
         def __init__(self):
             super().__init__()
-            self.inner = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Dropout())
+            self.inner = nn.Sequential(nn.Linear(5, 4), Gain(4), nn.Dropout())
             self.output = nn.Linear(4, 2)
 
         def forward(self, x):
@@ -449,34 +451,41 @@ def test_recomputation_goes_with_a_replay():
 
 
 def test_in_place_operations_on_the_returned_tensor_do_no_harm():
-    model = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4)).double()
+    model = nn.Sequential(nn.Linear(5, 4), Gain(4)).double()
     with capture(model, list("abab")) as captured:
         model(torch.randn(4, 3, 5).double()).mul_(3).relu_().square().sum().backward()
     assert max(captured.additivity_error().values()) < 1e-12
 
 
 def test_batch_statistics_add_up_by_row_and_by_loss():
-    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).double()
-    captured = watched(model, torch.randn(6, 5).double(), list("aabbbb"))
+    model = nn.Sequential(nn.Linear(5, 4), Gain(4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    model, x = model.double(), torch.randn(6, 5).double()
+    with pytest.warns(UserWarning, match=r"'2'.*1\.gain are split by whose loss"):
+        captured = watched(model, x, list("aabbbb"))
     assert max(captured.additivity_error().values()) < 1e-10
     split = {row.parameter: row.split for row in captured.coverage()}
-    assert split["0.weight"] == "row"
-    assert split["1.weight"] == "loss"
+    assert split["0.weight"] == split["2.weight"] == "row"
+    assert split["1.gain"] == "loss"
 
 
 def test_losses_that_bypass_the_returned_tensor_show_as_a_gap():
-    model = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4)).double()
+    model = nn.Sequential(nn.Linear(5, 4), Gain(4)).double()
     with capture(model, list("abab")) as captured:
-        penalty = model[1].weight.square().sum()
+        penalty = model[1].gain.square().sum() + model[0].weight.sum()
         (model(torch.randn(4, 5).double()).square().sum() + penalty).backward()
-    assert captured.additivity_error()["1.weight"] > 1e-3
-    assert captured.additivity_error()["1.bias"] < 1e-12
+    assert captured.additivity_error()["1.gain"] > 1e-3
+    assert captured.additivity_error()["0.bias"] < 1e-12
+    rest = captured.unattributed()
+    assert rest.keys() == {"0.weight", "1.gain"}
+    torch.testing.assert_close(rest["1.gain"], 2 * model[1].gain.detach())
+    torch.testing.assert_close(rest["0.weight"], torch.ones(4, 5).double())
 
 
 def test_replayed_matrices_have_a_gradient_spectrum_and_no_factors():
-    model = nn.Sequential(
-        nn.Conv2d(2, 3, (2, 1)), nn.Flatten(), nn.Linear(3 * 3 * 4, 2)
-    )
+    class Own(nn.Conv2d):
+        pass
+
+    model = nn.Sequential(Own(2, 3, (2, 1)), nn.Flatten(), nn.Linear(3 * 3 * 4, 2))
     model = model.double()
     captured = watched(model, torch.randn(5, 2, 4, 4).double(), list("aabbb"))
     found = {(s.layer, s.quantity, s.group): s for s in captured.spectra()}
@@ -560,35 +569,22 @@ def test_names_are_clean_of_wrappers():
 
 
 def test_users_register_rules_from_outside():
-    class Scaled(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.scale = nn.Parameter(torch.tensor([2.0, 3.0]).double())
-
-        def forward(self, x):
-            return x * self.scale
-
-    @register_rows(Scaled)
-    class ScaledRows:
-        def parameters(self, layer):
-            return {"scale"}
-
-        def batched(self, layer, inputs, batch_dim):
-            return True
-
-        def rows(self, layer, inputs, adjoint, batch_dim):
-            return Rows(inputs[0].unsqueeze(1), adjoint.unsqueeze(1))
-
-        def gradients(self, layer, rows):
-            return {"scale": (rows.activation * rows.adjoint).sum((0, 1))}
-
+    example = ROWS.register_rows.__doc__.split("Example:")[1]
+    names = {"nn": nn, "torch": torch, "register_rows": register_rows}
+    names |= {"RowRule": ROWS.RowRule, "VectorRows": ROWS.VectorRows}
+    test = doctest.DocTestParser().get_doctest(example, names, "rule", None, 0)
+    assert len([x for x in example.splitlines() if x.strip()]) < 20
+    assert doctest.DocTestRunner().run(test, clear_globs=False).failed == 0
+    scale, rule = test.globs["Scale"], test.globs["ScaleRows"]
     try:
-        captured = watched(Scaled(), torch.randn(4, 2).double(), list("abab"))
+        captured = watched(scale(2).double(), torch.randn(4, 2).double(), list("abab"))
+        (row,) = captured.coverage()
+        assert row.method == "rows"
         assert max(captured.additivity_error().values()) < 1e-12
         with pytest.raises(InputError, match="registered already"):
-            register_rows(Scaled)(ScaledRows)
+            register_rows(scale)(rule)
     finally:
-        del ROW_RULES._entries[Scaled]
+        del ROWS.ROW_RULES._entries[scale]
 
 
 @pytest.mark.parametrize(
