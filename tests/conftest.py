@@ -1,4 +1,9 @@
 import os
+
+# The tests' networks are tiny: threads that wait for each other cost more than they
+# do. Before torch is imported, and for the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import shutil
 import subprocess
 import sys

@@ -109,7 +109,25 @@ def label_texts(labels: Labels) -> list[str]:
         labels = labels.tolist()
     if isinstance(labels, str) or not hasattr(labels, "__iter__"):
         raise InputError(f"Labels {labels!r} are not a sequence: give one per sample.")
-    return [str(x.item() if hasattr(x, "item") else x) for x in labels]
+    return [_text(i, x) for i, x in enumerate(labels)]
+
+
+def _text(i: int, label: Any) -> str:
+    """Return one label as text.
+
+    Raises:
+        InputError: If it is not a single value.
+    """
+    single = not hasattr(label, "__len__") or isinstance(label, str | bytes)
+    if getattr(label, "ndim", 0) == 0 and hasattr(label, "item"):
+        label, single = label.item(), True
+    if not single or label.__hash__ is None:
+        raise InputError(
+            f"The label of sample {i} is {label!r}, not a single value (a text, a "
+            "number, a truth value): give one label per sample; several labellings "
+            "go into {grouping: labels}."
+        )
+    return str(label)
 
 
 def _read(name: str, labels: Labels, missing: str) -> list[str]:

@@ -1,6 +1,6 @@
 """From the rows of one layer to spectrum records."""
 
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 
 import torch
@@ -46,7 +46,7 @@ class _Part:
 
     grouping: str
     group: str
-    pieces: list[Factored]
+    pieces: Sequence[Factored]
     samples: int
     subjects: int
 
@@ -239,10 +239,11 @@ def _part(
     people = {
         who.subjects[i] for who, samples in chosen.items() for i in samples.tolist()
     }
+    first, *others = [piece.choose(chosen[who]) for who, piece in rows.calls]
     return _Part(
         grouping=grouping,
         group=group,
-        pieces=[piece.choose(chosen[who]) for who, piece in rows.calls],
+        pieces=first.joined(others),
         samples=sum(len(samples) for samples in chosen.values()),
         subjects=len(people),
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import register_multi_grad_hook
+from torch.autograd.graph import get_gradient_edge
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
@@ -23,7 +23,7 @@ from spectral_mlops.hooks.coverage import Site, clean_name, trained_parameters
 from spectral_mlops.hooks.groups import Labelling
 from spectral_mlops.hooks.nested import batch_sizes, map_tensors, tensors_in
 from spectral_mlops.hooks.replay import Anchor, Replay, pull_by_group
-from spectral_mlops.hooks.rows import Call, Contributions, RandomState, widen
+from spectral_mlops.hooks.rows import Call, Contributions, RandomState, RowRule, widen
 
 
 @dataclass(eq=False)
@@ -36,7 +36,11 @@ class Watched:
     kwargs: dict[str, Any]
     versions: tuple[int, ...]
     random: RandomState | None
+    precision: torch.dtype | None
     rows: dict[str, Contributions] = field(default_factory=dict)
+    waiting: dict[int, Tensor] = field(default_factory=dict)
+    """Adjoints of some of several outputs, until all have arrived."""
+    outputs: int = 1
 
     def unchanged(self) -> bool:
         """Whether the inputs kept by reference are still what they were."""
@@ -81,6 +85,7 @@ class Recorder:
         self._handles: list[RemovableHandle] = []
         self._on_layers: list[RemovableHandle] = []
         self._states: dict[int, list[RandomState]] = {}
+        self._nodes: dict[str, list[Any]] = {}
         self._own = [
             (module, local, parameter)
             for module in model.modules()
@@ -95,6 +100,15 @@ class Recorder:
         root = self._model
         keep(root.register_forward_pre_hook(self._on_root, with_kwargs=True))
         self._attach_layers()
+        for site in self._sites:
+            if site.rule is not None:
+                own = list(trained_parameters(site).values())
+                self._nodes[site.name] = [get_gradient_edge(p).node for p in own]
+                if site.rule.together:
+                    # All adjoints have arrived before any weight's gradient does,
+                    # and no optimizer can have changed a weight yet.
+                    hook = partial(self._on_complete, site)
+                    self._handles += [p.register_hook(hook) for p in own]
         keep(root.register_forward_hook(self._on_return))
         keep(root.register_forward_hook(self._on_end, always_call=True))
         if self._parameters:
@@ -105,10 +119,13 @@ class Recorder:
 
     def detach(self) -> None:
         """Take every hook off, those on output tensors included."""
+        for site in self._sites:
+            self._on_complete(site, None)
         for handles in (self._on_layers, self._handles):
             while handles:
                 handles.pop().remove()
         self._states.clear()
+        self._nodes.clear()
         self._replay.release()
 
     def _attach_layers(self) -> None:
@@ -116,7 +133,7 @@ class Recorder:
         for site in self._sites:
             if site.rule is None:
                 continue
-            if site.rule.draws(site.module):
+            if type(site.rule).draws is not RowRule.draws:
                 keep(
                     site.module.register_forward_pre_hook(partial(self._on_draw, site))
                 )
@@ -170,7 +187,9 @@ class Recorder:
 
     def _on_draw(self, site: Site, layer: nn.Module, args: tuple[Any, ...]) -> None:
         """Note where the random numbers stand before a call that draws some."""
-        if torch.is_grad_enabled() and not self._replay.running:
+        assert site.rule is not None
+        watched = torch.is_grad_enabled() and not self._replay.running
+        if watched and site.rule.draws(layer):
             device = next(layer.parameters()).device
             self._states.setdefault(id(layer), []).append(RandomState.now(device))
 
@@ -191,7 +210,10 @@ class Recorder:
             return
         rule = site.rule
         assert rule is not None
-        self.coarse |= torch.is_autocast_enabled(returned[0].device.type)
+        device = returned[0].device.type
+        cast = torch.is_autocast_enabled(device)
+        precision = torch.get_autocast_dtype(device) if cast else None
+        self.coarse |= cast
         inputs = (*args, *kwargs.values())
         why_hidden = rule.hidden(layer, inputs)
         packed = isinstance(inputs[0], PackedSequence)
@@ -205,56 +227,79 @@ class Recorder:
             _keeper(site), (args, kwargs)
         )
         versions = tuple(x._version for x in tensors_in(kept))
-        call = Watched(site, self.labelling, *kept, versions, random)
+        call = Watched(site, self.labelling, *kept, versions, random, precision)
         self.calls.append(call)
-        anchors = [Anchor.of(x) if x.requires_grad else None for x in returned]
-        arrive = self._receiver(call, anchors, why_hidden)
-        hooked = [
-            tensor
-            for x, anchor in zip(returned, anchors, strict=True)
-            if anchor is not None
-            for tensor in ([x] if anchor.layout is None else [x, anchor.tensor])
-        ]
-        if len(hooked) == 1:
-            self._handles.append(hooked[0].register_hook(lambda g: arrive([g])))
-        else:
-            self._handles.append(register_multi_grad_hook(hooked, arrive))
+        self.hidden |= {site.name: why_hidden} if why_hidden else {}
+        for i, x in enumerate(returned):
+            if x.requires_grad:
+                self._hook_output(call, i, len(returned), x, bool(why_hidden))
 
-    # -- backward ----------------------------------------------------------------
-
-    def _receiver(
-        self, call: Watched, anchors: Sequence[Anchor | None], why_hidden: str
-    ) -> Callable[[Sequence[Tensor | None]], None]:
-        """Return what takes the adjoints in; several backward passes add up.
+    def _hook_output(
+        self, call: Watched, i: int, outputs: int, x: Tensor, hidden: bool
+    ) -> None:
+        """Wait for the adjoint of one output.
 
         A view's own adjoint comes before its base's, which others may have added to
         (attention weights go on into the layer's output); it never comes after an
         in-place operation on the view, and then the base's is the one.
         """
-        self.hidden |= {call.site.name: why_hidden} if why_hidden else {}
+        anchor = Anchor.of(x)
+        receive = self._pull if hidden else self._receive
+        passes: set[int] = set()
 
-        def arrive(gradients: Sequence[Tensor | None]) -> None:
-            if self._replay.running:
-                return
-            coming = iter(gradients)
-            adjoints: list[Tensor | None] = []
-            for anchor in anchors:
-                gradient = None if anchor is None else next(coming)
-                if anchor is not None and anchor.layout is not None:
-                    base = next(coming)
-                    if gradient is None and base is not None:
-                        gradient = anchor.view(base)
-                adjoints.append(None if gradient is None else gradient.detach())
-            if why_hidden:
-                self._pull(call, anchors, adjoints)
-            else:
-                self._take(
-                    call, [g if g is None else self._unscaled(g) for g in adjoints]
-                )
+        def on_output(gradient: Tensor | None) -> None:  # None stands for zero
+            passes.add(torch._C._current_graph_task_id())
+            if gradient is not None:
+                receive(call, i, outputs, anchor, gradient.detach())
 
-        return arrive
+        def on_base(gradient: Tensor | None) -> None:
+            seen = torch._C._current_graph_task_id() in passes
+            if gradient is not None and not seen:
+                receive(call, i, outputs, anchor, anchor.view(gradient.detach()))
 
-    def _take(self, call: Watched, adjoints: list[Tensor | None]) -> None:
+        self._handles.append(x.register_hook(on_output))
+        if anchor.layout is not None:
+            self._handles.append(anchor.tensor.register_hook(on_base))
+
+    # -- backward ----------------------------------------------------------------
+
+    def _counts(self, call: Watched) -> bool:
+        """Whether this pass goes on to the layer's parameters.
+
+        One for the gradient of an input (a gradient penalty) does not.
+        """
+        if self._replay.running:
+            return False
+        nodes = self._nodes[call.site.name]
+        return not nodes or any(map(torch._C._will_engine_execute_node, nodes))
+
+    def _receive(
+        self, call: Watched, i: int, outputs: int, anchor: Anchor, gradient: Tensor
+    ) -> None:
+        """Take one adjoint in; several backward passes add up."""
+        if not self._counts(call):
+            return
+        wide = widen(gradient)
+        adjoint = wide if self.scale is None else wide / self.scale
+        assert call.site.rule is not None
+        if not call.site.rule.together:
+            self._take(call, tuple(adjoint if k == i else None for k in range(outputs)))
+            return
+        before = call.waiting.get(i)
+        call.waiting[i] = adjoint if before is None else before + adjoint
+        call.outputs = outputs
+
+    def _on_complete(self, site: Site, gradient: Tensor | None) -> None:
+        """Turn the adjoints of several outputs into rows."""
+        if self._replay.running:
+            return
+        for call in self.calls:
+            if call.site is site and call.waiting:
+                adjoints = tuple(call.waiting.get(i) for i in range(call.outputs))
+                call.waiting = {}
+                self._take(call, adjoints)
+
+    def _take(self, call: Watched, adjoints: tuple[Tensor | None, ...]) -> None:
         """Turn one call's adjoints into rows, while the layer is as it was."""
         assert call.site.rule is not None
         device = next(x for x in adjoints if x is not None).device
@@ -264,9 +309,10 @@ class Recorder:
                 Call(
                     call.args,
                     call.kwargs,
-                    tuple(adjoints),
+                    adjoints,
                     self._batch_dim,
                     call.random,
+                    call.precision,
                 ),
             )
         parts = {"": found} if isinstance(found, Contributions) else found
@@ -275,30 +321,23 @@ class Recorder:
             call.rows[part] = rows if before is None else before.plus(rows)
 
     def _pull(
-        self,
-        call: Watched,
-        anchors: Sequence[Anchor | None],
-        adjoints: Sequence[Tensor | None],
+        self, call: Watched, i: int, outputs: int, anchor: Anchor, gradient: Tensor
     ) -> None:
-        """Pull one layer's adjoints back to its parameters, group by group."""
+        """Pull one adjoint back to the layer's parameters, group by group."""
+        if not self._counts(call):
+            return
         first = 0 if getattr(call.site.module, "batch_first", False) else 1
-        axes = [first, *[1] * (len(anchors) - 1)]  # of the output, of last states
-        there = [
-            (anchor, anchor.onto_base(adjoint), axis)
-            for anchor, adjoint, axis in zip(anchors, adjoints, axes, strict=True)
-            if anchor is not None and adjoint is not None
-        ]
+        axis = 1 if i else first  # of last states, of the output
         self._replay.running = True
         try:
             pull_by_group(
-                there, trained_parameters(call.site), call.labelling, self.masked
+                [(anchor, anchor.onto_base(gradient), axis)],
+                trained_parameters(call.site),
+                call.labelling,
+                self.masked,
             )
         finally:
             self._replay.running = False
-
-    def _unscaled(self, adjoint: Tensor) -> Tensor:
-        wide = widen(adjoint)
-        return wide if self.scale is None else wide / self.scale
 
     def _on_parameter(self, name: str, gradient: Tensor) -> None:
         if self._replay.running:

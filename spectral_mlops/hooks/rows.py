@@ -16,7 +16,7 @@ layer (a subclass may compute something else), and extended from outside by
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -42,6 +42,7 @@ class Call:
             depend on it.
         batch_dim: The batch axis of the model's inputs and outputs.
         random: Random state before the call, for rules that ask for it.
+        precision: What autocast computed the call in, if it did.
     """
 
     args: tuple[Any, ...]
@@ -49,6 +50,12 @@ class Call:
     adjoints: tuple[Tensor | None, ...]
     batch_dim: int
     random: "RandomState | None" = None
+    precision: torch.dtype | None = None
+
+    def as_used(self, x: Tensor) -> Tensor:
+        """Return an input or a weight with the digits that the call used."""
+        used = x if self.precision is None else x.to(self.precision)
+        return widen(used)
 
     @property
     def input(self) -> Tensor:
@@ -110,6 +117,10 @@ class Factored(Contributions):
     @abstractmethod
     def adjoint_rows(self) -> Tensor:
         """Return the rows of Δ for its spectrum, ``[blocks, r, d]``."""
+
+    def joined(self, others: "Sequence[Self]") -> "Sequence[Self]":
+        """Join the rows of several calls, where they do not stack as they are."""
+        return [self, *others]
 
     @abstractmethod
     def matrices(self) -> Tensor:
@@ -266,8 +277,12 @@ class RowRule(ABC):
     names: tuple[str, ...] = ("weight", "bias")
     """The layer's parameters that are accounted for, where they are not None."""
 
+    together = False
+    """Whether the adjoints of several outputs are waited for, and told in one call;
+    otherwise there is a call for each, and what they give is added up."""
+
     def parameters(self, layer: Any) -> Mapping[str, str]:
-        """Return the parameters that this rule accounts for.
+        """Return the parameters that this rule accounts for, the input's side first.
 
         The rule is used only where the layer holds exactly these as its own.
 

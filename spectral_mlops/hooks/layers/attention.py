@@ -26,7 +26,6 @@ from spectral_mlops.hooks.rows import (
     Rows,
     VectorRows,
     register_rows,
-    widen,
 )
 
 _ARGUMENTS = (
@@ -66,14 +65,14 @@ class AttentionRule(RowRule):
         """Project, attend, and go back to the projections."""
         given = dict(zip(_ARGUMENTS, call.args, strict=False)) | dict(call.kwargs)
         inputs = [given[name] for name in _ARGUMENTS[:3]]
-        x_q, x_k, x_v = (_batch_first(layer, widen(x)) for x in inputs)
-        weights, biases = _projections(layer)
+        x_q, x_k, x_v = (_batch_first(layer, call.as_used(x)) for x in inputs)
+        weights, biases = _projections(layer, call)
         leaves = [
             F.linear(x, w, b).requires_grad_()
             for x, w, b in zip((x_q, x_k, x_v), weights, biases, strict=True)
         ]
         added = [
-            widen(bias.detach()).expand(len(x_q), 1, -1).clone().requires_grad_()
+            call.as_used(bias.detach()).expand(len(x_q), 1, -1).clone().requires_grad_()
             for bias in (layer.bias_k, layer.bias_v)
             if bias is not None
         ]
@@ -89,7 +88,7 @@ class AttentionRule(RowRule):
         if d_out is not None:
             d_out = _batch_first(layer, d_out)
             reached.append(context)
-            ways.append(d_out @ widen(layer.out_proj.weight.detach()))
+            ways.append(d_out @ call.as_used(layer.out_proj.weight.detach()))
         else:
             d_out = torch.zeros_like(context)
         if d_shares is not None:
@@ -122,15 +121,15 @@ def _batch_first(layer: Any, x: Tensor) -> Tensor:
     return x if layer.batch_first else x.transpose(0, 1)
 
 
-def _projections(layer: Any) -> tuple[list[Tensor], list[Tensor | None]]:
+def _projections(layer: Any, call: Call) -> tuple[list[Tensor], list[Tensor | None]]:
     """Return the three projections' weights and biases."""
     if layer.in_proj_weight is not None:
-        weights = list(widen(layer.in_proj_weight.detach()).chunk(3))
+        weights = list(call.as_used(layer.in_proj_weight.detach()).chunk(3))
     else:
-        weights = [widen(getattr(layer, name).detach()) for name in _SEPARATE]
+        weights = [call.as_used(getattr(layer, name).detach()) for name in _SEPARATE]
     if layer.in_proj_bias is None:
         return weights, [None, None, None]
-    return weights, list(widen(layer.in_proj_bias.detach()).chunk(3))
+    return weights, list(call.as_used(layer.in_proj_bias.detach()).chunk(3))
 
 
 def _attend(

@@ -1,6 +1,6 @@
 """``nn.Embedding`` and ``nn.EmbeddingBag``: A is one-hot, and kept as indices."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -77,6 +77,19 @@ class EmbeddingRows(Factored):
     def shape(self) -> tuple[int, int]:
         """``(entries, d_out)``."""
         return self.entries, self.adjoint.shape[-1]
+
+    def joined(self, others: Sequence[Self]) -> Sequence[Self]:
+        """One call of one position per sample: columns are those that occur in any."""
+        calls = [self, *others]
+        rows = torch.cat([x.adjoint.flatten(0, 1) for x in calls])
+        return [
+            replace(
+                self,
+                index=torch.cat([x.index.reshape(-1, 1) for x in calls]),
+                adjoint=rows.unsqueeze(1),
+                taken=torch.cat([x.taken.reshape(-1, 1) for x in calls]),
+            )
+        ]
 
     def activation_rows(self) -> Tensor:
         """One-hot rows of the entries that occur, ``[1, N·S, entries that occur]``.

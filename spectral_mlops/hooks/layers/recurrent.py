@@ -34,7 +34,6 @@ from spectral_mlops.hooks.rows import (
     RowRule,
     Rows,
     register_rows,
-    widen,
 )
 
 GATES = {
@@ -47,6 +46,8 @@ GATES = {
 @register_rows(nn.RNN, nn.GRU, nn.LSTM)
 class RecurrentRule(RowRule):
     """Everything that is watched of a recurrent module's call."""
+
+    together = True
 
     def parameters(self, layer: Any) -> Mapping[str, str]:
         """Weights are parts by their own name; a bias belongs to its weight's."""
@@ -77,12 +78,12 @@ class RecurrentRule(RowRule):
     def rows(self, layer: Any, call: Call) -> dict[str, Contributions]:
         """Go up through the layers for the states, and down for the adjoints."""
         given = dict(zip(("input", "hx"), call.args, strict=False)) | dict(call.kwargs)
-        x, lengths = _time_first(layer, given["input"])
+        x, lengths = _time_first(layer, call, given["input"])
         samples = _Samples(lengths, len(x))
-        first = _first_states(layer, given.get("hx"), x)
+        first = _first_states(layer, call, given.get("hx"), x)
         masks = _dropout_masks(layer, call, given["input"], x.dtype)
         with torch.backends.cudnn.flags(enabled=False):
-            passes = _up(layer, samples, x, first, masks)
+            passes = _up(layer, call, samples, x, first, masks)
         output, *ends = _adjoints(layer, call, samples, x)
         ways = 2 if layer.bidirectional else 1
         found: dict[str, Contributions] = {}
@@ -144,6 +145,7 @@ class _Pass:
 
 def _up(
     layer: Any,
+    call: Call,
     samples: "_Samples",
     x: Tensor,
     first: list[Tensor],
@@ -158,7 +160,7 @@ def _up(
         for way in range(2 if layer.bidirectional else 1):
             suffix, states = next(suffixes), [state[len(passes)] for state in first]
             steps = samples.reversed(below) if way else below
-            weights, biases = _weights(layer, suffix)
+            weights, biases = _weights(layer, call, suffix)
             h = _states(layer, steps, states, weights, biases)
             passes.append(_Pass(suffix, steps, states, h, weights, biases))
             after.append(samples.reversed(h) if way else h)
@@ -213,9 +215,14 @@ def _names(layer: Any, suffix: str) -> list[str]:
     return [kind + suffix for kind in kinds]
 
 
-def _weights(layer: Any, suffix: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _weights(
+    layer: Any, call: Call, suffix: str
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the detached weights and biases of one direction of one layer."""
-    own = {name: widen(getattr(layer, name).detach()) for name in _names(layer, suffix)}
+    own = {
+        name: call.as_used(getattr(layer, name).detach())
+        for name in _names(layer, suffix)
+    }
     kinds = ("ih", "hh", "hr") if layer.proj_size else ("ih", "hh")
     weights = {kind: own[f"weight_{kind}{suffix}"] for kind in kinds}
     biases = {
@@ -229,23 +236,24 @@ def _weights(layer: Any, suffix: str) -> tuple[dict[str, Tensor], dict[str, Tens
 
 
 def _time_first(
-    layer: Any, given: Tensor | PackedSequence
+    layer: Any, call: Call, given: Tensor | PackedSequence
 ) -> tuple[Tensor, Tensor | None]:
     """Return the input as ``[T, N, d]`` in the order of samples, and lengths."""
     if isinstance(given, PackedSequence):
         x, lengths = pad_packed_sequence(given)
-        return widen(x), lengths
-    x = widen(given)
+        return call.as_used(x), lengths
+    x = call.as_used(given)
     return (x.transpose(0, 1) if layer.batch_first else x), None
 
 
-def _first_states(layer: Any, given: Any, x: Tensor) -> list[Tensor]:
+def _first_states(layer: Any, call: Call, given: Any, x: Tensor) -> list[Tensor]:
     """Return first hidden states, and the LSTM's cell states.
 
     Shape ``[layers·directions, N, H]`` each.
     """
     if given is not None:
-        return [widen(state) for state in (given if _is_lstm(layer) else (given,))]
+        states = given if _is_lstm(layer) else (given,)
+        return [call.as_used(state) for state in states]
     count = layer.num_layers * (2 if layer.bidirectional else 1)
     widths = [layer.proj_size or layer.hidden_size, layer.hidden_size]
     return [x.new_zeros(count, x.shape[1], h) for h in widths[: 1 + _is_lstm(layer)]]
