@@ -271,7 +271,7 @@ class Recorder:
         if self._replay.running:
             return False
         nodes = self._nodes[call.site.name]
-        return not nodes or any(map(torch._C._will_engine_execute_node, nodes))
+        return not nodes or any(map(_will_execute, nodes))
 
     def _receive(
         self, call: Watched, i: int, outputs: int, anchor: Anchor, gradient: Tensor
@@ -346,6 +346,14 @@ class Recorder:
         fresh = gradient.detach()
         fresh = fresh.to_dense() if fresh.is_sparse else fresh
         self.reaching[name] = fresh.clone() if total is None else total + fresh
+
+
+def _will_execute(node: Any) -> bool:
+    """Whether the backward pass under way goes on to a leaf."""
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # so it answers where `autograd.grad` was asked for the leaf
+        return True
 
 
 def _keeper(site: Site) -> Callable[[Tensor], Tensor]:

@@ -445,6 +445,17 @@ def test_a_pass_that_ends_at_an_input_is_no_part_of_the_gradient():
         assert max(captured.additivity_error().values()) < 1e-10
 
 
+def test_a_pass_for_some_of_the_parameters():
+    model, x = network(), torch.randn(4, 5).double()
+    with capture(model, list("abab")) as captured:
+        torch.autograd.grad(model(x).square().sum(), model[3].weight)
+    assert captured.reached_layers() == ["3"]
+    errors = captured.additivity_error()
+    assert errors["3.weight"] < 1e-12
+    assert errors["0.weight"] == 0
+    assert errors["3.bias"] > 1  # what was not asked for shows
+
+
 @pytest.mark.parametrize("name", ["lstm", "gru-inplace-after", "attention-heads"])
 def test_a_pass_that_begins_at_the_layer_itself(name):
     case = build(name)
