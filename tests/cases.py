@@ -143,7 +143,7 @@ class Recurrent(nn.Module):
         if self.packed:
             order = self.packed != "sorted"
             given = pack_padded_sequence(
-                given, lengths, self.rnn.batch_first, enforce_sorted=not order
+                given, lengths.cpu(), self.rnn.batch_first, enforce_sorted=not order
             )
         out, last = self.rnn(given)
         if self.packed:
@@ -204,14 +204,14 @@ class Attention(nn.Module):
             keywords["key_padding_mask"] = padding[:, : key.shape[1]]
         if "causal" in self.mask:
             length = (x.shape[1], key.shape[1])
-            keywords["attn_mask"] = torch.ones(length, dtype=torch.bool).triu(1)
+            keywords["attn_mask"] = torch.ones(
+                length, dtype=torch.bool, device=x.device
+            ).triu(1)
             keywords["is_causal"] = "hint" in self.mask
         if "float" in self.mask:
             length = (x.shape[1], key.shape[1])
             keywords["attn_mask"] = (
-                torch.arange(1.0, 1 + length[0] * length[1], dtype=x.dtype)
-                .reshape(length)
-                .sin()
+                torch.arange(1.0, 1 + length[0] * length[1]).to(x).reshape(length).sin()
             )
         out, shares = self.attention(
             *given,
@@ -247,10 +247,10 @@ class Bags(nn.Module):
         self.embedding = nn.EmbeddingBag(9, 4, mode=mode, **settings)
 
     def forward(self, anchor: Tensor, weights: Tensor) -> Tensor:
-        flat = torch.tensor([1, 2, 4, 5, 4, 3, 2, 8, 8, 0, 1, 1, 6])
-        offsets = torch.tensor([0, 4, 4, 6, 9, 10, 12])
+        flat = torch.tensor([1, 2, 4, 5, 4, 3, 2, 8, 8, 0, 1, 1, 6]).to(anchor.device)
+        offsets = torch.tensor([0, 4, 4, 6, 9, 10, 12]).to(anchor.device)
         if self.embedding.include_last_offset:
-            offsets = torch.cat([offsets, torch.tensor([len(flat)])])
+            offsets = torch.cat([offsets, offsets.new_tensor([len(flat)])])
         w = weights[: len(flat)] if self.embedding.mode == "sum" else None
         return self.embedding(flat, offsets, w) + anchor
 
@@ -305,7 +305,9 @@ class Checkpointed(nn.Module):
         self.reentrant = reentrant
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x * torch.ones((), dtype=x.dtype, requires_grad=True)  # reentrant needs it
+        x = x * torch.ones(
+            (), dtype=x.dtype, device=x.device, requires_grad=True
+        )  # reentrant needs it
         hidden = checkpoint(self.block, x, use_reentrant=self.reentrant)
         hidden = checkpoint(
             lambda h: self.rnn(h)[0], hidden, use_reentrant=self.reentrant
@@ -337,7 +339,7 @@ class WithoutBatch(nn.Module):
         self.output = nn.Linear(5, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.output(x) + self.context(torch.ones(3, dtype=x.dtype))
+        return self.output(x) + self.context(x.new_ones(3))
 
 
 class Matrix(nn.Module):
@@ -349,7 +351,7 @@ class Matrix(nn.Module):
         self.gru = nn.GRU(3, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        context = torch.ones(4, 3, dtype=x.dtype)
+        context = x.new_ones(4, 3)
         return x * self.gru(context)[0].sum() + self.code(context[0]).sum()
 
 
@@ -720,9 +722,11 @@ class Bare4(Bare):
         self.inner = nn.Linear(4, 4)
 
 
-def build(name: str, dtype: torch.dtype = torch.float64) -> Case:
+def build(name: str, dtype: torch.dtype = torch.float64, device: str = "cpu") -> Case:
     """Build a case, seeded by its own name."""
     torch.manual_seed(sum(map(ord, name)))
     case = CASES[name]()
-    inputs = tuple(x.to(dtype) if x.is_floating_point() else x for x in case.inputs)
-    return case._replace(model=case.model.to(dtype), inputs=inputs)
+    inputs = tuple(
+        x.to(device, dtype if x.is_floating_point() else x.dtype) for x in case.inputs
+    )
+    return case._replace(model=case.model.to(device, dtype), inputs=inputs)

@@ -61,9 +61,12 @@ def tolerance(model: nn.Module, coarse: bool) -> float:
         model: Its trained parameters count.
         coarse: Whether a call was made under autocast.
     """
-    if coarse:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    # Convolutions and products may round to TF32 on such devices.
+    tf32 = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+    if coarse or (tf32 and any(p.is_cuda for p in trained)):
         return COARSE
-    types = {p.dtype for p in model.parameters() if p.requires_grad}
+    types = {p.dtype for p in trained}
     return max((TOLERANCES.get(kind, COARSE) for kind in types), default=COARSE)
 
 

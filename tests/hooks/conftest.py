@@ -5,6 +5,9 @@ from torch import Tensor, nn
 
 from tests.cases import Case, N
 
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+# What is exact is compared exactly.
+torch.backends.cudnn.allow_tf32 = False
 LABELS = ["b", "a", "b", "c", "a", "b", "b"]
 assert len(LABELS) == N
 
@@ -26,19 +29,21 @@ def loss_of(
     Every number of the output has a weight of its own; ``sample`` says which sample
     the only one of a batch of one is.
     """
-    total = torch.zeros(())
+    total: Tensor | float = 0.0
     for outputs in outputs_of(returned):
         shape = list(outputs.shape)
         shape[batch_dim] = N
         weight = torch.arange(1.0, 1 + torch.Size(shape).numel(), dtype=outputs.dtype)
-        weight = weight.reshape(shape).cos()
+        weight = weight.reshape(shape).cos().to(outputs.device)
         if sample is not None:
             weight = weight.narrow(batch_dim, sample, 1)
         if mask is not None:
+            mask = mask.to(outputs.device)
             around = [1] * outputs.ndim
             around[batch_dim] = N
             weight = weight * mask.to(outputs.dtype).reshape(around)
         total = total + (outputs.square() * weight).sum()
+    assert isinstance(total, Tensor)
     return total
 
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from spectral_mlops import capture
 from tests.cases import CASES, Case, N, build
 from tests.hooks.conftest import (
+    DEVICES,
     LABELS,
     everything_in,
     gradients_by_masking,
@@ -52,26 +53,29 @@ def assert_same(found, expected, dtype: torch.dtype) -> None:
             assert gap <= TOLERANCE[dtype] * size, (group, parameter)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", [name for name in CASES if name not in MIXING])
-def test_group_gradients_equal_sums_of_batches_of_one(name, dtype):
-    case = build(name, dtype)
+def test_group_gradients_equal_sums_of_batches_of_one(name, dtype, device):
+    case = build(name, dtype, device)
     expected = gradients_one_by_one(case)
     assert_same(watched(case).group_gradients(), expected, dtype)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", [x for x in MIXING if x not in SPLIT_BY_ROW])
-def test_group_gradients_equal_masked_backward_passes(name, dtype):
-    case = build(name, dtype)
+def test_group_gradients_equal_masked_backward_passes(name, dtype, device):
+    case = build(name, dtype, device)
     expected = gradients_by_masking(case, seed=3)
     assert_same(watched(case).group_gradients(), expected, dtype)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", CASES)
-def test_groups_add_up_to_what_reached_each_parameter(name, dtype):
-    case = build(name, dtype)
+def test_groups_add_up_to_what_reached_each_parameter(name, dtype, device):
+    case = build(name, dtype, device)
     captured = watched(case)
     errors = captured.additivity_error()
     assert errors.keys() == trained(case.model).keys()
@@ -181,9 +185,10 @@ def test_spectra_are_those_of_the_group_gradient(name):
     assert seen >= matrices - grouped - vector_parameters(case.model)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", CASES)
-def test_watching_changes_nothing(name):
-    case = build(name)
+def test_watching_changes_nothing(name, device):
+    case = build(name, device=device)
     plain = copy.deepcopy(case.model)
     captured_rng, rng = [], []
     for model, watch, states in ((case.model, True, captured_rng), (plain, False, rng)):

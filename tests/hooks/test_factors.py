@@ -1,0 +1,130 @@
+"""Layers whose factors are more than rows: patches, blocks of channels, indices."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from spectral_mlops import capture
+from spectral_mlops.errors import CaptureError, InputError
+
+LABELS = list("abbab")
+
+
+def watched(layer, *shape, **settings):
+    torch.manual_seed(0)
+    layer, x = layer.double(), torch.randn(5, *shape).double()
+    with capture(layer, LABELS, **settings) as captured:
+        layer(x).square().sum().backward()
+    return captured, x
+
+
+def spectrum(captured, quantity, group):
+    (found,) = [
+        s
+        for s in captured.spectra()
+        if (s.quantity, s.group, s.layer) == (quantity, group, "")
+    ]
+    return found
+
+
+def values_of(*matrices):
+    together = [np.linalg.svd(m.numpy(), compute_uv=False) for m in matrices]
+    return np.sort(np.concatenate(together))[::-1]
+
+
+def close(values, expected):
+    np.testing.assert_allclose(
+        values, expected[: len(values)], rtol=0, atol=1e-6 * expected[0]
+    )
+    assert (expected[len(values) :] < 1e-6 * expected[0]).all()
+
+
+def test_the_activation_is_that_of_positions_and_channels():
+    captured, x = watched(nn.Conv2d(4, 6, 3, padding=1), 4, 5, 7)
+    chosen = torch.tensor([label == "b" for label in LABELS])
+    found = spectrum(captured, "activation", "b")
+    close(found.values, values_of(x[chosen].movedim(1, -1).reshape(-1, 4)))
+    assert found.rows == 3 * 5 * 7
+    assert found.shape == (4 * 9, 6)
+
+
+def test_the_activation_may_be_that_of_patches():
+    captured, x = watched(nn.Conv2d(4, 6, 3, padding=1), 4, 5, 7, conv_rows="patches")
+    chosen = torch.tensor([label == "b" for label in LABELS])
+    patches = F.unfold(x[chosen], 3, padding=1).movedim(1, -1).reshape(-1, 36)
+    found = spectrum(captured, "activation", "b")
+    close(found.values, values_of(patches))
+    assert found.rows == 3 * 5 * 7
+    factors = captured.factors("")["b"]
+    assert torch.equal(factors.A.flatten(0, 1), patches)
+    with pytest.raises(InputError, match="'positions' or 'patches'"):
+        capture(nn.Conv1d(1, 1, 1), LABELS, conv_rows="channels")
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(4, 6, (3, 2), groups=2),
+        nn.ConvTranspose2d(4, 6, (3, 2), stride=2, groups=2),
+    ],
+)
+def test_blocks_of_channels_have_the_union_of_their_spectra(layer):
+    captured, x = watched(layer, 4, 5, 7)
+    chosen = torch.tensor([label == "a" for label in LABELS])
+    gradient = captured.group_gradients()["a"]["weight"]
+    if layer.transposed:  # [C_in, C_out/G, *k]: one block per half of the inputs
+        blocks = [b.transpose(0, 1).flatten(1) for b in gradient.chunk(2)]
+    else:
+        blocks = [b.flatten(1) for b in gradient.chunk(2)]
+    close(spectrum(captured, "gradient", "a").values, values_of(*blocks))
+    halves = x[chosen].movedim(1, -1).reshape(-1, 4).chunk(2, 1)
+    close(spectrum(captured, "activation", "a").values, values_of(*halves))
+    factors = captured.factors("")["a"]
+    assert factors.A.shape[:2] == (2, 2)
+    adjoints = [d.flatten(0, 1) for d in factors.adjoint]
+    close(spectrum(captured, "adjoint", "a").values, values_of(*adjoints))
+
+
+def test_patches_that_are_too_large_are_refused_with_their_size():
+    captured, _ = watched(nn.Conv3d(2, 3, 3), 2, 6, 5, 7)
+    words = r"\[1, 2, 60, 54\] takes 0 MiB, more than max_bytes"
+    with pytest.raises(CaptureError, match=words):
+        captured.factors("", max_bytes=1000)
+
+
+def test_output_size_of_a_transposed_convolution():
+    class Sized(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = nn.ConvTranspose1d(2, 3, 3, stride=3)
+
+        def forward(self, x):
+            return self.up(x, output_size=[14])
+
+    model, x = Sized().double(), torch.randn(5, 2, 4).double()
+    with capture(model, LABELS) as captured:
+        model(x).square().sum().backward()
+    assert max(captured.additivity_error().values()) < 1e-12
+    factors = captured.factors("up")["all"]
+    assert factors.A.shape == (5, 14, 6)
+    formed = torch.einsum("nsi,nso->io", factors.A, factors.adjoint)
+    torch.testing.assert_close(
+        formed.unflatten(0, (2, 3)).transpose(1, 2), model.up.weight.grad
+    )
+
+
+def test_embeddings_have_the_spectrum_of_one_hot_rows():
+    layer = nn.Embedding(9, 4, padding_idx=0).double()
+    index = torch.tensor([[1, 2, 2], [0, 5, 1], [3, 3, 3], [0, 0, 8], [2, 2, 0]])
+    with capture(layer, LABELS) as captured:
+        layer(index).square().sum().backward()
+    for group in "ab":
+        chosen = torch.tensor([label == group for label in LABELS])
+        at = index[chosen]
+        rows = F.one_hot(at[at != 0], 9).double()
+        found = spectrum(captured, "activation", group)
+        close(found.values, values_of(rows))
+        assert found.rows == len(rows)
+    assert torch.equal(captured.factors("")["a"].A, index[[0, 3]])
