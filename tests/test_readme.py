@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from spectral_mlops import load_run
+from spectral_mlops import capture, load_run
 from spectral_mlops.config import RunConfig, read_toml, validate
+from spectral_mlops.hooks.rows import ROW_RULES
 from spectral_mlops.tracking import open_store
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -67,6 +68,23 @@ def test_the_capture_of_the_readme_runs():
     }
     exec(blocks("python")[1], names)
     assert max(names["captured"].additivity_error().values()) < 1e-5
+
+
+def test_the_rule_of_the_readme_runs():
+    names = {}
+    exec(blocks("python")[2], names)
+    assert len(blocks("python")[2].strip().splitlines()) < 26
+    scale = names["Scale"]
+    try:
+        model, x = scale(3), torch.randn(5, 3)
+        with capture(model, list("aabba")) as captured:
+            model(x).square().sum().backward()
+        (row,) = captured.coverage()
+        assert row.method == "rows"
+        expected = (2 * x.square())[[0, 1, 4]].sum(0)
+        torch.testing.assert_close(captured.group_gradients()["a"]["scale"], expected)
+    finally:
+        del ROW_RULES._entries[scale]
 
 
 @pytest.mark.parametrize("text", blocks("toml"))

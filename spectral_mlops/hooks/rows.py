@@ -102,8 +102,6 @@ class Factored(Contributions):
 
     paired = True
     """Whether activation and adjoint have the same rows."""
-    blocks: Mapping[str, slice]
-    """Parts of ``d_out`` that mean something by themselves (gates, heads)."""
 
     @property
     @abstractmethod
@@ -148,14 +146,15 @@ class Rows(Factored):
         weight: Name of the parameter whose gradient is ``ΔᵀA`` (``[d_out, d_in]``,
             or anything that it reshapes to).
         bias: Name of the parameter whose gradient is the sum of ``Δ``, if any.
-        blocks: See `Factored`.
+        sections: Columns of ``d_out`` that mean something by themselves (gates,
+            heads), by name.
     """
 
     activation: Tensor
     adjoint: Tensor
     weight: str = "weight"
     bias: str | None = None
-    blocks: Mapping[str, slice] = field(default_factory=dict)
+    sections: Mapping[str, slice] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.activation)
@@ -205,11 +204,6 @@ class Rows(Factored):
     def factors(self, max_bytes: int = MAX_BYTES) -> tuple[Tensor, Tensor]:
         """The rows themselves."""
         return self.activation, self.adjoint
-
-    def block(self, name: str) -> "Rows":
-        """Return the rows of one block of ``d_out``."""
-        return Rows(self.activation, self.adjoint[..., self.blocks[name]])
-
 
 @dataclass(frozen=True, eq=False)
 class VectorRows(Contributions):

@@ -193,7 +193,7 @@ class _Heads:
     width: int
     heads: int
 
-    def blocks(self, names: str) -> dict[str, slice]:
+    def sections(self, names: str) -> dict[str, slice]:
         """Return ``{"q0": columns, …}`` of the projections stacked in one weight."""
         each = self.width // self.heads
         return {
@@ -215,7 +215,7 @@ def _in_parts(
     heads = _Heads(layer.embed_dim, layer.num_heads)
     if layer.in_proj_weight is None:
         parts: dict[str, Contributions] = {
-            name: Rows(a, d, weight=name, blocks=heads.blocks(name[0]))
+            name: Rows(a, d, weight=name, sections=heads.sections(name[0]))
             for name, a, d in zip(_SEPARATE, rows, adjoints, strict=True)
         }
         if layer.in_proj_bias is not None:
@@ -236,6 +236,6 @@ def _in_parts(
     bias = None if layer.in_proj_bias is None else "in_proj_bias"
     return {
         "in_proj_weight": Rows(
-            a, d, weight="in_proj_weight", bias=bias, blocks=heads.blocks("qkv")
+            a, d, weight="in_proj_weight", bias=bias, sections=heads.sections("qkv")
         )
     }

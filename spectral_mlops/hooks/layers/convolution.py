@@ -85,9 +85,6 @@ class ConvolutionRows(Factored):
 
     paired = False
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "blocks", {})
-
     def __len__(self) -> int:
         return len(self.input) // self.folded
 

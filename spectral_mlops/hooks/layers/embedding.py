@@ -37,9 +37,6 @@ class EmbeddingRows(Factored):
 
     paired = False
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "blocks", {})
-
     def __len__(self) -> int:
         return len(self.index)
 

@@ -349,6 +349,6 @@ def _parts(
             samples.inside(d).transpose(0, 1),
             weight=f"weight_{kind}{suffix}",
             bias=f"bias_{kind}{suffix}" if biased else None,
-            blocks=gates if kind != "hr" else {},
+            sections=gates if kind != "hr" else {},
         )
     return parts
