@@ -9,7 +9,7 @@ eigenvectors. Either way rounding disturbs a square by at most
 leading value, the values are taken from the rows by QR.
 """
 
-import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -28,7 +28,10 @@ GRAM_ROUNDING = 16 * EPSILON
 size and 9ε in null directions, for 4 to 512 rows of 600 (noise, rows around a
 mean, decaying and rank-deficient)."""
 ROUTES = ("gram", "qr", "direct", "randomised")
+STATUSES = ("ok", "non-finite", "not converged", "out of memory")
+DIRECT = ROUTES.index("direct")
 Array = NDArray[np.float64]
+Counts = NDArray[np.int64]
 
 
 class Solved(NamedTuple):
@@ -90,7 +93,7 @@ def _solve_stack(problems: list[Reduced], size: int) -> list[list[Solved]]:
     pairs = [p for p in problems if p.other is not None]
     grams = [p.gram for p in problems if p.other is None]
     stack, finite = _finite(_stack(grams, size))
-    reach = torch.zeros(0, dtype=torch.float64)
+    floor = stack.new_zeros(len(stack))
     if pairs:
         gram_a, finite_a = _finite(_stack([p.gram for p in pairs], size))
         others = [p.other for p in pairs if p.other is not None]
@@ -98,114 +101,140 @@ def _solve_stack(problems: list[Reduced], size: int) -> list[list[Solved]]:
         lower = drivers.root(gram_a)
         stack = torch.cat([stack, lower.mT @ gram_d @ lower])
         finite = torch.cat([finite, finite_a & finite_d])
-        reach = (_norm_bound(gram_a) * _norm_bound(gram_d)).sqrt()
+        squared = GRAM_ROUNDING * _norm_bound(gram_a) * _norm_bound(gram_d)
+        floor = torch.cat([floor, squared.sqrt()])
     squares, second = drivers.eigenvalues(stack)
-    values = squares.clamp_min(0.0).sqrt().flip(-1)
-    floor = torch.cat([reach.new_zeros(len(values) - len(reach)), reach])
     table = _Table(
-        values.numpy(),
-        (GRAM_ROUNDING**0.5 * floor).numpy(),
-        np.where(second.numpy(), "direct", "gram").astype(object),
-        finite.numpy(),
+        values=squares.clamp_min(0.0).sqrt().flip(-1).numpy(),
+        floor=floor.numpy(),
+        route=second.to(torch.int64).mul(DIRECT).numpy(),
+        status=(~finite).to(torch.int64).numpy(),
+        size=np.array([n for p in problems for n in p.sizes for _ in range(p.blocks)]),
+        under=np.zeros(len(floor), dtype=np.int64),
     )
-    solved, start = [], 0
-    for problem in problems:
-        stop = start + len(problem.gram)
-        solved.append(_finish(problem, table.part(start, stop)))
-        start = stop
-    return solved
+    starts = np.cumsum([0, *(len(p.gram) for p in problems)]).tolist()
+    _cancelling_by_qr(problems, starts, table)
+    _judge(problems, table)
+    return [
+        _members(problem, table.part(start, start + len(problem.gram)))
+        for problem, start in zip(problems, starts[:-1], strict=True)
+    ]
 
 
 class _Table(NamedTuple):
-    """Rows of a solved stack: values ``[n, m]``, floors, routes, finiteness ``[n]``."""
+    """What is known of each matrix of a stack of ``n``, and written while judging.
+
+    Attributes:
+        values: Shape ``[n, m]``, descending, before scaling.
+        floor: Shape ``[n]``.
+        route: Index into `ROUTES`.
+        status: Index into `STATUSES`.
+        size: Number of values that are not padding.
+        under: Number of values under the floor.
+    """
 
     values: Array
     floor: Array
-    route: NDArray[np.object_]
-    finite: NDArray[np.bool_]
+    route: Counts
+    status: Counts
+    size: Counts
+    under: Counts
 
     def part(self, start: int, stop: int) -> "_Table":
+        """Return some of the matrices."""
         rows = slice(start, stop)
         return _Table(
-            self.values[rows], self.floor[rows], self.route[rows], self.finite[rows]
+            self.values[rows],
+            self.floor[rows],
+            self.route[rows],
+            self.status[rows],
+            self.size[rows],
+            self.under[rows],
         )
 
 
-def _finish(problem: Reduced, table: _Table) -> list[Solved]:
-    """Judge the values of one problem's blocks and put its members together."""
-    values, floor, route, finite = table
-    if not values.shape[1]:
-        values = np.zeros((len(values), 1))
-    if problem.other is not None:
-        lossy = (floor > ACCURACY * values[:, 0]) & finite
-        for row in lossy.nonzero()[0].tolist():
-            _by_qr(problem, row, table)
-    size = np.repeat(np.array(problem.sizes), problem.blocks)
-    relative = np.maximum(np.sqrt(np.maximum(size, 1) * EPSILON), problem.coarse)
-    floor = np.maximum(floor, relative * values[:, 0])
-    if problem.noise is not None:
-        floor = np.maximum(floor, problem.noise.cpu().numpy())
-    return _members(problem, values, floor, route, finite, size)
+def _judge(problems: list[Reduced], table: _Table) -> None:
+    """Raise the floors to what each matrix allows, and put zeros under them."""
+    values, floor, _, status, size, under = table
+    coarse = np.repeat([p.coarse for p in problems], [len(p.gram) for p in problems])
+    top = values[:, 0] if values.shape[1] else np.zeros(len(values))
+    relative = np.maximum(np.sqrt(size * EPSILON), coarse)
+    np.maximum(floor, relative * top, out=floor)
+    start = 0
+    for problem in problems:
+        if problem.noise is not None:
+            own = floor[start : start + len(problem.gram)]
+            np.maximum(own, problem.noise.cpu().numpy(), out=own)
+        start += len(problem.gram)
+    status[(status == 0) & np.isnan(top)] = STATUSES.index("not converged")
+    small = values < floor[:, None]
+    values[small] = 0.0
+    small &= np.arange(values.shape[1]) < size[:, None]
+    under[:] = small.sum(1)
+    bad = status != 0
+    if bad.any():
+        values[bad], floor[bad], under[bad] = np.nan, np.nan, 0
 
 
-def _members(
-    problem: Reduced,
-    values: Array,
-    floor: Array,
-    route: NDArray[np.object_],
-    finite: NDArray[np.bool_],
-    size: NDArray[np.int64],
-) -> list[Solved]:
+def _members(problem: Reduced, table: _Table) -> list[Solved]:
     """One spectrum per member: the union of its blocks, at the scale of the rows."""
-    there = np.arange(values.shape[1]) < size[:, None]
-    under = (values < floor[:, None]) & there
-    values = np.where(under, 0.0, values)
-    solved = []
-    for i, key in enumerate(problem.keys):
-        rows = slice(i * problem.blocks, (i + 1) * problem.blocks)
-        own = values[rows, : problem.sizes[i]].ravel()
-        if problem.blocks > 1:
-            own = np.sort(own)[::-1]
-        exponent = problem.exponents[i]
-        bound = float(floor[rows].max())
-        status = "ok"
-        if not finite[rows].all():
-            status, own = "non-finite", np.full(len(own), np.nan)
-        elif np.isnan(own).any():
-            status, own = "not converged", np.full(len(own), np.nan)
-        top = float(own[0]) if len(own) and status == "ok" else 0.0
-        bound_out = float(np.ldexp(bound, exponent)) if status == "ok" else math.nan
-        solved.append(
-            Solved(
-                key=key,
-                values=np.ldexp(own, exponent) if exponent else own,
-                floor=bound_out,
-                below_floor=int(under[rows].sum()) if status == "ok" else 0,
-                route=max(route[rows].tolist(), key=ROUTES.index),
-                status=status,
-                exact=status == "ok" and bound <= ACCURACY * top,
-                bound=bound_out,
-            )
-        )
-    return solved
+    values, floor, route, status, _, under = table
+    sizes = problem.sizes
+    if problem.blocks > 1:
+        shape = (len(problem.keys), problem.blocks)
+        union = values.reshape(*shape, -1).swapaxes(1, 2).reshape(shape[0], -1)
+        values = -np.sort(-union, axis=1)
+        sizes = [n * problem.blocks for n in sizes]
+        floor, route, status = (x.reshape(shape).max(1) for x in (floor, route, status))
+        under = under.reshape(shape).sum(1)
+        values[status != 0] = np.nan
+    top = values[:, 0] if values.shape[1] else np.zeros(len(values))
+    exact = (floor <= ACCURACY * top).tolist()
+    if any(problem.exponents):
+        values = np.ldexp(values, np.array(problem.exponents)[:, None])
+        floor = np.ldexp(floor, problem.exponents)
+    rows = zip(
+        problem.keys,
+        values,
+        sizes,
+        floor.tolist(),
+        under.tolist(),
+        route.tolist(),
+        status.tolist(),
+        exact,
+        strict=True,
+    )
+    return [
+        Solved(key, own[:n], bound, zeros, ROUTES[r], STATUSES[s], good, bound)
+        for key, own, n, bound, zeros, r, s, good in rows
+    ]
 
 
-def _by_qr(problem: Reduced, row: int, table: _Table) -> None:
-    """Replace one block's values by those of ``R_a R_dᵀ`` (``Aᵀ = Q_a R_a``).
+def _cancelling_by_qr(
+    problems: list[Reduced], starts: list[int], table: _Table
+) -> None:
+    """Take the values that a Gram cannot resolve from ``R_a R_dᵀ``.
 
-    Left as it is, with the Gram's bound as its floor, if the rows are gone.
+    With ``Aᵀ = Q_a R_a`` and ``Δᵀ = Q_d R_d``. Left as they are, with the Gram's
+    bound as their floor, where the rows are gone.
     """
-    member, block = divmod(row, problem.blocks)
-    rows = problem.source.rows(member, block) if problem.source else None
-    if rows is None:
+    if not table.values.size:
         return
-    r_a, r_d = (torch.linalg.qr(x.mT, mode="r").R for x in rows)
-    found = drivers.singular_values(r_a @ r_d.mT).numpy()
-    table.values[row] = 0.0
-    table.values[row, : len(found)] = found
-    reach = torch.linalg.matrix_norm(r_a) * torch.linalg.matrix_norm(r_d)
-    table.floor[row] = len(found) * EPSILON * float(reach)
-    table.route[row] = "qr"
+    lossy = (table.floor > ACCURACY * table.values[:, 0]) & (table.status == 0)
+    for row in lossy.nonzero()[0].tolist():
+        which = bisect_right(starts, row) - 1
+        problem = problems[which]
+        member, block = divmod(row - starts[which], problem.blocks)
+        rows = problem.source.rows(member, block) if problem.source else None
+        if rows is None:
+            continue
+        r_a, r_d = (torch.linalg.qr(x.mT, mode="r").R for x in rows)
+        found = drivers.singular_values(r_a @ r_d.mT).numpy()
+        reach = torch.linalg.matrix_norm(r_a) * torch.linalg.matrix_norm(r_d)
+        table.values[row] = 0.0
+        table.values[row, : len(found)] = found
+        table.floor[row] = len(found) * EPSILON * float(reach)
+        table.route[row] = ROUTES.index("qr")
 
 
 def _norm_bound(gram: Tensor) -> Tensor:
