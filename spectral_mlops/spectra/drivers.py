@@ -24,6 +24,7 @@ from torch import Tensor
 NUMPY_FROM = 192
 """Size from which NumPy's LAPACK is the faster one."""
 TorchLinAlgError: type[Exception] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
+NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 FAILURES = (TorchLinAlgError, np.linalg.LinAlgError)
 
 
@@ -81,6 +82,14 @@ def root(gram: Tensor) -> Tensor:
     if len(failed):
         lower[failed] = _eigen_root(gram[failed]) * ~silent[failed].unsqueeze(-1)
     return lower
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out, on the CPU or on a GPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and any(x in said for x in NO_MEMORY)
 
 
 def _eigenvalues(gram: Tensor) -> Tensor:

@@ -128,13 +128,14 @@ class Groups:
         return self._cells[chosen]
 
     def _refine(self, chosen: tuple[int, ...]) -> "Cells":
-        belongs = torch.zeros(self.size, len(chosen), dtype=torch.bool)
-        for column, g in enumerate(chosen):
-            belongs[self.members[g], column] = True
-        used = belongs.any(1).nonzero()[:, 0]
-        if int(belongs.sum()) == len(used):  # they are disjoint already
+        members = [self.members[g] for g in chosen]
+        if int(torch.cat(members).bincount().max()) <= 1:  # they are disjoint already
             own = [torch.tensor([i]) for i in range(len(chosen))]
-            return Cells(Groups(self.size, [self.members[g] for g in chosen]), own)
+            return Cells(Groups(self.size, members), own)
+        belongs = torch.zeros(self.size, len(chosen), dtype=torch.bool)
+        for column, samples in enumerate(members):
+            belongs[samples, column] = True
+        used = belongs.any(1).nonzero()[:, 0]
         patterns, cell = belongs[used].unique(dim=0, return_inverse=True)
         members = [used[cell == c] for c in range(len(patterns))]
         parts = [patterns[:, column].nonzero()[:, 0] for column in range(len(chosen))]

@@ -16,21 +16,17 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from spectral_mlops.errors import InputError
+from spectral_mlops.spectra.drivers import is_out_of_memory
 from spectral_mlops.spectra.groups import Groups
-from spectral_mlops.spectra.jobs import (
-    Chosen,
-    Factor,
-    Grams,
-    column_problems,
-    formed_problem,
-    row_problems,
-    shared_problems,
-)
-from spectral_mlops.spectra.reduced import Key, Reduced, empty_problem
+from spectral_mlops.spectra.jobs import Factor, formed_problem
+from spectral_mlops.spectra.plan import Plan
+from spectral_mlops.spectra.randomised import sketched_formed
+from spectral_mlops.spectra.reduced import Key, Reduced, unsolvable
 
 QUANTITIES = ("gradient", "activation", "adjoint")
-STACKED = 2**18
-"""Numbers in a factor up to which layers of equal shape share one call."""
+FACTORS = ("activation", "adjoint")
+LARGEST = 2048
+"""A 2048 × 2048 Gram takes seconds to decompose."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +57,7 @@ def reduce_layers(
     layers: Sequence[LayerFactors],
     groups: Groups,
     quantities: Sequence[str] = QUANTITIES,
+    largest: int = LARGEST,
 ) -> list[Reduced]:
     """Reduce the rows of layers that saw one batch.
 
@@ -68,6 +65,8 @@ def reduce_layers(
         layers: Their factors.
         groups: Of the batch's ``N`` samples.
         quantities: Which of `QUANTITIES`.
+        largest: Smaller side of a matrix above which only its leading values are
+            found, by a randomised method that says so.
 
     Returns:
         Small problems, in no particular order; every layer, group and quantity is
@@ -77,166 +76,71 @@ def reduce_layers(
         InputError: If a layer lacks what a quantity needs, or its shapes do not
             fit each other or the groups.
     """
-    plan = _Plan(groups)
+    plan = Plan(groups, largest)
+    others: list[Reduced] = []
     for layer in layers:
-        plan.add(layer, tuple(layer.quantities or quantities))
-    return plan.run()
-
-
-class _Plan:
-    """Sorts factors into jobs of equal shape, then runs each as one call."""
-
-    def __init__(self, groups: Groups) -> None:
-        self.groups = groups
-        self.row_jobs: dict[tuple[object, ...], tuple[list[Factor], Chosen]] = {}
-        self.column_jobs: dict[tuple[object, ...], _ColumnJob] = {}
-        self.shared: list[tuple[Factor, Factor, Chosen]] = []
-        self.done: list[Reduced] = []
-
-    def add(self, layer: LayerFactors, quantities: tuple[str, ...]) -> None:
-        """Decide which Grams each group of the layer needs."""
-        gradient = "gradient" in quantities
-        product = gradient and layer.gradient is None
-        a = self._factor(layer, "activation", quantities, product)
-        d = self._factor(layer, "adjoint", quantities, product)
-        if gradient and layer.gradient is not None:
-            self._add_formed(layer.name, layer.gradient)
+        wanted = tuple(layer.quantities or quantities)
+        product = "gradient" in wanted and layer.gradient is None
+        a, d = (_factor(layer, name, wanted, product, groups.size) for name in FACTORS)
         if product:
             _check_pair(layer.name, a, d)
-        present = [g for g, count in enumerate(self.groups.counts) if count]
-        self._add_empty(layer, quantities)
-        shared = (
-            ()
-            if not (a and d and product)
-            else tuple(
-                g
-                for g in present
-                if self._rows(a, g) <= min(a.rows.shape[3], d.rows.shape[3])
-            )
-        )
-        if a and d and shared:
-            self.shared.append((a, d, shared))
-        tall: dict[tuple[bool, bool, bool], list[int]] = {}
-        wide: dict[str, list[int]] = {"activation": [], "adjoint": []}
-        for g in (g for g in present if g not in shared):
-            kind = [False, False, product]
-            for i, factor in enumerate((a, d)):
-                if factor is not None and factor.wanted:
-                    kind[i] = self._rows(factor, g) > factor.rows.shape[3]
-                    if not kind[i]:
-                        wide[factor.quantity].append(g)
-            if any(kind):
-                tall.setdefault((kind[0], kind[1], kind[2]), []).append(g)
-        for factor in (a, d):
-            if factor is not None:
-                self._add_rows(factor, shared)
-                self._add_rows(factor, tuple(wide[factor.quantity]))
-        for kind_, chosen in tall.items():
-            self._add_columns(a, d, tuple(chosen), kind_)
-
-    def run(self) -> list[Reduced]:
-        """Do all jobs."""
-        found: dict[tuple[int, Chosen], list[Grams]] = {}
-        for factors, chosen in self.row_jobs.values():
-            problems, grams = row_problems(factors, self.groups, chosen)
-            self.done += problems
-            found.update(
-                ((id(f), chosen), own) for f, own in zip(factors, grams, strict=True)
-            )
-        for a, d, chosen in self.shared:
-            both = zip(found[id(a), chosen], found[id(d), chosen], strict=True)
-            self.done += shared_problems(a, d, both, self.groups)
-        for job in self.column_jobs.values():
-            self.done += column_problems(
-                job.activations, job.adjoints, self.groups, job.chosen, job.kind
-            )
-        return self.done
-
-    def _rows(self, factor: Factor, group: int) -> int:
-        return self.groups.counts[group] * factor.rows.shape[2]
-
-    def _factor(
-        self,
-        layer: LayerFactors,
-        quantity: str,
-        quantities: tuple[str, ...],
-        product: bool,
-    ) -> Factor | None:
-        wanted = quantity in quantities
-        if not wanted and not product:
-            return None
-        rows = layer.activation if quantity == "activation" else layer.adjoint
-        if rows is None:
-            raise InputError(f"layer {layer.name}: the {quantity} rows are missing.")
-        rows = rows.detach()
-        if rows.dim() == 3:
-            rows = rows.unsqueeze(0)
-        if rows.dim() != 4 or rows.shape[1] != self.groups.size:
-            raise InputError(
-                f"layer {layer.name}: {quantity} rows of shape {tuple(rows.shape)}, "
-                f"expected [N, S, d] or [B, N, S, d] with N = {self.groups.size}."
-            )
-        return Factor(layer.name, quantity, rows, wanted)
-
-    def _add_rows(self, factor: Factor, chosen: Chosen) -> None:
-        if chosen:
-            key = (*_shape_of(factor), chosen)
-            self.row_jobs.setdefault(key, ([], chosen))[0].append(factor)
-
-    def _add_columns(
-        self,
-        a: Factor | None,
-        d: Factor | None,
-        chosen: Chosen,
-        kind: tuple[bool, bool, bool],
-    ) -> None:
-        a = a if kind[0] or kind[2] else None
-        d = d if kind[1] or kind[2] else None
-        key = (*_shape_of(a), *_shape_of(d), chosen, kind)
-        job = self.column_jobs.setdefault(key, _ColumnJob([], [], chosen, kind))
-        job.activations.extend([a] if a else [])
-        job.adjoints.extend([d] if d else [])
-
-    def _add_formed(self, name: Hashable, matrices: Tensor) -> None:
-        if matrices.dim() == 3:
-            matrices = matrices.unsqueeze(1)
-        if matrices.dim() != 4 or len(matrices) != len(self.groups.members):
-            raise InputError(
-                f"layer {name}: gradients of shape {tuple(matrices.shape)}, expected "
-                f"[G, d_in, d_out] or [G, B, d_in, d_out] with "
-                f"G = {len(self.groups.members)}."
-            )
-        self.done.append(formed_problem(name, matrices))
-
-    def _add_empty(self, layer: LayerFactors, quantities: tuple[str, ...]) -> None:
-        """Groups without samples; formed gradients are taken as they are."""
-        keys = [
-            Key(layer.name, g, quantity)
-            for g, count in enumerate(self.groups.counts)
-            for quantity in quantities
-            if not count and (quantity != "gradient" or layer.gradient is None)
-        ]
+        elif "gradient" in wanted and layer.gradient is not None:
+            others += _formed(layer.name, layer.gradient, groups, largest)
+        plan.add(a, d, product)
+        # Formed gradients of groups without samples are taken as they are.
+        names = [q for q in wanted if product or q != "gradient"]
+        empty = [g for g, count in enumerate(groups.counts) if not count]
+        keys = [Key(layer.name, g, q) for g in empty for q in names]
         if keys:
-            self.done.append(empty_problem(keys))
+            others.append(unsolvable(keys, [0] * len(keys)))
+    return others + plan.run()
 
 
-@dataclass(frozen=True, eq=False)
-class _ColumnJob:
-    """Layers whose groups have more rows than columns in the same way."""
+def _factor(
+    layer: LayerFactors,
+    quantity: str,
+    quantities: tuple[str, ...],
+    product: bool,
+    size: int,
+) -> Factor | None:
+    wanted = quantity in quantities
+    if not wanted and not product:
+        return None
+    rows = layer.activation if quantity == "activation" else layer.adjoint
+    if rows is None:
+        raise InputError(f"layer {layer.name}: the {quantity} rows are missing.")
+    rows = rows.detach()
+    if rows.dim() == 3:
+        rows = rows.unsqueeze(0)
+    if rows.dim() != 4 or rows.shape[1] != size:
+        raise InputError(
+            f"layer {layer.name}: {quantity} rows of shape {tuple(rows.shape)}, "
+            f"expected [N, S, d] or [B, N, S, d] with N = {size}."
+        )
+    return Factor(layer.name, quantity, rows, wanted)
 
-    activations: list[Factor]
-    adjoints: list[Factor]
-    chosen: Chosen
-    kind: tuple[bool, bool, bool]
 
-
-def _shape_of(factor: Factor | None) -> tuple[object, ...]:
-    """Return what factors of one job share; large ones go alone."""
-    if factor is None:
-        return (None,)
-    x = factor.rows
-    alone = id(factor) if x.numel() > STACKED else 0
-    return (x.shape, x.dtype, x.device, alone)
+def _formed(
+    name: Hashable, matrices: Tensor, groups: Groups, largest: int
+) -> list[Reduced]:
+    matrices = matrices.detach()
+    if matrices.dim() == 3:
+        matrices = matrices.unsqueeze(1)
+    if matrices.dim() != 4 or len(matrices) != len(groups.members):
+        raise InputError(
+            f"layer {name}: gradients of shape {tuple(matrices.shape)}, expected "
+            f"[G, d_in, d_out] or [G, B, d_in, d_out] with G = {len(groups.members)}."
+        )
+    large = min(matrices.shape[2:]) > largest
+    try:
+        problem = sketched_formed if large else formed_problem
+        return [problem(name, matrices)]
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        keys = [Key(name, g, "gradient") for g in range(len(matrices))]
+        size = matrices.shape[1] * min(matrices.shape[2:])
+        return [unsolvable(keys, [size] * len(keys), "out of memory")]
 
 
 def _check_pair(name: Hashable, a: Factor | None, d: Factor | None) -> None:

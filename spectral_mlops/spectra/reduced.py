@@ -7,7 +7,7 @@ be handed to another thread.
 
 import math
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -102,6 +102,18 @@ class Source:
         return a.cpu(), d.cpu()
 
 
+class Tail(NamedTuple):
+    """What is known of a whole matrix that only leading values are taken of.
+
+    Attributes:
+        energy: ``‖X‖_F²``, shape ``[b·B]``.
+        fourth: ``‖X Xᵀ‖_F²``, shape ``[b·B]``.
+    """
+
+    energy: Tensor
+    fourth: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Reduced:
     """Problems of one shape: ``b`` members of ``B`` blocks each.
@@ -121,6 +133,9 @@ class Reduced:
             multiplied by.
         noise: Rounding of the matrix itself, absolute, shape ``[b·B]``.
         source: For the QR route.
+        tail: Of matrices that only the leading values are asked of.
+        status: ``ok``, or why there is nothing to solve.
+        ready: Recorded behind the copies to the CPU, where there were any.
     """
 
     keys: list[Key]
@@ -132,6 +147,14 @@ class Reduced:
     exponents: list[int]
     noise: Tensor | None = None
     source: Source | None = None
+    tail: Tail | None = None
+    status: str = "ok"
+    ready: "torch.cuda.Event | None" = None
+
+    def wait(self) -> None:
+        """Wait until the matrices are on the CPU; any thread may."""
+        if self.ready is not None:
+            self.ready.synchronize()
 
     @property
     def nbytes(self) -> int:
@@ -142,14 +165,47 @@ class Reduced:
         return sum(x.numel() * x.element_size() for x in kept if x is not None)
 
 
-def empty_problem(keys: list[Key]) -> Reduced:
-    """Members without rows: their spectra hold nothing."""
+def unsolvable(keys: list[Key], sizes: list[int], status: str = "ok") -> Reduced:
+    """Members with nothing to solve: without rows, or failed on the way."""
     return Reduced(
         keys=keys,
-        sizes=[0] * len(keys),
+        sizes=sizes,
         gram=torch.zeros(len(keys), 0, 0, dtype=torch.float64),
         other=None,
         blocks=1,
         coarse=EPSILON,
         exponents=[0] * len(keys),
+        status=status,
     )
+
+
+def to_host(problem: Reduced) -> Reduced:
+    """Start copying a GPU's matrices to pinned memory, beside the training stream.
+
+    Nothing waits here: `Reduced.wait` does, on the thread that solves.
+    """
+    if not problem.gram.is_cuda:
+        return problem
+    device = problem.gram.device
+    side = _SIDE_STREAMS.setdefault(device, torch.cuda.Stream(device))
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        gram, other, noise = (
+            _pinned_copy(x, side) for x in (problem.gram, problem.other, problem.noise)
+        )
+        ready = torch.cuda.Event()
+        ready.record(side)
+    assert gram is not None
+    return replace(problem, gram=gram, other=other, noise=noise, ready=ready)
+
+
+_SIDE_STREAMS: dict[torch.device, torch.cuda.Stream] = {}
+
+
+def _pinned_copy(x: Tensor | None, side: torch.cuda.Stream) -> Tensor | None:
+    if x is None:
+        return None
+    host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    host.copy_(x, non_blocking=True)
+    x.record_stream(side)  # the allocator must not hand it out before it is copied
+    return host

@@ -9,6 +9,7 @@ eigenvectors. Either way rounding disturbs a square by at most
 leading value, the values are taken from the rows by QR.
 """
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,11 +17,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn.functional import pad
 
 from spectral_mlops.spectra import drivers
 from spectral_mlops.spectra.reduced import EPSILON, Key, Reduced
+from spectral_mlops.spectra.stacks import norm_bound, stacked, zero_non_finite
 
 ACCURACY = 1e-6
 GRAM_ROUNDING = 16 * EPSILON
@@ -28,7 +28,7 @@ GRAM_ROUNDING = 16 * EPSILON
 size and 9ε in null directions, for 4 to 512 rows of 600 (noise, rows around a
 mean, decaying and rank-deficient)."""
 ROUTES = ("gram", "qr", "direct", "randomised")
-STATUSES = ("ok", "non-finite", "not converged", "out of memory")
+STATUSES = ("ok", "non-finite", "not converged", "out of memory", "failed")
 DIRECT = ROUTES.index("direct")
 Array = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -45,7 +45,7 @@ class Solved(NamedTuple):
             a value.
         below_floor: How many values were stored as zero for that reason.
         route: ``gram``, ``qr``, ``direct`` or ``randomised``.
-        status: ``ok``, ``non-finite``, ``not converged`` or ``out of memory``.
+        status: One of `STATUSES`.
         exact: Whether every value is there and within `ACCURACY` of the largest.
         bound: Largest error of a value; for ``randomised`` what the values left
             out may weigh together, ``√(‖X‖² − Σσ²)``.
@@ -73,15 +73,30 @@ def solve(problems: Sequence[Reduced]) -> list[Solved]:
         One spectrum per member, in the order of the problems and their keys.
     """
     buckets: dict[int, list[int]] = {}
-    for i, problem in enumerate(problems):
-        buckets.setdefault(_bucket(problem.gram.shape[-1]), []).append(i)
     found: dict[int, list[Solved]] = {}
+    for i, problem in enumerate(problems):
+        if problem.status != "ok":
+            found[i] = marked(problem, problem.status)
+            continue
+        problem.wait()
+        buckets.setdefault(_bucket(problem.gram.shape[-1]), []).append(i)
     for size, chosen in buckets.items():
         # Two Grams last, so that both kinds are runs of one stack.
         chosen.sort(key=lambda i: problems[i].other is not None)
-        solved = _solve_stack([problems[i] for i in chosen], size)
+        solved = _solvestacked([problems[i] for i in chosen], size)
         found.update(zip(chosen, solved, strict=True))
     return [spectrum for i in range(len(problems)) for spectrum in found[i]]
+
+
+def marked(problem: Reduced, status: str) -> list[Solved]:
+    """Return the members of a problem that could not be solved, all NaN."""
+    nan = float("nan")
+    return [
+        Solved(
+            key, np.full(n * problem.blocks, nan), nan, 0, "gram", status, False, nan
+        )
+        for key, n in zip(problem.keys, problem.sizes, strict=True)
+    ]
 
 
 def _bucket(size: int) -> int:
@@ -92,16 +107,16 @@ def _bucket(size: int) -> int:
 def _solve_stack(problems: list[Reduced], size: int) -> list[list[Solved]]:
     pairs = [p for p in problems if p.other is not None]
     grams = [p.gram for p in problems if p.other is None]
-    stack, finite = _finite(_stack(grams, size))
+    stack, finite = zero_non_finite(stacked(grams, size))
     floor = stack.new_zeros(len(stack))
     if pairs:
-        gram_a, finite_a = _finite(_stack([p.gram for p in pairs], size))
+        gram_a, finite_a = zero_non_finite(stacked([p.gram for p in pairs], size))
         others = [p.other for p in pairs if p.other is not None]
-        gram_d, finite_d = _finite(_stack(others, size))
+        gram_d, finite_d = zero_non_finite(stacked(others, size))
         lower = drivers.root(gram_a)
         stack = torch.cat([stack, lower.mT @ gram_d @ lower])
         finite = torch.cat([finite, finite_a & finite_d])
-        squared = GRAM_ROUNDING * _norm_bound(gram_a) * _norm_bound(gram_d)
+        squared = GRAM_ROUNDING * norm_bound(gram_a) * norm_bound(gram_d)
         floor = torch.cat([floor, squared.sqrt()])
     squares, second = drivers.eigenvalues(stack)
     table = _Table(
@@ -204,10 +219,36 @@ def _members(problem: Reduced, table: _Table) -> list[Solved]:
         exact,
         strict=True,
     )
-    return [
+    solved = [
         Solved(key, own[:n], bound, zeros, ROUTES[r], STATUSES[s], good, bound)
         for key, own, n, bound, zeros, r, s, good in rows
     ]
+    return solved if problem.tail is None else _with_tails(solved, problem)
+
+
+def _with_tails(solved: list[Solved], problem: Reduced) -> list[Solved]:
+    """Say what the leading values leave out, and add the summaries that need none."""
+    assert problem.tail is not None
+    shape = (len(problem.keys), problem.blocks)
+    energy, fourth = (
+        x.cpu().numpy().reshape(shape).sum(1).tolist() for x in problem.tail
+    )
+    found = []
+    for i, one in enumerate(solved):
+        if one.status == "ok":
+            exponent = problem.exponents[i]
+            squares = np.ldexp(one.values, -exponent) ** 2
+            left = max(energy[i] - float(squares.sum()), 0.0)
+            zero = energy[i] == 0
+            summaries = {
+                "frobenius_norm": float(np.ldexp(energy[i] ** 0.5, exponent)),
+                "stable_rank": math.nan if zero else energy[i] / float(squares[0]),
+                "participation_ratio": math.nan if zero else energy[i] ** 2 / fourth[i],
+            }
+            bound = float(np.ldexp(left**0.5, exponent))
+            one = one._replace(exact=False, bound=bound, summaries=summaries)
+        found.append(one._replace(route="randomised"))
+    return found
 
 
 def _cancelling_by_qr(
@@ -235,32 +276,3 @@ def _cancelling_by_qr(
         table.values[row, : len(found)] = found
         table.floor[row] = len(found) * EPSILON * float(reach)
         table.route[row] = ROUTES.index("qr")
-
-
-def _norm_bound(gram: Tensor) -> Tensor:
-    """Upper bound of the largest eigenvalue, at most ``m^(1/8)`` times too large."""
-    size = torch.linalg.matrix_norm(gram, keepdim=True)
-    unit = gram / size.masked_fill(size == 0, 1.0)
-    square = unit @ unit
-    fourth = torch.linalg.matrix_norm(square @ square)  # √(Σ λ⁸)
-    return fourth.pow(0.25) * size[..., 0, 0]
-
-
-def _stack(grams: list[Tensor], size: int) -> Tensor:
-    """Stack Grams of up to ``size`` rows on the CPU, padded with zeros."""
-    if not grams:
-        return torch.zeros(0, size, size, dtype=torch.float64)
-    return torch.cat(
-        [
-            pad(g.cpu(), (0, size - g.shape[-1]) * 2) if g.shape[-1] < size else g.cpu()
-            for g in grams
-        ]
-    )
-
-
-def _finite(grams: Tensor) -> tuple[Tensor, Tensor]:
-    """Zero the Grams that hold a non-finite row; a bad row shows on the diagonal."""
-    finite = grams.diagonal(dim1=-2, dim2=-1).sum(-1).isfinite()
-    if not finite.all():
-        grams = torch.where(finite[:, None, None], grams, 0.0)
-    return grams, finite
