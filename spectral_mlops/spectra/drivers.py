@@ -103,7 +103,11 @@ def _eigen_root(gram: Tensor) -> Tensor:
     try:
         values, vectors = torch.linalg.eigh(gram)
     except FAILURES:
-        return torch.full_like(gram, torch.nan)
+        try:  # of such matrices it gives the same
+            left, singular, _ = np.linalg.svd(gram.numpy())
+        except FAILURES:
+            return torch.full_like(gram, torch.nan)
+        values, vectors = torch.from_numpy(singular), torch.from_numpy(left)
     return vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)
 
 
@@ -111,8 +115,8 @@ def _gesvd(matrix: Tensor) -> Tensor:
     """LAPACK's ``gesvd``, another algorithm; NaN where it fails too."""
     try:
         values = scipy.linalg.svd(
-            matrix.numpy(), compute_uv=False, lapack_driver="gesvd"
+            matrix.numpy(), compute_uv=False, lapack_driver="gesvd", check_finite=True
         )
-    except FAILURES:
+    except (*FAILURES, ValueError):  # ValueError: its root could not be found
         return torch.full((min(matrix.shape),), torch.nan, dtype=torch.float64)
     return torch.from_numpy(values)

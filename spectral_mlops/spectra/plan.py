@@ -63,16 +63,16 @@ class Plan:
                 kind[i] = self._rows(factor, g) > factor.rows.shape[3]
                 if not kind[i]:
                     wide[factor.quantity].append(g)
-            if any(kind):
-                tall.setdefault((kind[0], kind[1], kind[2]), []).append(g)
+            for one in _column_kinds(*kind):
+                tall.setdefault(one, []).append(g)
         if pair and shared:
             self.shared.append((*pair, tuple(shared)))
         for factor in (a, d):
             if factor is not None:
                 self._add_rows(factor, tuple(shared))
                 self._add_rows(factor, tuple(wide[factor.quantity]))
-        for (tall_a, tall_d, formed), chosen in tall.items():
-            self._add_columns(a, d, tuple(chosen), (tall_a, tall_d, formed))
+        for one, chosen in tall.items():
+            self._add_columns(a, d, tuple(chosen), one)
 
     def run(self) -> list[Reduced]:
         """Do all jobs; one that finds no memory leaves marked members."""
@@ -171,6 +171,16 @@ class _ColumnJob:
     adjoints: list[Factor]
     chosen: Chosen
     kind: tuple[bool, bool, bool]
+
+
+def _column_kinds(
+    activation: bool, adjoint: bool, product: bool
+) -> list[tuple[bool, bool, bool]]:
+    """Without a product each side goes its own way: their positions may differ."""
+    if product:
+        return [(activation, adjoint, True)]
+    alone = [(activation, False, False), (False, adjoint, False)]
+    return [one for one in alone if any(one)]
 
 
 def _shape_of(factor: Factor | None) -> tuple[object, ...]:

@@ -47,7 +47,8 @@ def self_product(x: Tensor) -> Tensor:
     if x.is_cuda:
         return x @ x.mT
     plain = x.numpy()
-    return torch.from_numpy(np.matmul(plain, plain.swapaxes(-1, -2)))
+    with np.errstate(invalid="ignore", over="ignore"):  # non-finite rows are marked
+        return torch.from_numpy(np.matmul(plain, plain.swapaxes(-1, -2)))
 
 
 def row_grams(x: Tensor, stack: Stack) -> Tensor:
@@ -66,7 +67,7 @@ def row_grams(x: Tensor, stack: Stack) -> Tensor:
     gram: Tensor | None = None
     for start in range(0, d, width):
         columns = x if width >= d else x[..., start : start + width]
-        rows = _widen(columns, stack, slice(0, n)).reshape(c * g, n * positions, -1)
+        rows = _widen(columns, stack, slice(0, n)).flatten(0, 1).flatten(1, 2)
         part = self_product(rows)
         gram = part if gram is None else gram.add_(part)
     if gram is None:
@@ -145,7 +146,7 @@ def _widen(x: Tensor, stack: Stack, samples: slice) -> Tensor:
     part = part.index_select(1, piece.samples).to(torch.float64)
     if piece.padding is not None:
         part.index_fill_(1, piece.padding, 0.0)
-    part = part.view(len(x), len(stack.groups), -1, *part.shape[2:])
+    part = part.unflatten(1, (len(stack.groups), samples.stop - samples.start))
     return part.mT if transposed else part
 
 

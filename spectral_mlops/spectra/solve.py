@@ -83,7 +83,7 @@ def solve(problems: Sequence[Reduced]) -> list[Solved]:
     for size, chosen in buckets.items():
         # Two Grams last, so that both kinds are runs of one stack.
         chosen.sort(key=lambda i: problems[i].other is not None)
-        solved = _solvestacked([problems[i] for i in chosen], size)
+        solved = _solve_stack([problems[i] for i in chosen], size)
         found.update(zip(chosen, solved, strict=True))
     return [spectrum for i in range(len(problems)) for spectrum in found[i]]
 
