@@ -1,0 +1,203 @@
+"""Solving beside the training thread, in order and in bounded memory.
+
+``torch.linalg`` and NumPy release the interpreter's lock, so a decomposition costs
+the training thread nothing while there is a core to spare. What waits is solved
+together: the longer the queue, the larger the stacks.
+"""
+
+import os
+import threading
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from spectral_mlops.spectra.drivers import is_out_of_memory
+from spectral_mlops.spectra.reduced import Reduced, to_host
+from spectral_mlops.spectra.solve import Solved, marked, solve
+
+QUEUE_BYTES = 64 * 2**20
+"""Waiting problems, rows held by reference included, above which `submit` solves."""
+
+
+class Solver:
+    """A queue of reduced problems and the thread that solves them.
+
+    Made, submitted to and drained by one thread. The worker is a daemon, started
+    with the first problem and stopped by `close`. A forked child and an unpickled
+    copy start empty and without a thread: what waits belongs to the original.
+
+    Args:
+        threaded: False solves in `drain`, on the calling thread.
+        queue_bytes: How much may wait.
+    """
+
+    def __init__(self, threaded: bool = True, queue_bytes: int = QUEUE_BYTES) -> None:
+        self._settings = (threaded, queue_bytes)
+        self._warned = False
+        self._thread: threading.Thread | None = None
+        self._reset()
+
+    def submit(self, problems: Sequence[Reduced]) -> None:
+        """Queue problems; solve them at once where too much is waiting already."""
+        self._check_process()
+        job = _Job([to_host(problem) for problem in problems])
+        threaded, limit = self._settings
+        full = self._queue.add(job, limit)
+        if full:
+            job.solved = solve_marking(job.problems)
+        elif threaded and self._thread is None:
+            self._thread = threading.Thread(
+                target=_work, args=(self._queue,), name="spectra", daemon=True
+            )
+            self._thread.start()
+
+    def drain(self) -> list[Solved]:
+        """Return every spectrum since the last call, in the order of submission.
+
+        Solves what still waits on this thread, beside the worker.
+
+        Warns:
+            RuntimeWarning: Once, if a spectrum is marked as out of memory or failed.
+        """
+        self._check_process()
+        self._queue.solve_waiting()
+        solved = self._queue.take_solved()
+        lost = [s for s in solved if s.status in ("out of memory", "failed")]
+        if lost and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{len(lost)} of {len(solved)} spectra could not be computed, the "
+                f"first of layer {lost[0].key.layer}: {lost[0].status}. They are "
+                "marked in the records; training is not affected.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return solved
+
+    def close(self) -> None:
+        """Stop the thread; what waits is dropped. May be used again afterwards."""
+        self._check_process()
+        self._stop()
+        if self._thread is not None:
+            self._thread.join()
+        self._reset()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_settings": self._settings, "_warned": self._warned}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._process = os.getpid()
+        self._queue = _Queue()
+        self._thread = None
+        # The thread holds the queue, not the solver: a forgotten solver stops it.
+        self._stop = weakref.finalize(self, self._queue.stop)
+
+    def _check_process(self) -> None:
+        if self._process != os.getpid():  # its lock may be held by a thread that is not
+            self._stop.detach()
+            self._reset()
+
+
+class _Job:
+    """Problems of one `Solver.submit`, and their spectra once there are any."""
+
+    def __init__(self, problems: list[Reduced]) -> None:
+        self.problems = problems
+        self.nbytes = sum(problem.nbytes for problem in problems)
+        self.solved: list[Solved] | None = None
+
+
+class _Queue:
+    """What both threads see; every attribute is guarded by ``changed``."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.jobs: list[_Job] = []
+        self.waiting: deque[_Job] = deque()
+        self.nbytes = 0
+        self.stopped = False
+
+    def add(self, job: _Job, limit: int) -> bool:
+        """Append a job; return True where it has to be solved by the caller."""
+        with self.changed:
+            self.jobs.append(job)
+            if self.nbytes + job.nbytes > limit:
+                return True
+            self.nbytes += job.nbytes
+            self.waiting.append(job)
+            self.changed.notify_all()
+            return False
+
+    def take_waiting(self) -> list[_Job]:
+        """Return all that waits; the caller solves it."""
+        jobs = list(self.waiting)
+        self.waiting.clear()
+        return jobs
+
+    def finish(self, jobs: list[_Job]) -> None:
+        """Solve jobs together and let go of their problems."""
+        solved = solve_marking([p for job in jobs for p in job.problems])
+        start = 0
+        with self.changed:
+            for job in jobs:
+                stop = start + sum(len(problem.keys) for problem in job.problems)
+                job.solved = solved[start:stop]
+                job.problems = []
+                self.nbytes -= job.nbytes
+                start = stop
+            self.changed.notify_all()
+
+    def solve_waiting(self) -> None:
+        """Solve what waits on the calling thread."""
+        with self.changed:
+            jobs = self.take_waiting()
+        if jobs:
+            self.finish(jobs)
+
+    def take_solved(self) -> list[Solved]:
+        """Wait for the jobs in work, then empty the queue."""
+        with self.changed:
+            self.changed.wait_for(lambda: all(j.solved is not None for j in self.jobs))
+            jobs, self.jobs = self.jobs, []
+        return [spectrum for job in jobs for spectrum in job.solved or ()]
+
+    def stop(self) -> None:
+        """Let the worker return after the job in hand."""
+        with self.changed:
+            self.stopped = True
+            self.waiting.clear()
+            self.changed.notify_all()
+
+
+def _work(queue: _Queue) -> None:
+    while True:
+        with queue.changed:
+            queue.changed.wait_for(lambda: queue.waiting or queue.stopped)
+            if queue.stopped:
+                return
+            jobs = queue.take_waiting()
+        queue.finish(jobs)
+
+
+def solve_marking(problems: Sequence[Reduced]) -> list[Solved]:
+    """`solve` that never raises: what fails is marked, the rest is solved.
+
+    Args:
+        problems: As for `solve`.
+
+    Returns:
+        As `solve`; where one call for all fails, each problem is tried alone.
+    """
+    try:
+        return solve(problems)
+    except Exception as error:  # whatever it is, training goes on
+        if len(problems) == 1:
+            status = "out of memory" if is_out_of_memory(error) else "failed"
+            return marked(problems[0], status)
+    return [spectrum for p in problems for spectrum in solve_marking([p])]
