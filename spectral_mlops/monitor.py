@@ -20,11 +20,14 @@ from spectral_mlops.hooks.context import capture
 from spectral_mlops.hooks.coverage import CoverageRow
 from spectral_mlops.hooks.groups import Groups, Labels
 from spectral_mlops.hooks.measure import (
-    GroupGradient,
     LayerRows,
+    LoneMatrix,
+    ReducedBatch,
+    Wanted,
     measure,
-    measure_gradients,
+    reduce_batch,
 )
+from spectral_mlops.hooks.rows import Rows
 from spectral_mlops.inference.comparison import Comparison, to_divergences
 from spectral_mlops.probe import ProbeBatch, margin, undisturbed
 from spectral_mlops.records import (
@@ -36,6 +39,7 @@ from spectral_mlops.records import (
     check_quantities,
 )
 from spectral_mlops.schedule import Decided, EveryNth, Schedule, TimeBudget
+from spectral_mlops.spectra.solver import Solver
 
 Strata = Mapping[str, Mapping[str, str]]
 LossFunction = Callable[[Any, Any], Tensor]
@@ -196,6 +200,7 @@ class SpectralMonitor:
         scaler: The ``torch.amp.GradScaler`` that scales the loss.
         rows_per_sample: ``k`` or ``{layer: k}``, see `hooks.capture`.
         conv_rows: ``"positions"`` or ``"patches"``, see `hooks.capture`.
+        gates: ``"stacked"``, ``"apart"`` or ``"both"``, see `hooks.capture`.
         strict: Refuse a model that has parameters no rule covers.
         missing: What missing labels get: ``"raise"`` or ``"group"``.
         aggregate: ``"batch"``: a spectrum of each watched batch, then mean and
@@ -227,6 +232,7 @@ class SpectralMonitor:
         scaler: torch.amp.GradScaler | None = None,
         rows_per_sample: int | Mapping[str, int] | None = None,
         conv_rows: str = "positions",
+        gates: str = "stacked",
         strict: bool = False,
         missing: str = "raise",
         aggregate: str = "batch",
@@ -253,6 +259,7 @@ class SpectralMonitor:
             "batch_dim": batch_dim,
             "rows_per_sample": rows_per_sample,
             "conv_rows": conv_rows,
+            "gates": gates,
             "strict": strict,
             "missing": missing,
         }
@@ -267,7 +274,8 @@ class SpectralMonitor:
         self._epoch, self._step = 0, 0
         self._steps: int | None = None
         self._active: capture | None = None
-        self._spectra: list[Spectrum] = []
+        self._reduced: list[ReducedBatch] = []
+        self._solver = Solver()
         self._observed: list[Observed] = []
         self._batches = 0
         capture(model, [0], **self._settings, **self._scale)  # refuse bad settings now
@@ -354,8 +362,10 @@ class SpectralMonitor:
         began = time.perf_counter()
         captured.__exit__(None, None, None)
         step = self._step - 1
-        self._spectra += captured.spectra(pooled=self._pooled, step=step)
-        layers = [captured.layer_rows(name) for name in captured.reached_layers()]
+        layers, lone, wanted, elsewhere = captured.measurable(self._pooled, step)
+        batch = reduce_batch(layers, lone, wanted, elsewhere)
+        self._solver.submit(batch.problems)
+        self._reduced.append(batch)
         if layers and len(self._observed) < self._null_batches:
             self._observed.append(_observe(layers, trained_on=True))
         if self.additivity is None:
@@ -382,15 +392,18 @@ class SpectralMonitor:
                 given. The next epoch counts on from it.
         """
         number = self._epoch if epoch is None else epoch
+        began = time.perf_counter()
+        solved = {one.key: one for one in self._solver.drain()}
+        self._spend(began)
         result = EpochSpectra(
             number,
             "train",
-            self._spectra,
+            [s for batch in self._reduced for s in batch.spectra(solved)],
             self._batches,
             self._observed,
             self._strata,
         )
-        self._spectra, self._observed, self._batches = [], [], 0
+        self._reduced, self._observed, self._batches = [], [], 0
         self.begin_epoch(number + 1)
         if self._permutations:
             result.comparisons(self._permutations, seed=self._seed)
@@ -439,12 +452,11 @@ class SpectralMonitor:
             raise InputError("adjoint='loss' needs the loss_function.")
         trained = [p for p in self.model.parameters() if p.requires_grad]
         together: dict[str, LayerRows] = {}
-        lone: list[GroupGradient] = []
-        elsewhere: frozenset[str] = frozenset()
+        lone: dict[str, LoneMatrix] = {}
+        wanted, elsewhere = Wanted(self.quantities), frozenset[str]()
         scale = self._scale | {"scaler": None}  # nothing scales the loss here
         if adjoint == "margin":
             scale |= {"reduction": "sum", "loss_scale": None}
-        c = 1.0
         with undisturbed(self.model), torch.enable_grad():
             for inputs, targets, groups, subjects in batches:
                 with capture(
@@ -462,22 +474,19 @@ class SpectralMonitor:
                     else:
                         scalar = margin(outputs).sum()
                     torch.autograd.grad(scalar, trained, allow_unused=True)
-                c = captured.loss_scale
-                lone += captured.lone_gradients()
-                elsewhere = captured.gradient_elsewhere()
-                for name in captured.reached_layers():
-                    rows = captured.layer_rows(name)
-                    before = together.setdefault(name, LayerRows(name, []))
-                    before.calls.extend(rows.calls)
+                rows, matrices, wanted, elsewhere = captured.measurable(self._pooled)
+                for layer in rows:
+                    before = together.setdefault(
+                        layer.layer, LayerRows(layer.layer, [])
+                    )
+                    before.calls.extend(layer.calls)
+                for matrix in matrices:
+                    name = matrix.parameter
+                    lone[name] = lone[name].plus(matrix) if name in lone else matrix
         if not (together or lone):
             raise InputError("probe: there are no batches of held-out people.")
         layers = list(together.values())
-        patches = self._settings["conv_rows"] == "patches"
-        spectra = measure(
-            layers, self.quantities, c, self._pooled, 0, elsewhere, patches
-        )
-        if "gradient" in self.quantities:
-            spectra += measure_gradients(lone, c, self._pooled, 0)
+        spectra = measure(layers, lone.values(), wanted, elsewhere)
         observed = []
         if layers:
             free = adjoint == "margin"
@@ -544,7 +553,7 @@ def _labels_of(groups: Mapping[str, Tensor]) -> list[str]:
 
 def _observe_layer(layer: LayerRows) -> ObservedLayer:
     """Flatten a layer's rows and say which sample each belongs to."""
-    if not all(rows.paired for _, rows in layer.calls):
+    if not all(isinstance(rows, Rows) for _, rows in layer.calls):
         return ObservedLayer.without(
             layer.layer, "its rows of A and Δ do not pair up, no null is formed yet"
         )

@@ -59,12 +59,16 @@ class Spectrum:
         subjects: Number of different people among the samples.
         loss_scale: The factor ``c`` in ``L = c · Σ ℓ_i``.
         shape: ``(d_in, d_out)`` of the layer.
-        route: How the values were found: ``gram``, ``qr``, ``direct``.
+        route: How the values were found: ``gram``, ``qr``, ``direct``; ``counted``
+            where rows are one-hot; ``randomised`` where only the leading ones were.
         floor: Values below this bound cannot be told from zero by that route.
         below_floor: How many values were stored as zero for that reason.
-        status: ``ok``, ``non-finite`` or ``not converged``.
+        status: ``ok``, ``non-finite``, ``not converged``, ``out of memory`` or
+            ``failed``.
         summaries: Name to value, from ``values`` at scale ``batch``.
         step: Step within the epoch.
+        bound: Largest error of a value; for ``randomised`` what all the values left
+            out weigh together, ``√(‖X‖² − Σσ²)``.
     """
 
     layer: str
@@ -84,6 +88,7 @@ class Spectrum:
     status: str
     summaries: Mapping[str, float]
     step: int = 0
+    bound: float = 0.0
 
     @property
     def degenerate(self) -> bool:

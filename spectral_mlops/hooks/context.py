@@ -23,10 +23,11 @@ from spectral_mlops.hooks.coverage import (
 from spectral_mlops.hooks.groups import Groups, Labelling, Labels, read_labelling
 from spectral_mlops.hooks.layers.normalization import uses_batch_statistics
 from spectral_mlops.hooks.measure import (
-    GroupGradient,
+    GATES,
     LayerRows,
+    LoneMatrix,
+    Wanted,
     measure,
-    measure_gradients,
 )
 from spectral_mlops.hooks.recorder import Recorder, Watched, refuse_sharded
 from spectral_mlops.hooks.replay import OUTSIDE, ByGroup, Replay
@@ -77,6 +78,10 @@ class capture:
         conv_rows: What a convolution's activation spectrum is of: ``"positions"``
             (positions × channels of its input), or ``"patches"`` (the unfolded
             patches that re-form the gradient; large).
+        gates: Adjoints and gradients of recurrent and attention layers:
+            ``"stacked"`` as the weight stacks gates, projections and heads,
+            ``"apart"`` for each of them (``lstm.weight_ih_l0.forget``,
+            ``attention.in_proj_weight.q0``), or ``"both"``.
         strict: Refuse a model that has parameters no rule covers, and, when the
             context ends, groups that do not add up to the gradient.
         missing: What missing labels get: ``"raise"`` or ``"group"``.
@@ -110,6 +115,7 @@ class capture:
         scaler: torch.amp.GradScaler | None = None,
         rows_per_sample: int | Mapping[str, int] | None = None,
         conv_rows: str = "positions",
+        gates: str = "stacked",
         strict: bool = False,
         missing: str = "raise",
         additivity: bool = True,
@@ -124,13 +130,18 @@ class capture:
             raise InputError(
                 f"conv_rows='{conv_rows}': choose {' or '.join(map(repr, CONV_ROWS))}."
             )
+        if gates not in GATES:
+            raise InputError(
+                f"gates='{gates}': choose {' or '.join(map(repr, GATES))}."
+            )
         refuse_sharded(dict(model.named_parameters()))
         self._quantities = check_quantities(quantities)
         self._batch_dim = batch_dim
         self._reduction, self._loss_scale = reduction, loss_scale
         self._scaler, self._scale = scaler, torch.ones(())
         self._missing, self._strict = missing, strict
-        self._additivity, self._patches = additivity, conv_rows == "patches"
+        self._additivity, self._gates = additivity, gates
+        self._patches = conv_rows == "patches"
         self._first_labelling = read_labelling(groups, subjects, targets, missing)
         self._sites = find_sites(model, None if layers is None else frozenset(layers))
         self._folded = self._read_folding(rows_per_sample)
@@ -361,16 +372,30 @@ class capture:
         Raises:
             CaptureError: Before any backward pass.
         """
-        layers = [self.layer_rows(name) for name in self.reached_layers()]
-        c, elsewhere = self.loss_scale, self.gradient_elsewhere()
-        found = measure(
-            layers, self._quantities, c, pooled, step, elsewhere, self._patches
-        )
-        if "gradient" in self._quantities:
-            found += measure_gradients(self.lone_gradients(), c, pooled, step)
-        return found
+        return measure(*self.measurable(pooled, step))
 
-    def lone_gradients(self) -> list[GroupGradient]:
+    def measurable(
+        self, pooled: bool = True, step: int = 0
+    ) -> tuple[list[LayerRows], list[LoneMatrix], Wanted, frozenset[str]]:
+        """What `measure` and `reduce_batch` take, of this batch.
+
+        Raises:
+            CaptureError: Before any backward pass.
+        """
+        layers = [self.layer_rows(name) for name in self.reached_layers()]
+        wanted = Wanted(
+            quantities=self._quantities,
+            pooled=pooled,
+            patches=self._patches,
+            gates=self._gates,
+            loss_scale=self.loss_scale,
+            step=step,
+        )
+        gradients = "gradient" in self._quantities
+        lone = self._lone_matrices() if gradients else []
+        return layers, lone, wanted, self._gradient_elsewhere()
+
+    def _lone_matrices(self) -> list[LoneMatrix]:
         """Gradients of matrices without factors of their own, by group, for spectra.
 
         Those that are replayed, and weights that several layers share (the sum).
@@ -384,28 +409,16 @@ class capture:
         }
         if not wanted:
             return []
-        labellings = list(
-            dict.fromkeys(
-                [*self._replay.labellings, *(c.labelling for c in self._arrived())]
-            )
-        )
-        return [
-            GroupGradient(
-                parameter=name,
-                grouping=grouping,
-                group=group,
-                matrix=gradient.flatten(1).mT,
-                samples=len(people),
-                subjects=frozenset(people),
-            )
-            for grouping, groups in self._group_gradients(wanted).items()
-            for group, gradients in groups.items()
-            for people in [
-                [p for who in labellings for p in who.people(grouping, group)]
-            ]
-            for name, gradient in gradients.items()
-            if gradient.ndim > 1
-        ]
+        seen = (*self._replay.labellings, *(c.labelling for c in self._arrived()))
+        labellings = tuple(dict.fromkeys(seen))
+        found: dict[str, dict[tuple[str, str], Tensor]] = {}
+        for grouping, groups in self._group_gradients(wanted).items():
+            for group, gradients in groups.items():
+                for name, gradient in gradients.items():
+                    if gradient.ndim > 1:
+                        matrix = gradient.flatten(1).mT
+                        found.setdefault(name, {})[grouping, group] = matrix
+        return [LoneMatrix(name, labellings, of) for name, of in found.items()]
 
     def coverage(self) -> list[CoverageRow]:
         """Every parameter of the model and how it is watched."""
@@ -583,7 +596,7 @@ class capture:
                 holders.setdefault(name, set()).add(site.layer(site.parts[local]))
         return holders
 
-    def gradient_elsewhere(self) -> frozenset[str]:
+    def _gradient_elsewhere(self) -> frozenset[str]:
         """Layers whose product of factors is not the gradient of their matrix.
 
         The matrix is also another layer's (tied), or is not trained.

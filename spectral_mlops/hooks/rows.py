@@ -16,7 +16,7 @@ layer (a subclass may compute something else), and extended from outside by
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -100,25 +100,34 @@ class Contributions(ABC):
 class Factored(Contributions):
     """Contributions to a matrix that is a product of two factors."""
 
-    paired = True
-    """Whether activation and adjoint have the same rows."""
-
     @property
     @abstractmethod
     def shape(self) -> tuple[int, int]:
         """``(d_in, d_out)`` of the gradient matrix."""
 
     @abstractmethod
-    def activation_rows(self) -> Tensor:
-        """Return the rows of A for its spectrum, ``[blocks, r, d]``."""
+    def activation_rows(self, patches: bool = False) -> Tensor:
+        """Return the rows of A for its spectrum, ``[blocks, N, S, d]``.
+
+        Args:
+            patches: Take those that re-form the gradient, where they are others.
+        """
 
     @abstractmethod
     def adjoint_rows(self) -> Tensor:
-        """Return the rows of Δ for its spectrum, ``[blocks, r, d]``."""
+        """Return the rows of Δ for its spectrum, ``[blocks, N, S, d]``."""
 
-    def joined(self, others: "Sequence[Self]") -> "Sequence[Self]":
-        """Join the rows of several calls, where they do not stack as they are."""
-        return [self, *others]
+    @abstractmethod
+    def row_counts(self, side: str) -> Tensor:
+        """Return how many rows each sample has, ``[N]``.
+
+        Args:
+            side: ``"activation"`` for the rows of A, else those of Δ.
+        """
+
+    def entries(self) -> Tensor | None:
+        """Return sample and column of one-hot rows of A, ``[r, 2]``, if they are."""
+        return None
 
     @abstractmethod
     def matrices(self) -> Tensor:
@@ -189,21 +198,27 @@ class Rows(Factored):
         """``(d_in, d_out)``."""
         return self.activation.shape[-1], self.adjoint.shape[-1]
 
-    def activation_rows(self) -> Tensor:
-        """Shape ``[1, N·S, d_in]``."""
-        return self.activation.flatten(0, 1).unsqueeze(0)
+    def activation_rows(self, patches: bool = False) -> Tensor:
+        """Shape ``[1, N, S, d_in]``."""
+        return self.activation.unsqueeze(0)
 
     def adjoint_rows(self) -> Tensor:
-        """Shape ``[1, N·S, d_out]``."""
-        return self.adjoint.flatten(0, 1).unsqueeze(0)
+        """Shape ``[1, N, S, d_out]``."""
+        return self.adjoint.unsqueeze(0)
+
+    def row_counts(self, side: str) -> Tensor:
+        """``S`` for every sample."""
+        return torch.full((len(self),), self.activation.shape[1])
 
     def matrices(self) -> Tensor:
         """``AᵀΔ`` in float64, shape ``[1, d_in, d_out]``."""
-        return self.activation_rows().double().mT @ self.adjoint_rows().double()
+        a, d = (x.flatten(0, 1).double() for x in (self.activation, self.adjoint))
+        return (a.mT @ d).unsqueeze(0)
 
     def factors(self, max_bytes: int = MAX_BYTES) -> tuple[Tensor, Tensor]:
         """The rows themselves."""
         return self.activation, self.adjoint
+
 
 @dataclass(frozen=True, eq=False)
 class VectorRows(Contributions):

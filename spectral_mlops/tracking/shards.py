@@ -40,6 +40,7 @@ _SPECTRA = _RECORD | {
     "route": _TEXT,
     "floor": _FLOAT,
     "below_floor": _INT,
+    "bound": _FLOAT,
     "status": _TEXT,
     "values": pa.list_(_FLOAT),
 }
@@ -147,7 +148,8 @@ def records_of(spectra: pa.Table, divergences: pa.Table) -> list[EpochRecord]:
         named = {name: row.pop(name) for name in summaries}
         named = {name: value for name, value in named.items() if value is not None}
         shape = row.pop("d_in"), row.pop("d_out")
-        found[key][0].append(Spectrum(shape=shape, summaries=named, **row))
+        bound = row.pop("bound") or 0.0  # null in parts of before there was one
+        found[key][0].append(Spectrum(shape=shape, summaries=named, bound=bound, **row))
     for row in _rows(divergences):
         key = row.pop("epoch"), row.pop("fold"), row["source"]
         found[key][1].append(Divergence(**row))

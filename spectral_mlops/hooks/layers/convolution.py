@@ -83,8 +83,6 @@ class ConvolutionRows(Factored):
     geometry: Geometry
     folded: int = 1
 
-    paired = False
-
     def __len__(self) -> int:
         return len(self.input) // self.folded
 
@@ -126,13 +124,21 @@ class ConvolutionRows(Factored):
         inputs = self.input.shape[1] // g.groups
         return inputs * torch.Size(g.kernel).numel(), self.adjoint.shape[1]
 
-    def activation_rows(self) -> Tensor:
-        """Positions × channels of the input, ``[G, N·positions, C_in/G]``."""
-        return self._by_position(self.input)
+    def activation_rows(self, patches: bool = False) -> Tensor:
+        """Positions × channels of the input, ``[G, N, positions, C_in/G]``."""
+        if not patches:
+            return self._by_position(self.input)
+        rows = self.factors()[0]
+        return rows if rows.ndim == 4 else rows.unsqueeze(0)
 
     def adjoint_rows(self) -> Tensor:
-        """Positions × channels of the output, ``[G, N·positions, C_out/G]``."""
+        """Positions × channels of the output, ``[G, N, positions, C_out/G]``."""
         return self._by_position(self.adjoint)
+
+    def row_counts(self, side: str) -> Tensor:
+        """Positions of the input or the output, of all rows of a sample."""
+        x = self.input if side == "activation" else self.adjoint
+        return torch.full((len(self),), self.folded * x.shape[2:].numel())
 
     def matrices(self) -> Tensor:
         """The gradient as ``[G, C_in/G · k, C_out/G]``."""
@@ -175,8 +181,11 @@ class ConvolutionRows(Factored):
         return self.adjoint.new_zeros(self.adjoint.shape[1])
 
     def _by_position(self, x: Tensor) -> Tensor:
-        blocks = x.flatten(2).unflatten(1, (self.geometry.groups, -1))  # [N, G, d, P]
-        return blocks.movedim(1, 0).mT.flatten(1, 2)
+        blocks = x.flatten(2).unflatten(1, (self.geometry.groups, -1))  # [N·k, G, d, P]
+        rows = blocks.movedim(1, 0).mT
+        if self.folded == 1:
+            return rows  # a view
+        return rows.unflatten(1, (-1, self.folded)).flatten(2, 3)
 
     def _padded(self) -> Tensor:
         g = self.geometry

@@ -1,6 +1,6 @@
 """``nn.Embedding`` and ``nn.EmbeddingBag``: A is one-hot, and kept as indices."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -27,15 +27,13 @@ class EmbeddingRows(Factored):
         adjoint: Shape ``[N, S, d_out]``, zero where nothing is learned.
         taken: Whether a position is part of the input, ``[N, S]``; padded ones are
             not.
-        entries: Rows of the table, ``d_in``.
+        table: Number of its entries, ``d_in``.
     """
 
     index: Tensor
     adjoint: Tensor
     taken: Tensor
-    entries: int
-
-    paired = False
+    table: int
 
     def __len__(self) -> int:
         return len(self.index)
@@ -66,41 +64,32 @@ class EmbeddingRows(Factored):
 
     def gradients(self) -> dict[str, Tensor]:
         """Adjoints added up by entry, ``[entries, d_out]``."""
-        table = self.adjoint.new_zeros(self.entries, self.adjoint.shape[-1])
+        blank = self.adjoint.new_zeros(self.table, self.adjoint.shape[-1])
         rows = self.adjoint.flatten(0, 1)
-        return {"weight": table.index_add(0, self.index.flatten(), rows)}
+        return {"weight": blank.index_add(0, self.index.flatten(), rows)}
 
     @property
     def shape(self) -> tuple[int, int]:
         """``(entries, d_out)``."""
-        return self.entries, self.adjoint.shape[-1]
+        return self.table, self.adjoint.shape[-1]
 
-    def joined(self, others: Sequence[Self]) -> Sequence[Self]:
-        """One call of one position per sample: columns are those that occur in any."""
-        calls = [self, *others]
-        rows = torch.cat([x.adjoint.flatten(0, 1) for x in calls])
-        return [
-            replace(
-                self,
-                index=torch.cat([x.index.reshape(-1, 1) for x in calls]),
-                adjoint=rows.unsqueeze(1),
-                taken=torch.cat([x.taken.reshape(-1, 1) for x in calls]),
-            )
-        ]
-
-    def activation_rows(self) -> Tensor:
-        """One-hot rows of the entries that occur, ``[1, N·S, entries that occur]``.
-
-        Entries that do not occur would be columns of zeros.
-        """
-        at = self.index[self.taken]
-        found, place = at.unique(return_inverse=True)
-        rows = F.one_hot(place, max(1, len(found))).to(self.adjoint.dtype)
-        return rows[:, : len(found)].unsqueeze(0)
+    def activation_rows(self, patches: bool = False) -> Tensor:
+        """One-hot rows ``[1, N, S, entries]``; `entries` says the same in little."""
+        rows = F.one_hot(self.index, self.table) * self.taken.unsqueeze(-1)
+        return rows.to(self.adjoint.dtype).unsqueeze(0)
 
     def adjoint_rows(self) -> Tensor:
-        """Shape ``[1, N·S, d_out]``."""
-        return self.adjoint[self.taken].unsqueeze(0)
+        """Shape ``[1, N, S, d_out]``."""
+        return self.adjoint.unsqueeze(0)
+
+    def row_counts(self, side: str) -> Tensor:
+        """Positions that are part of the input."""
+        return self.taken.sum(1).cpu()
+
+    def entries(self) -> Tensor:
+        """Sample and entry of every position that is part of the input."""
+        places = self.taken.nonzero()
+        return torch.stack([places[:, 0], self.index[self.taken]], 1).cpu()
 
     def matrices(self) -> Tensor:
         """Shape ``[1, entries, d_out]``."""
