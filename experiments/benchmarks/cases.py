@@ -5,6 +5,7 @@ Every case is a `Case` in `CASES`; a new one is a builder and an entry.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +74,7 @@ class Case:
 def mlp(*widths: int) -> nn.Module:
     """Linear layers with ReLU between them."""
     layers: list[nn.Module] = []
-    for d_in, d_out in zip(widths[:-2], widths[1:-1], strict=True):
+    for d_in, d_out in pairwise(widths[:-1]):
         layers += [nn.Linear(d_in, d_out), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(*widths[-2:]))
 
@@ -145,26 +146,62 @@ def _by_name(*cases: Case) -> dict[str, Case]:
 
 CASES = _by_name(
     Case(
-        "mlp-taper", "MLP 1378-512-256-128-2, batch 64", lambda: mlp(1378, 512, 256, 128, 2), (1378,), 64, 2, 1.25,
+        "mlp-taper",
+        "MLP 1378-512-256-128-2, batch 64",
+        lambda: mlp(1378, 512, 256, 128, 2),
+        (1378,),
+        64,
+        2,
+        1.25,
         reference=True,
     ),
     Case(
-        "mlp-wide", "MLP 1378-1024-1024-1024-2, batch 64", lambda: mlp(1378, 1024, 1024, 1024, 2), (1378,), 64, 2, 1.15,
+        "mlp-wide",
+        "MLP 1378-1024-1024-1024-2, batch 64",
+        lambda: mlp(1378, 1024, 1024, 1024, 2),
+        (1378,),
+        64,
+        2,
+        1.15,
         reference=True,
     ),
     _narrow(2),
     _narrow(16),
     Case(
-        "3c3d", "3C3D on 32×32×3, batch 128", cockpit_3c3d, (3, 32, 32), 128, 2, 1.3,
+        "3c3d",
+        "3C3D on 32×32×3, batch 128",
+        cockpit_3c3d,
+        (3, 32, 32),
+        128,
+        2,
+        1.3,
         classes=10,
     ),
     Case(
-        "cnn3d", "3-D CNN on 40³ volumes, batch 8", cnn3d, (1, 40, 40, 40), 8, 2, 1.5,
+        "cnn3d",
+        "3-D CNN on 40³ volumes, batch 8",
+        cnn3d,
+        (1, 40, 40, 40),
+        8,
+        2,
+        1.5,
     ),
     Case(
-        "lstm", "LSTM 53→128, 140 steps, batch 32", Recurrent, (140, 53), 32, 2, 3.5,
+        "lstm",
+        "LSTM 53→128, 140 steps, batch 32",
+        Recurrent,
+        (140, 53),
+        32,
+        2,
+        3.5,
     ),
     Case(
-        "transformer", "Transformer, 4 layers of 128, 140 tokens, batch 32", Encoder, (140, 53), 32, 2, 2.5,
+        "transformer",
+        "Transformer, 4 layers of 128, 140 tokens, batch 32",
+        Encoder,
+        (140, 53),
+        32,
+        2,
+        2.5,
     ),
 )

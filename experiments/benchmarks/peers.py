@@ -4,6 +4,7 @@ They compute other things (per-sample gradients, saturation) and none has groups
 the columns say what a user pays beside a plain step. None is a dependency.
 """
 
+import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -43,10 +44,7 @@ class Opacus(_Peer):
 
     def __init__(self, case: Case) -> None:
         super().__init__(case)
-        # RMSNorm's absence and the like are its users' concern, not a timing's.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self.model = import_module("opacus").GradSampleModule(self.model)
+        self.model = import_module("opacus").GradSampleModule(self.model)
 
     @contextmanager
     def around(self) -> Iterator[None]:
@@ -83,8 +81,10 @@ class Delve(_Peer):
     def __init__(self, case: Case) -> None:
         super().__init__(case)
         self.folder = tempfile.TemporaryDirectory()
-        self.tracker = import_module("delve").CheckLayerSat(
-            self.folder.name, save_to="csv", modules=self.model, verbose=False
+        delve = import_module("delve")
+        logging.getLogger("delve").setLevel(logging.WARNING)
+        self.tracker = delve.SaturationTracker(
+            self.folder.name, save_to="csv", modules=self.model, device="cpu"
         )
 
     def finish(self) -> None:
@@ -119,14 +119,16 @@ def _ratio(
     budget: float,
 ) -> float | str:
     try:
-        variants = {BASE: Unwatched(case), "peer": make(case)}
-        seconds = alternate(
-            variants,
-            rounds=rounds,
-            window=window,
-            chunk=max(1, window // 2),
-            budget=budget,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a peer's warnings are not ours to heed
+            variants = {BASE: Unwatched(case), "peer": make(case)}
+            seconds = alternate(
+                variants,
+                rounds=rounds,
+                window=window,
+                chunk=max(1, window // 2),
+                budget=budget,
+            )
     except ModuleNotFoundError:
         return "not installed"
     except Exception as error:  # whatever a peer raises is its cell of the table

@@ -82,7 +82,7 @@ SWEEPS = {
         lambda groups: _square(512, 64, groups),
         cost=0.0,
         step=0.0,
-        why="g groups of r = 64/g rows: products g·r²·d and solves g·r³ fall; at most 0",
+        why="g groups of r = 64/g rows: products g·r²·d, solves g·r³ fall; at most 0",
     ),
     "groups-many-rows": Sweep(
         "groups, rows of a group above the width (3 layers of 32, batch 512)",
