@@ -14,7 +14,7 @@ them. See README.md.
 import argparse
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,17 +93,25 @@ def _cases(chosen: argparse.Namespace) -> list[Case]:
     return [CASES[name] for name in chosen.only]
 
 
-def _keep(rows: Iterable[dict[str, Any]], words: str, total: int) -> list[dict]:
-    """Go through rows with a progress bar."""
-    return list(track(rows, words, total=total, console=CONSOLE))
+def _store(
+    chosen: argparse.Namespace,
+    part: str,
+    threads: Sequence[int],
+    rows: Iterable[dict[str, Any]],
+    total: int,
+) -> None:
+    """Go through rows with a progress bar; what is done is never lost."""
+    kept = []
+    for row in track(rows, part, total=total, console=CONSOLE):
+        kept.append(row)
+        write(chosen.out, part, describe(threads, chosen.command), rows=kept)
 
 
 def _measure_cases(chosen: argparse.Namespace) -> None:
     cases = _cases(chosen)
     rows = measure_cases(cases, chosen.threads, chosen.effort)
     total = len(cases) * len(chosen.threads)
-    kept = _keep(rows, "cases", total)
-    write(chosen.out, "cases", describe(chosen.threads, chosen.command), rows=kept)
+    _store(chosen, "cases", chosen.threads, rows, total)
 
 
 def _measure_scaling(chosen: argparse.Namespace) -> None:
@@ -139,20 +147,13 @@ def _measure_peers(chosen: argparse.Namespace) -> None:
     threads, cases = chosen.threads[0], _cases(chosen)
     torch.set_num_threads(threads)
     rows = measure_peers(cases, min(chosen.rounds, 3), 8, chosen.budget / 4)
-    kept = _keep(rows, "peers", len(cases))
-    write(chosen.out, "peers", describe([threads], chosen.command), rows=kept)
+    _store(chosen, "peers", [threads], rows, len(cases))
 
 
 def _measure_gpu(chosen: argparse.Namespace) -> None:
     cases = gpu_cases()
     rows = measure_gpu(cases, chosen.effort)
-    kept = _keep(rows, "gpu", 2 * len(cases))
-    write(
-        chosen.out,
-        "gpu",
-        describe([torch.get_num_threads()], chosen.command),
-        rows=kept,
-    )
+    _store(chosen, "gpu", [torch.get_num_threads()], rows, 2 * len(cases))
 
 
 MEASURE = {
