@@ -130,6 +130,17 @@ def test_all_ways_of_training_arrive_at_the_same_weights(kind):
     assert not identical(plain, other)
 
 
+@pytest.mark.parametrize("kind", [Unwatched, Watched])
+def test_a_lower_precision_is_that_of_the_forward_pass(kind):
+    training = kind(SMALL, "cpu", torch.bfloat16)
+    seen = []
+    layer = training.model[0]
+    layer.register_forward_hook(lambda *call: seen.append(call[2].dtype))
+    training.step()
+    assert seen == [torch.bfloat16]
+    assert layer.weight.grad.dtype == torch.float32
+
+
 def test_the_default_schedule_is_eight_evenly_spaced_steps_of_two_hundred():
     assert sorted(SCHEDULED) == [0, 25, 50, 75, 100, 125, 150, 175]
 
