@@ -1,13 +1,14 @@
 """Slow and obviously right: what the fast code is compared with."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from itertools import permutations
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.spatial.distance import jensenshannon
-from torch import Tensor
+from torch import Tensor, nn
 
 Array = NDArray[np.float64]
 
@@ -64,3 +65,71 @@ def all_relabellings(
         if all(strata[i] == strata[j] for i, j in enumerate(order)):
             kept.add(tuple(labels[i] for i in order))
     return kept
+
+
+class ReferenceMethod:
+    """The method as its authors describe it, for networks of ``nn.Linear``.
+
+    For each group and layer the other groups' rows are zeroed, the group gradient
+    is formed, and a full SVD is taken of the gradient and of both factors, at the
+    precision of training. Each layer is called once on ``[N, d_in]``.
+
+    Example:
+        >>> with ReferenceMethod(model, labels) as reference:   # doctest: +SKIP
+        ...     loss_function(model(x), y).backward()
+        >>> values = reference.spectra()                         # doctest: +SKIP
+    """
+
+    def __init__(self, model: nn.Module, labels: Sequence[Hashable]) -> None:
+        self.layers = {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear)
+        }
+        self.labels = list(labels)  # [N]
+        self.activations: dict[str, Tensor] = {}  # layer: [N, d_in]
+        self.adjoints: dict[str, Tensor] = {}  # layer: [N, d_out]
+
+    def __enter__(self) -> Self:
+        self.handles = [
+            layer.register_forward_hook(self._remember(name))
+            for name, layer in self.layers.items()
+        ]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _remember(self, name: str):
+        def keep_adjoint(gradient: Tensor) -> None:
+            self.adjoints[name] = gradient
+
+        def keep(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+            self.activations[name] = inputs[0].detach()
+            output.register_hook(keep_adjoint)
+
+        return keep
+
+    def spectra(self) -> dict[tuple[str, str, Hashable], Tensor]:
+        """Singular values by ``(layer, quantity, group)``, zeros of padding included.
+
+        ``min(N, d_in)`` of the activation, ``min(N, d_out)`` of the adjoint,
+        ``min(d_in, d_out)`` of the gradient; at scale ``batch``.
+        """
+        values = {}
+        for name in self.layers:
+            for group in sorted(set(self.labels), key=str):
+                mine = [[label == group] for label in self.labels]
+                mask = torch.tensor(mine, device=self.adjoints[name].device)  # [N, 1]
+                activation = self.activations[name] * mask
+                adjoint = self.adjoints[name] * mask
+                gradient = activation.T @ adjoint  # [d_in, d_out]
+                for quantity, matrix in (
+                    ("gradient", gradient),
+                    ("activation", activation),
+                    ("adjoint", adjoint),
+                ):
+                    found = torch.linalg.svdvals(matrix)
+                    values[name, quantity, group] = found
+        return values
