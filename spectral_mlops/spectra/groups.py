@@ -98,6 +98,7 @@ class Groups:
         )
         self.counts = tuple(len(m) for m in self.members)
         self._stacks: dict[tuple[int, ...], list[Stack]] = {}
+        self._disjoint: dict[tuple[int, ...], bool] = {}
         self._cells: dict[tuple[int, ...], Cells] = {}
 
     def stacks(self, chosen: tuple[int, ...]) -> list[Stack]:
@@ -121,6 +122,14 @@ class Groups:
         samples = torch.nn.utils.rnn.pad_sequence(members, batch_first=True)
         return Stack(tuple(run), samples, tuple(self.counts[g] for g in run))
 
+    def disjoint(self, chosen: tuple[int, ...]) -> bool:
+        """Whether no sample is in two of the chosen groups."""
+        if chosen not in self._disjoint:
+            together = torch.cat([self.members[g] for g in chosen])
+            fit = len(chosen) == 1 or len(together) <= self.size
+            self._disjoint[chosen] = fit and int(together.bincount().max()) <= 1
+        return self._disjoint[chosen]
+
     def cells(self, chosen: tuple[int, ...]) -> "Cells":
         """Return disjoint groups that the chosen groups are sums of."""
         if chosen not in self._cells:
@@ -128,13 +137,9 @@ class Groups:
         return self._cells[chosen]
 
     def _refine(self, chosen: tuple[int, ...]) -> "Cells":
-        members = [self.members[g] for g in chosen]
-        if int(torch.cat(members).bincount().max()) <= 1:  # they are disjoint already
-            own = [torch.tensor([i]) for i in range(len(chosen))]
-            return Cells(Groups(self.size, members), own)
         belongs = torch.zeros(self.size, len(chosen), dtype=torch.bool)
-        for column, samples in enumerate(members):
-            belongs[samples, column] = True
+        for column, g in enumerate(chosen):
+            belongs[self.members[g], column] = True
         used = belongs.any(1).nonzero()[:, 0]
         patterns, cell = belongs[used].unique(dim=0, return_inverse=True)
         members = [used[cell == c] for c in range(len(patterns))]
@@ -153,10 +158,3 @@ class Cells:
 
     groups: Groups
     parts: list[Tensor]
-
-    @cached_property
-    def alone(self) -> bool:
-        """Whether every chosen group is a cell of its own."""
-        return all(len(part) == 1 for part in self.parts) and len(self.parts) == len(
-            self.groups.members
-        )

@@ -242,13 +242,13 @@ def _column_products(
     grams: tuple[bool, bool],
 ) -> Iterator[tuple[Chosen, ColumnProducts]]:
     """Yield groups with their products, from disjoint cells added up."""
+    if groups.disjoint(chosen):
+        for stack in groups.stacks(chosen):
+            yield stack.groups, column_products(a, d, stack, grams)
+        return
     cells = groups.cells(chosen)
     stacks = cells.groups.stacks(tuple(range(len(cells.groups.members))))
     found = [(s, column_products(a, d, s, grams)) for s in stacks]
-    if cells.alone:
-        for stack, products in found:
-            yield tuple(chosen[i] for i in stack.groups), products
-        return
     order = torch.tensor([c for s, _ in found for c in s.groups]).argsort()
     sums = []
     for parts in zip(*(products for _, products in found), strict=True):

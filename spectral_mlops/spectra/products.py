@@ -7,16 +7,16 @@ time. Products of float32 in float32, also when summed in float64 over slices, a
 no way out: their error of ``ε₃₂·σ_max²`` is an error of ``√ε₃₂·σ_max`` in a small
 singular value, 300 times the accuracy aimed at.
 
-NumPy multiplies a matrix by its own transpose with BLAS's ``syrk``, half the work.
-Measured (AMD EPYC, ms for two groups of 2240 rows of 128, torch / NumPy): one thread
-4.3 / 2.3, two threads 2.2 / 1.6; two groups of 32 rows of 1378: 0.24 / 0.14 and
-0.13 / 0.11. So torch forms the products of two factors and whatever is on a GPU.
+All products are torch's own. NumPy would multiply a matrix by its transpose in half
+the work (``syrk``: 2.3 for 4.3 ms, two groups of 2240 rows of 128), but brings a
+second pool of threads: on a machine with busy cores the same product took 30 ms
+instead of 0.05. Blocks of the upper triangle gained 7 % on one thread and lost more
+on two.
 """
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,11 +44,7 @@ class ColumnProducts(NamedTuple):
 
 def self_product(x: Tensor) -> Tensor:
     """``x xᵀ`` of float64 matrices, shape ``[*, m, k]`` to ``[*, m, m]``."""
-    if x.is_cuda:
-        return x @ x.mT
-    plain = x.numpy()
-    with np.errstate(invalid="ignore", over="ignore"):  # non-finite rows are marked
-        return torch.from_numpy(np.matmul(plain, plain.swapaxes(-1, -2)))
+    return x @ x.mT
 
 
 def row_grams(x: Tensor, stack: Stack) -> Tensor:

@@ -39,16 +39,17 @@ def test_rows_of_samples_with_positions():
     assert stack.rows(3, torch.device("cpu")).tolist() == [[6, 7, 8, 0, 1, 2]]
 
 
-def test_disjoint_groups_are_their_own_cells():
-    cells = Groups(5, [index(4, 0), index(2)]).cells((0, 1))
-    assert cells.alone
-    assert [m.tolist() for m in cells.groups.members] == [[4, 0], [2]]
+def test_disjoint_or_not():
+    groups = Groups(5, [index(4, 0), index(2), index(1, 2), None])
+    assert groups.disjoint((0, 1))
+    assert groups.disjoint((3,))
+    assert not groups.disjoint((1, 2))
+    assert not groups.disjoint((0, 3))
 
 
 def test_overlapping_groups_are_sums_of_cells():
     groups = Groups(6, [index(0, 1, 2), index(3, 4), index(0, 3), None])
     cells = groups.cells((0, 1, 2, 3))
-    assert not cells.alone
     assert sorted(i for m in cells.groups.members for i in m.tolist()) == list(range(6))
     for g, part in enumerate(cells.parts):
         together = torch.cat([cells.groups.members[c] for c in part.tolist()])
