@@ -44,7 +44,7 @@ class ColumnProducts(NamedTuple):
 
 def self_product(x: Tensor) -> Tensor:
     """``x xᵀ`` of float64 matrices, shape ``[*, m, k]`` to ``[*, m, m]``."""
-    return x @ x.mT
+    return torch.bmm(x, x.mT) if x.dim() == 3 else x @ x.mT  # bmm: less to decide
 
 
 def row_grams(x: Tensor, stack: Stack) -> Tensor:

@@ -89,6 +89,14 @@ def test_deficient_and_decaying_factors(spread, rank, side):
     check_all([one_layer(*(rows if side == 0 else rows[::-1]))], Groups(12, POOLED))
 
 
+@pytest.mark.parametrize("offset", [1.0, 30.0, 1000.0])
+def test_rows_around_a_mean_under_adjoints_that_sum_to_zero(offset):
+    a, d = normal(16, 40, seed=1) + offset, normal(16, 25, seed=2)
+    d = d - d.mean(0)
+    groups = Groups(16, [torch.arange(7), torch.arange(7, 16), None])
+    check_all([one_layer(a, d)], groups)
+
+
 def test_silent_and_repeated_samples():
     a = normal(9, 20, seed=1)
     a[3], a[5] = 0.0, a[4]
