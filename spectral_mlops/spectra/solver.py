@@ -8,9 +8,9 @@ together: the longer the queue, the larger the stacks.
 import os
 import threading
 import warnings
-import weakref
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from spectral_mlops.spectra.drivers import is_out_of_memory
@@ -24,9 +24,10 @@ QUEUE_BYTES = 64 * 2**20
 class Solver:
     """A queue of reduced problems and the thread that solves them.
 
-    Made, submitted to and drained by one thread. The worker is a daemon, started
-    with the first problem and stopped by `close`. A forked child and an unpickled
-    copy start empty and without a thread: what waits belongs to the original.
+    Made, submitted to and drained by one thread. The worker starts with the first
+    problem and ends with `close`, with the solver or with the interpreter, whichever
+    comes first. A forked child and an unpickled copy start empty and without a
+    thread: what waits belongs to the original.
 
     Args:
         threaded: False solves in `drain`, on the calling thread.
@@ -36,7 +37,7 @@ class Solver:
     def __init__(self, threaded: bool = True, queue_bytes: int = QUEUE_BYTES) -> None:
         self._settings = (threaded, queue_bytes)
         self._warned = False
-        self._thread: threading.Thread | None = None
+        self._pool: ThreadPoolExecutor | None = None
         self._reset()
 
     def submit(self, problems: Sequence[Reduced]) -> None:
@@ -47,11 +48,11 @@ class Solver:
         full = self._queue.add(job, limit)
         if full:
             job.solved = solve_marking(job.problems)
-        elif threaded and self._thread is None:
-            self._thread = threading.Thread(
-                target=_work, args=(self._queue,), name="spectra", daemon=True
-            )
-            self._thread.start()
+        elif threaded:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(1, thread_name_prefix="spectra")
+            # The work holds the queue, not the solver, which may be forgotten.
+            self._pool.submit(self._queue.solve_waiting)
 
     def drain(self) -> list[Solved]:
         """Return every spectrum since the last call, in the order of submission.
@@ -79,9 +80,8 @@ class Solver:
     def close(self) -> None:
         """Stop the thread; what waits is dropped. May be used again afterwards."""
         self._check_process()
-        self._stop()
-        if self._thread is not None:
-            self._thread.join()
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
         self._reset()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -94,13 +94,10 @@ class Solver:
     def _reset(self) -> None:
         self._process = os.getpid()
         self._queue = _Queue()
-        self._thread = None
-        # The thread holds the queue, not the solver: a forgotten solver stops it.
-        self._stop = weakref.finalize(self, self._queue.stop)
+        self._pool = None
 
     def _check_process(self) -> None:
         if self._process != os.getpid():  # its lock may be held by a thread that is not
-            self._stop.detach()
             self._reset()
 
 
@@ -121,7 +118,6 @@ class _Queue:
         self.jobs: list[_Job] = []
         self.waiting: deque[_Job] = deque()
         self.nbytes = 0
-        self.stopped = False
 
     def add(self, job: _Job, limit: int) -> bool:
         """Append a job; return True where it has to be solved by the caller."""
@@ -154,7 +150,7 @@ class _Queue:
             self.changed.notify_all()
 
     def solve_waiting(self) -> None:
-        """Solve what waits on the calling thread."""
+        """Solve what waits on the calling thread, whichever that is."""
         with self.changed:
             jobs = self.take_waiting()
         if jobs:
@@ -166,23 +162,6 @@ class _Queue:
             self.changed.wait_for(lambda: all(j.solved is not None for j in self.jobs))
             jobs, self.jobs = self.jobs, []
         return [spectrum for job in jobs for spectrum in job.solved or ()]
-
-    def stop(self) -> None:
-        """Let the worker return after the job in hand."""
-        with self.changed:
-            self.stopped = True
-            self.waiting.clear()
-            self.changed.notify_all()
-
-
-def _work(queue: _Queue) -> None:
-    while True:
-        with queue.changed:
-            queue.changed.wait_for(lambda: queue.waiting or queue.stopped)
-            if queue.stopped:
-                return
-            jobs = queue.take_waiting()
-        queue.finish(jobs)
 
 
 def solve_marking(problems: Sequence[Reduced]) -> list[Solved]:

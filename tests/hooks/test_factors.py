@@ -128,3 +128,54 @@ def test_embeddings_have_the_spectrum_of_one_hot_rows():
         close(found.values, values_of(rows))
         assert found.rows == len(rows)
     assert torch.equal(captured.factors("")["a"].A, index[[0, 3]])
+
+
+# -- gates and heads ---------------------------------------------------------------
+
+
+def test_gates_stand_apart_or_beside():
+    torch.manual_seed(1)
+    layer = nn.LSTM(3, 4).double()
+    x = torch.randn(6, 5, 3).double()
+    found = {}
+    for gates in ("stacked", "apart", "both"):
+        with capture(layer, LABELS, gates=gates) as captured:
+            layer(x)[0].square().sum().backward()
+        found[gates] = {(s.layer, s.quantity, s.group): s for s in captured.spectra()}
+    stacked, apart, both = found.values()
+    names = ("input", "forget", "cell", "output")
+    assert {key[0] for key in apart if key[1] == "activation"} == {
+        "weight_ih_l0",
+        "weight_hh_l0",
+    }
+    assert {key[0] for key in apart if key[1] == "adjoint"} == {
+        f"weight_{kind}_l0.{name}" for kind in ("ih", "hh") for name in names
+    }
+    assert both.keys() == stacked.keys() | apart.keys()
+    for group in "ab":
+        factors = captured.factors("weight_hh_l0")[group]
+        gradient = captured.group_gradients()[group]["weight_hh_l0"]
+        for k, name in enumerate(names):
+            own = slice(4 * k, 4 * k + 4)
+            for spectra in (apart, both):
+                s = spectra[f"weight_hh_l0.{name}", "adjoint", group]
+                close(s.values, values_of(factors.adjoint.flatten(0, 1)[:, own]))
+                s = spectra[f"weight_hh_l0.{name}", "gradient", group]
+                close(s.values, values_of(gradient[own]))
+                assert s.shape == (4, 4)
+
+
+def test_heads_stand_apart():
+    torch.manual_seed(2)
+    layer = nn.MultiheadAttention(6, 2, batch_first=True).double()
+    x = torch.randn(5, 4, 6).double()
+    with capture(layer, LABELS, gates="apart") as captured:
+        layer(x, x, x, need_weights=False)[0].square().sum().backward()
+    gradient = captured.group_gradients()["b"]["in_proj_weight"]
+    found = {(s.layer, s.quantity, s.group): s for s in captured.spectra()}
+    for i, name in enumerate(("q0", "q1", "k0", "k1", "v0", "v1")):
+        s = found[f"in_proj_weight.{name}", "gradient", "b"]
+        close(s.values, values_of(gradient[3 * i : 3 * i + 3]))
+    assert ("out_proj", "adjoint", "b") in found
+    with pytest.raises(InputError, match="'stacked' or 'apart' or 'both'"):
+        capture(layer, LABELS, gates="each")

@@ -1,6 +1,8 @@
 import gc
 import os
 import pickle
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -31,7 +33,7 @@ def solver():
 
 
 def threads() -> int:
-    return sum(thread.name == "spectra" for thread in threading.enumerate())
+    return sum(thread.name.startswith("spectra") for thread in threading.enumerate())
 
 
 @pytest.mark.parametrize("threaded", [True, False])
@@ -151,3 +153,25 @@ def test_a_forked_child_starts_empty(solver):
         os._exit(0 if empty and {s.key.layer for s in solver.drain()} == {1} else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert {one.key.layer for one in solver.drain()} == {0}
+
+
+def test_the_interpreter_ends_with_work_in_hand():
+    """A thread that the interpreter does not wait for would abort the process."""
+    code = """
+import torch
+from spectral_mlops.spectra.groups import Groups
+from spectral_mlops.spectra.reduce import LayerFactors, reduce_layers
+from spectral_mlops.spectra.solver import Solver
+
+solver = Solver()
+groups = Groups(300, [None])
+for i in range(20):
+    rows = torch.randn(300, 1, 400)
+    layer = LayerFactors(i, activation=rows, quantities=("activation",))
+    solver.submit(reduce_layers([layer], groups))
+"""
+    for _ in range(3):
+        ended = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False
+        )
+        assert (ended.returncode, ended.stderr) == (0, "")
