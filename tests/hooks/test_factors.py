@@ -139,7 +139,7 @@ def test_gates_stand_apart_or_beside():
     x = torch.randn(6, 5, 3).double()
     found = {}
     for gates in ("stacked", "apart", "both"):
-        with capture(layer, LABELS, gates=gates) as captured:
+        with capture(layer, LABELS, gates=gates, batch_dim=1) as captured:
             layer(x)[0].square().sum().backward()
         found[gates] = {(s.layer, s.quantity, s.group): s for s in captured.spectra()}
     stacked, apart, both = found.values()
