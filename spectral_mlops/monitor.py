@@ -26,8 +26,10 @@ from spectral_mlops.hooks.measure import (
     Wanted,
     measure,
     reduce_batch,
+    spectra_of,
 )
 from spectral_mlops.hooks.rows import Rows
+from spectral_mlops.hooks.survey import Survey
 from spectral_mlops.inference.comparison import Comparison, to_divergences
 from spectral_mlops.probe import ProbeBatch, margin, undisturbed
 from spectral_mlops.records import (
@@ -39,7 +41,11 @@ from spectral_mlops.records import (
     check_quantities,
 )
 from spectral_mlops.schedule import Decided, EveryNth, Schedule, TimeBudget
+from spectral_mlops.spectra.reduced import Reduced
 from spectral_mlops.spectra.solver import Solver
+
+WAITING_BYTES = 16 * 2**20
+"""Rows of one batch above which they are reduced at once, not beside training."""
 
 Strata = Mapping[str, Mapping[str, str]]
 LossFunction = Callable[[Any, Any], Tensor]
@@ -274,11 +280,12 @@ class SpectralMonitor:
         self._epoch, self._step = 0, 0
         self._steps: int | None = None
         self._active: capture | None = None
-        self._reduced: list[ReducedBatch] = []
+        self._pending: list[_Pending] = []
         self._solver = Solver()
         self._observed: list[Observed] = []
         self._batches = 0
-        capture(model, [0], **self._settings, **self._scale)  # refuse bad settings now
+        self._survey = Survey(model, self._settings["layers"])
+        self._capture([0])  # refuse bad settings now
 
     # -- training batches --------------------------------------------------------
 
@@ -337,14 +344,12 @@ class SpectralMonitor:
         if not self._schedule.watches(self._epoch, step, self._steps):
             return None
         began = time.perf_counter()
-        self._active = capture(
-            self.model,
+        self._active = self._capture(
             groups,
             subjects=subjects,
             targets=targets,
             additivity=self.additivity is None,
-            **self._settings,
-            **self._scale,
+            lasting=True,
         )
         self._active.__enter__()
         self._spend(began)
@@ -362,10 +367,13 @@ class SpectralMonitor:
         began = time.perf_counter()
         captured.__exit__(None, None, None)
         step = self._step - 1
-        layers, lone, wanted, elsewhere = captured.measurable(self._pooled, step)
-        batch = reduce_batch(layers, lone, wanted, elsewhere)
-        self._solver.submit(batch.problems)
-        self._reduced.append(batch)
+        pending = _Pending(captured, self._pooled, step)
+        layers = pending.layers
+        self._pending.append(pending)
+        if pending.may_wait:
+            self._solver.submit(pending.reduce, pending.nbytes)
+        else:
+            self._solver.submit(pending.reduce())
         if layers and len(self._observed) < self._null_batches:
             self._observed.append(_observe(layers, trained_on=True))
         if self.additivity is None:
@@ -393,17 +401,18 @@ class SpectralMonitor:
         """
         number = self._epoch if epoch is None else epoch
         began = time.perf_counter()
-        solved = {one.key: one for one in self._solver.drain()}
+        solved = self._solver.drain()
+        spectra = spectra_of([pending.batch for pending in self._pending], solved)
         self._spend(began)
         result = EpochSpectra(
             number,
             "train",
-            [s for batch in self._reduced for s in batch.spectra(solved)],
+            spectra,
             self._batches,
             self._observed,
             self._strata,
         )
-        self._reduced, self._observed, self._batches = [], [], 0
+        self._pending, self._observed, self._batches = [], [], 0
         self.begin_epoch(number + 1)
         if self._permutations:
             result.comparisons(self._permutations, seed=self._seed)
@@ -459,13 +468,11 @@ class SpectralMonitor:
             scale |= {"reduction": "sum", "loss_scale": None}
         with undisturbed(self.model), torch.enable_grad():
             for inputs, targets, groups, subjects in batches:
-                with capture(
-                    self.model,
+                with self._capture(
                     groups,
                     subjects=subjects,
                     targets=targets,
                     additivity=False,
-                    **self._settings,
                     **scale,
                 ) as captured:
                     outputs = self.model(inputs)
@@ -495,6 +502,13 @@ class SpectralMonitor:
 
     # -- inside ------------------------------------------------------------------
 
+    def _capture(self, groups: Groups, **more: Any) -> capture:
+        """Return a context for one batch, with the monitor's settings."""
+        if not self._survey.holds():
+            self._survey = Survey(self.model, self._settings["layers"])
+        settings = self._settings | self._scale | more
+        return capture(self.model, groups, survey=self._survey, **settings)
+
     def _abandon(self) -> None:
         captured, self._active = self._active, None
         if captured is not None:
@@ -503,6 +517,44 @@ class SpectralMonitor:
     def _spend(self, began: float) -> None:
         if isinstance(self._schedule, TimeBudget):
             self._schedule.spent += time.perf_counter() - began
+
+
+class _Pending:
+    """A watched batch on its way to spectra.
+
+    Attributes:
+        layers: Its rows.
+        batch: What is left once they are reduced.
+        nbytes: What is kept alive until then.
+        may_wait: Whether another thread may reduce it while training goes on.
+    """
+
+    def __init__(self, captured: capture, pooled: bool, step: int) -> None:
+        measurable = captured.measurable(pooled, step)
+        self.layers = measurable[0]
+        self.batch = ReducedBatch()
+        self.nbytes = sum(
+            rows.nbytes for layer in self.layers for _, rows in layer.calls
+        )
+        on_cpu = all(not p.is_cuda for p in captured.model.parameters())
+        self.may_wait = captured.lasts and on_cpu and self.nbytes <= WAITING_BYTES
+        self._captured, self._measurable = captured, measurable
+
+    def reduce(self) -> list[Reduced]:
+        """Reduce the rows, and let go of them.
+
+        Raises:
+            CaptureError: If they were written to before.
+        """
+        with torch.no_grad():
+            self.batch = reduce_batch(*self._measurable)
+        if not self._captured.unchanged():
+            raise CaptureError(
+                "The input of a layer was changed in place after its batch, while "
+                "its spectra were computed: give the model an input of its own."
+            )
+        del self.layers, self._measurable, self._captured
+        return self.batch.problems
 
 
 def _read_schedule(

@@ -13,13 +13,7 @@ from torch import Tensor, nn
 import spectral_mlops.hooks.layers  # noqa: F401  (registers the row rules)
 from spectral_mlops.errors import CaptureError, InputError, UnknownNameError
 from spectral_mlops.hooks.additivity import gaps, remainders, tolerance
-from spectral_mlops.hooks.coverage import (
-    CoverageRow,
-    clean_name,
-    coverage_table,
-    find_sites,
-    replayed_parameters,
-)
+from spectral_mlops.hooks.coverage import CoverageRow, coverage_table
 from spectral_mlops.hooks.groups import Groups, Labelling, Labels, read_labelling
 from spectral_mlops.hooks.layers.normalization import uses_batch_statistics
 from spectral_mlops.hooks.measure import (
@@ -32,6 +26,7 @@ from spectral_mlops.hooks.measure import (
 from spectral_mlops.hooks.recorder import Recorder, Watched, refuse_sharded
 from spectral_mlops.hooks.replay import OUTSIDE, ByGroup, Replay
 from spectral_mlops.hooks.rows import MAX_BYTES, Contributions, Factored, widen
+from spectral_mlops.hooks.survey import Survey, replayed_parameters
 from spectral_mlops.records import POOLED, QUANTITIES, Spectrum, check_quantities
 from spectral_mlops.registry import nearest
 
@@ -87,6 +82,10 @@ class capture:
         missing: What missing labels get: ``"raise"`` or ``"group"``.
         additivity: Record what reaches each parameter's own hook, which
             `additivity_error` needs; costs a copy of the gradients.
+        survey: Of the model and ``layers``, where many batches are watched; taken
+            anew if the model has changed since.
+        lasting: Keep rows so that they may be read after the batch, when inputs
+            are written to again; costs a copy of small inputs (see `lasts`).
 
     Raises:
         InputError: If a setting or label cannot be used.
@@ -119,6 +118,8 @@ class capture:
         strict: bool = False,
         missing: str = "raise",
         additivity: bool = True,
+        survey: Survey | None = None,
+        lasting: bool = False,
     ) -> None:
         if reduction not in ("mean", "sum"):
             raise InputError(
@@ -143,29 +144,26 @@ class capture:
         self._additivity, self._gates = additivity, gates
         self._patches = conv_rows == "patches"
         self._first_labelling = read_labelling(groups, subjects, targets, missing)
-        self._sites = find_sites(model, None if layers is None else frozenset(layers))
+        if survey is None or survey.model is not model or not survey.holds():
+            survey = Survey(model, layers)
+        self._survey, self._sites = survey, survey.sites
         self._folded = self._read_folding(rows_per_sample)
         self._everywhere = isinstance(rows_per_sample, int)
-        self._model = model
-        self._frozen = frozenset(
-            clean_name(name)
-            for name, parameter in model.named_parameters(remove_duplicate=False)
-            if not parameter.requires_grad
-        )
+        self.model = model
         whole = max(self._folded.values(), default=1)
         self._replay = Replay(replayed_parameters(self._sites), batch_dim, whole)
         self._recorder = Recorder(
-            model,
-            self._sites,
+            survey,
             self._first_labelling,
             batch_dim,
             whole,
             additivity or strict,
+            lasting,
             self._replay,
         )
         self._eager = ExitStack()
-        bare = [row for row in self.coverage() if row.method == "none"]
-        if strict and bare:
+        bare = [r for r in self.coverage() if r.method == "none"] if strict else []
+        if bare:
             raise InputError(
                 f"strict=True and {len(bare)} parameters are not covered: "
                 + "; ".join(f"{row.parameter} ({row.why})" for row in bare)
@@ -177,7 +175,7 @@ class capture:
     def __enter__(self) -> Self:
         if self._scaler is not None and self._scaler.is_enabled():
             # The product with one is a copy of the scale that update() leaves alone.
-            device = next((p.device for p in self._model.parameters()), None)
+            device = next((p.device for p in self.model.parameters()), None)
             self._scale = self._scaler.scale(torch.ones((), device=device))
             self._recorder.scale = self._scale
         try:
@@ -232,7 +230,7 @@ class capture:
         if lost:
             words = "; ".join(f"{row.parameter} ({row.why})" for row in lost)
             raise CaptureError(f"strict=True and not covered: {words}.")
-        allowed = tolerance(self._model, self._recorder.coarse)
+        allowed = tolerance(self.model, self._recorder.coarse)
         wrong = {k: gap for k, gap in self._gaps().items() if gap > allowed}
         if wrong:
             words = "; ".join(f"{name}: {gap:.1e}" for name, gap in wrong.items())
@@ -393,7 +391,16 @@ class capture:
         )
         gradients = "gradient" in self._quantities
         lone = self._lone_matrices() if gradients else []
-        return layers, lone, wanted, self._gradient_elsewhere()
+        return layers, lone, wanted, self._survey.gradient_elsewhere
+
+    @property
+    def lasts(self) -> bool:
+        """Whether nobody else can write to what was kept of this batch."""
+        return not self._recorder.exposed
+
+    def unchanged(self) -> bool:
+        """Whether nobody wrote to what was kept of this batch."""
+        return all(call.unchanged() for call in self._recorder.calls)
 
     def _lone_matrices(self) -> list[LoneMatrix]:
         """Gradients of matrices without factors of their own, by group, for spectra.
@@ -401,14 +408,14 @@ class capture:
         Those that are replayed, and weights that several layers share (the sum).
         Vectors (biases, scales, shifts) have group gradients and no spectrum.
         """
-        holders = self._holders()
+        tied = self._survey.tied
+        if not (tied or self._replay.parameters or self._recorder.masked):
+            return []
         wanted = {
             row.parameter
             for row in self.coverage()
-            if row.method == "replay" or len(holders[row.parameter]) > 1
+            if row.method == "replay" or row.parameter in tied
         }
-        if not wanted:
-            return []
         seen = (*self._replay.labellings, *(c.labelling for c in self._arrived()))
         labellings = tuple(dict.fromkeys(seen))
         found: dict[str, dict[tuple[str, str], Tensor]] = {}
@@ -433,7 +440,7 @@ class capture:
         reached |= self._replay.reached | masked
         return coverage_table(
             self._sites,
-            self._frozen,
+            self._survey.frozen,
             reached or None,
             recorder.unbatched,
             self._obstacles(),
@@ -473,7 +480,7 @@ class capture:
             CaptureError: See `additivity_error`.
         """
         gap = self.additivity_error()
-        allowed = tolerance(self._model, self._recorder.coarse)
+        allowed = tolerance(self.model, self._recorder.coarse)
         uncovered = {r.parameter for r in self.coverage() if r.method == "none"}
         rest = remainders(self._group_gradients(), self._reaching())
         return {
@@ -498,7 +505,7 @@ class capture:
             for part, rows in call.rows.items()
             if isinstance(rows, Factored)
         }
-        return [name for name in self._layer_names() if name in reached]
+        return [name for name in self._survey.layers if name in reached]
 
     # -- inside ------------------------------------------------------------------
 
@@ -557,7 +564,7 @@ class capture:
 
     def _factored_calls(self, layer: str) -> list[tuple[Labelling, Factored]]:
         """Return the calls of one layer that an adjoint reached."""
-        names = self._layer_names()
+        names = self._survey.layers
         if layer not in names:
             inside = [name for name in names if name.startswith(f"{layer}.")]
             raise UnknownNameError(
@@ -576,44 +583,6 @@ class capture:
                 "vectors only; see coverage()."
             )
         return found
-
-    def _layer_names(self) -> list[str]:
-        """Names of the layers that have rows, in model order."""
-        return list(
-            dict.fromkeys(
-                site.layer(part)
-                for site in self._sites
-                if site.rule is not None
-                for part in site.parts.values()
-            )
-        )
-
-    def _holders(self) -> dict[str, set[str]]:
-        """Return the layers that hold each parameter."""
-        holders: dict[str, set[str]] = {}
-        for site in self._sites:
-            for local, name in site.parameters.items():
-                holders.setdefault(name, set()).add(site.layer(site.parts[local]))
-        return holders
-
-    def _gradient_elsewhere(self) -> frozenset[str]:
-        """Layers whose product of factors is not the gradient of their matrix.
-
-        The matrix is also another layer's (tied), or is not trained.
-        """
-        shared = [
-            held
-            for name, held in self._holders().items()
-            if self._dimensions(name) > 1 and (len(held) > 1 or name in self._frozen)
-        ]
-        return frozenset().union(*shared)
-
-    def _dimensions(self, parameter: str) -> int:
-        for site in self._sites:
-            for local, name in site.parameters.items():
-                if name == parameter:
-                    return site.module.get_parameter(local).ndim
-        raise AssertionError(parameter)
 
     def _gaps(self) -> dict[str, float]:
         return gaps(self._group_gradients(), self.coverage(), self._reaching())

@@ -109,7 +109,7 @@ def label_texts(labels: Labels) -> list[str]:
         labels = labels.tolist()
     if isinstance(labels, str) or not hasattr(labels, "__iter__"):
         raise InputError(f"Labels {labels!r} are not a sequence: give one per sample.")
-    return [_text(i, x) for i, x in enumerate(labels)]
+    return [x if type(x) is str else _text(i, x) for i, x in enumerate(labels)]
 
 
 def _text(i: int, label: Any) -> str:
@@ -140,7 +140,7 @@ def _read(name: str, labels: Labels, missing: str) -> list[str]:
             f"{len(texts)} have none); leave these people out, or pass "
             "missing='group' to watch them as a group of their own."
         )
-    present = {text for i, text in enumerate(texts) if i not in set(absent)}
+    present = {text for text in texts if text not in _MISSING_TEXTS}
     if absent and MISSING in present:
         raise InputError(
             f"Grouping '{name}' has a group named '{MISSING}' and missing labels; "
@@ -158,7 +158,7 @@ def _read(name: str, labels: Labels, missing: str) -> list[str]:
 
 def _indices(texts: list[str]) -> dict[str, Tensor]:
     """Return ``{group: sample indices}``, groups sorted by name."""
-    return {
-        group: torch.tensor([i for i, text in enumerate(texts) if text == group])
-        for group in sorted(set(texts))
-    }
+    samples: dict[str, list[int]] = {}
+    for i, text in enumerate(texts):
+        samples.setdefault(text, []).append(i)
+    return {group: torch.tensor(samples[group]) for group in sorted(samples)}

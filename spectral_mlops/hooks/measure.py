@@ -2,8 +2,8 @@
 
 `reduce_batch` runs right after the backward pass and leaves small matrices
 (`spectra.reduce`); they may be solved later, together with those of other batches and
-beside the training thread (`spectra.solver`). `ReducedBatch.spectra` then makes records
-of what was solved.
+beside the training thread (`spectra.solver`). `spectra_of` then makes records of what
+was solved.
 """
 
 import math
@@ -105,29 +105,12 @@ class ReducedBatch:
     cells: dict[Key, dict[str, Any]] = field(default_factory=dict)
     counted: dict[Key, Tensor] = field(default_factory=dict)
 
-    def spectra(self, solved: Mapping[Key, Solved]) -> list[Spectrum]:
-        """Make the records of what was solved."""
-        found = [self._known(key) or solved[key] for key in self.cells]
-        values = [torch.from_numpy(one.values) for one in found]
-        summaries = summarise(values)
+    def found(
+        self, solved: Mapping[Key, Solved]
+    ) -> list[tuple[dict[str, Any], Solved]]:
+        """Pair what was known with what was solved."""
         return [
-            Spectrum(
-                **cell,
-                values=one.values,
-                route=one.route,
-                floor=one.floor,
-                below_floor=one.below_floor,
-                status=one.status,
-                bound=one.bound,
-                summaries=(
-                    summary
-                    if one.summaries is None
-                    else dict.fromkeys(SUMMARIES, math.nan) | one.summaries
-                ),
-            )
-            for cell, one, summary in zip(
-                self.cells.values(), found, summaries, strict=True
-            )
+            (cell, self._known(key) or solved[key]) for key, cell in self.cells.items()
         ]
 
     def _known(self, key: Key) -> Solved | None:
@@ -135,6 +118,32 @@ class ReducedBatch:
         if values is None:
             return None
         return Solved(key, values.numpy(), 0.0, 0, "counted", "ok", True, 0.0)
+
+
+def spectra_of(
+    batches: Iterable[ReducedBatch], solved: Iterable[Solved]
+) -> list[Spectrum]:
+    """Make the records of some batches from all that was solved of them."""
+    by_key = {one.key: one for one in solved}
+    found = [pair for batch in batches for pair in batch.found(by_key)]
+    summaries = summarise([torch.from_numpy(one.values) for _, one in found])
+    return [
+        Spectrum(
+            **cell,
+            values=one.values,
+            route=one.route,
+            floor=one.floor,
+            below_floor=one.below_floor,
+            status=one.status,
+            bound=one.bound,
+            summaries=(
+                summary
+                if one.summaries is None
+                else dict.fromkeys(SUMMARIES, math.nan) | one.summaries
+            ),
+        )
+        for (cell, one), summary in zip(found, summaries, strict=True)
+    ]
 
 
 def measure(
@@ -145,7 +154,7 @@ def measure(
 ) -> list[Spectrum]:
     """Reduce and solve at once; see `reduce_batch`."""
     batch = reduce_batch(layers, lone, wanted, elsewhere)
-    return batch.spectra({one.key: one for one in solve_marking(batch.problems)})
+    return spectra_of([batch], solve_marking(batch.problems))
 
 
 def reduce_batch(

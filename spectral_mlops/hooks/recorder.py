@@ -7,7 +7,8 @@ those). Nothing is written on the model, and every handle is removed by `detach`
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,11 +20,19 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
 from spectral_mlops.errors import CaptureError
-from spectral_mlops.hooks.coverage import Site, clean_name, trained_parameters
 from spectral_mlops.hooks.groups import Labelling
 from spectral_mlops.hooks.nested import batch_sizes, map_tensors, tensors_in
 from spectral_mlops.hooks.replay import Anchor, Replay, pull_by_group
 from spectral_mlops.hooks.rows import Call, Contributions, RandomState, RowRule, widen
+from spectral_mlops.hooks.survey import (
+    Site,
+    Survey,
+    clean_name,
+    trained_parameters,
+)
+
+COPIED_BYTES = 4 * 2**20
+"""Inputs of the model up to this size are copied where they must last."""
 
 
 @dataclass(eq=False)
@@ -52,25 +61,30 @@ class Recorder:
     """Record the calls of some layers while attached.
 
     Args:
-        model: The model; its own calls are checked against the labels.
-        sites: Its layers; those without a rule are left alone.
+        survey: Of the model, whose own calls are checked against the labels; its
+            layers without a rule are left alone.
         labelling: Of the calls to come; may be exchanged between forward calls.
         batch_dim: Batch axis of the model's inputs.
         folded: Rows of a sample that a call of the model itself may hold.
         parameters: Also record what reaches each parameter's own tensor hook.
+        lasting: Copy what layers take of the model's own inputs, which others may
+            write to once the batch is over; see `exposed`.
         replay: Of the parameters that no rule covers.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        sites: Sequence[Site],
+        survey: Survey,
         labelling: Labelling,
         batch_dim: int,
         folded: int,
         parameters: bool,
+        lasting: bool,
         replay: Replay,
     ) -> None:
+        self.exposed = not lasting
+        """Whether somebody else holds what was kept, and could write to it."""
+        self._lasting, self._given = lasting, set[int]()
         self.labelling = labelling
         self.scale: Tensor | None = None
         self.coarse = False
@@ -79,18 +93,14 @@ class Recorder:
         self.unbatched: dict[str, str] = {}
         self.hidden: dict[str, str] = {}
         self.masked: dict[str, dict[str, dict[str, Tensor]]] = {}
-        self._model, self._sites = model, sites
+        self._survey = survey
+        self._model, self._sites = survey.model, survey.sites
         self._batch_dim, self._folded = batch_dim, folded
         self._parameters, self._replay = parameters, replay
         self._handles: list[RemovableHandle] = []
         self._on_layers: list[RemovableHandle] = []
         self._states: dict[int, list[RandomState]] = {}
         self._nodes: dict[str, list[Any]] = {}
-        self._own = [
-            (module, local, parameter)
-            for module in model.modules()
-            for local, parameter in module._parameters.items()
-        ]
 
     # -- attaching ---------------------------------------------------------------
 
@@ -152,6 +162,8 @@ class Recorder:
                 self._on_layers.pop().remove()
             return
         self._refuse_functional()
+        if self._lasting:
+            self._given |= {_storage(x) for x in tensors_in((args, kwargs))}
         sizes = batch_sizes((args, kwargs), self._batch_dim)
         if not sizes:
             return
@@ -167,7 +179,7 @@ class Recorder:
 
     def _refuse_functional(self) -> None:
         inside = torch._C._functorch.peek_interpreter_stack() is not None
-        swapped = any(m._parameters.get(k) is not p for m, k, p in self._own)
+        swapped = any(m._parameters.get(k) is not p for m, k, p in self._survey.own)
         if inside or swapped:
             raise CaptureError(
                 "The model is called functionally (torch.func, functional_call): its "
@@ -178,6 +190,10 @@ class Recorder:
     def _on_return(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Hook what the model returned, for replay."""
         if torch.is_grad_enabled():
+            if self._lasting:
+                shown = {_storage(x) for x in tensors_in(output)}
+                kept = (x for c in self.calls for x in tensors_in((c.args, c.kwargs)))
+                self.exposed |= any(_storage(x) in shown for x in kept)
             self._handles += self._replay.watch(output, self.labelling)
 
     def _on_end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -224,7 +240,7 @@ class Recorder:
             self._replay.parameters |= trained_parameters(site)
             return
         kept: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors(
-            _keeper(site), (args, kwargs)
+            self._keeper(site), (args, kwargs)
         )
         versions = tuple(x._version for x in tensors_in(kept))
         call = Watched(site, self.labelling, *kept, versions, random, precision)
@@ -233,6 +249,31 @@ class Recorder:
         for i, x in enumerate(returned):
             if x.requires_grad:
                 self._hook_output(call, i, len(returned), x, bool(why_hidden))
+
+    def _keeper(self, site: Site) -> Callable[[Tensor], Tensor]:
+        """Return how to keep an input: by reference where autograd guards it.
+
+        Autograd saves the input of a layer whose weights are trained, and refuses
+        the backward pass if it was changed in place. Others are copied; so are
+        inputs that autocast casts, since autograd then saves the cast ones.
+        """
+        own = [p for local, p in site.tensors.items() if "weight" in local]
+        guarded = bool(own) and all(p.requires_grad for p in own)
+
+        def keep(x: Tensor) -> Tensor:
+            lent = self._lasting and _storage(x) in self._given
+            if lent and x.nbytes > COPIED_BYTES:
+                self.exposed, lent = True, False
+            if not x.is_floating_point():
+                return x.clone() if lent else x.detach()
+            kind = x.device.type
+            cast = torch.is_autocast_enabled(kind) and (
+                x.dtype != torch.get_autocast_dtype(kind)
+            )
+            by_reference = guarded and not cast and not lent
+            return x.detach() if by_reference else x.detach().clone()
+
+        return keep
 
     def _hook_output(
         self, call: Watched, i: int, outputs: int, x: Tensor, hidden: bool
@@ -303,7 +344,7 @@ class Recorder:
         """Turn one call's adjoints into rows, while the layer is as it was."""
         assert call.site.rule is not None
         device = next(x for x in adjoints if x is not None).device
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        with torch.no_grad(), _without_autocast(device.type):
             found = call.site.rule.rows(
                 call.site.module,
                 Call(
@@ -348,6 +389,12 @@ class Recorder:
         self.reaching[name] = fresh.clone() if total is None else total + fresh
 
 
+def _without_autocast(device: str) -> AbstractContextManager[object]:
+    if not torch.is_autocast_enabled(device):  # as is usual in a backward pass
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
 def _will_execute(node: Any) -> bool:
     """Whether the backward pass under way goes on to a leaf."""
     try:
@@ -356,26 +403,9 @@ def _will_execute(node: Any) -> bool:
         return True
 
 
-def _keeper(site: Site) -> Callable[[Tensor], Tensor]:
-    """Return how to keep an input: by reference where autograd guards it.
-
-    Autograd saves the input of a layer whose weights are trained, and refuses the
-    backward pass if it was changed in place. Others are copied; so are inputs that
-    autocast casts, since autograd then saves the cast ones.
-    """
-    names = [local for local in site.parameters if "weight" in local]
-    own = [site.module.get_parameter(local) for local in names]
-    guarded = bool(own) and all(p.requires_grad for p in own)
-
-    def keep(x: Tensor) -> Tensor:
-        if not x.is_floating_point():
-            return x.detach()
-        cast = torch.is_autocast_enabled(x.device.type) and (
-            x.dtype != torch.get_autocast_dtype(x.device.type)
-        )
-        return x.detach() if guarded and not cast else x.detach().clone()
-
-    return keep
+def _storage(x: Tensor) -> int:
+    """Tell which memory a tensor is a view of."""
+    return x.untyped_storage().data_ptr()
 
 
 def refuse_sharded(parameters: Mapping[str, nn.Parameter]) -> None:

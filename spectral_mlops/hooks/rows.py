@@ -125,6 +125,11 @@ class Factored(Contributions):
             side: ``"activation"`` for the rows of A, else those of Δ.
         """
 
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes kept alive."""
+
     def entries(self) -> Tensor | None:
         """Return sample and column of one-hot rows of A, ``[r, 2]``, if they are."""
         return None
@@ -205,6 +210,11 @@ class Rows(Factored):
     def adjoint_rows(self) -> Tensor:
         """Shape ``[1, N, S, d_out]``."""
         return self.adjoint.unsqueeze(0)
+
+    @property
+    def nbytes(self) -> int:
+        """Of both factors."""
+        return self.activation.nbytes + self.adjoint.nbytes
 
     def row_counts(self, side: str) -> Tensor:
         """``S`` for every sample."""

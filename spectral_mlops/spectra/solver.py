@@ -9,7 +9,7 @@ import os
 import threading
 import warnings
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -40,14 +40,28 @@ class Solver:
         self._pool: ThreadPoolExecutor | None = None
         self._reset()
 
-    def submit(self, problems: Sequence[Reduced]) -> None:
-        """Queue problems; solve them at once where too much is waiting already."""
+    def submit(
+        self,
+        problems: Sequence[Reduced] | Callable[[], Sequence[Reduced]],
+        nbytes: int = 0,
+    ) -> None:
+        """Queue problems; solve them at once where too much is waiting already.
+
+        Args:
+            problems: Themselves, or what makes them; it is then called by the
+                worker, or here where too much is waiting.
+            nbytes: What a function keeps alive until it is called.
+        """
         self._check_process()
-        job = _Job([to_host(problem) for problem in problems])
+        if callable(problems):
+            job = _Job([], problems, nbytes)
+        else:
+            ready = [to_host(problem) for problem in problems]
+            job = _Job(ready, None, sum(problem.nbytes for problem in ready))
         threaded, limit = self._settings
         full = self._queue.add(job, limit)
         if full:
-            job.solved = solve_marking(job.problems)
+            self._queue.finish([job])
         elif threaded:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(1, thread_name_prefix="spectra")
@@ -58,6 +72,10 @@ class Solver:
         """Return every spectrum since the last call, in the order of submission.
 
         Solves what still waits on this thread, beside the worker.
+
+        Raises:
+            Exception: What a function given to `submit` raised, once all else is
+                solved.
 
         Warns:
             RuntimeWarning: Once, if a spectrum is marked as out of memory or failed.
@@ -104,10 +122,27 @@ class Solver:
 class _Job:
     """Problems of one `Solver.submit`, and their spectra once there are any."""
 
-    def __init__(self, problems: list[Reduced]) -> None:
+    def __init__(
+        self,
+        problems: list[Reduced],
+        make: Callable[[], Sequence[Reduced]] | None,
+        nbytes: int,
+    ) -> None:
         self.problems = problems
-        self.nbytes = sum(problem.nbytes for problem in problems)
+        self.make = make
+        self.nbytes = nbytes
+        self.waits = False
         self.solved: list[Solved] | None = None
+        self.error: Exception | None = None
+
+    def reduce(self) -> None:
+        """Make the problems; what goes wrong is kept for `Solver.drain`."""
+        make, self.make = self.make, None
+        if make is not None:
+            try:
+                self.problems = [to_host(problem) for problem in make()]
+            except Exception as error:  # training goes on
+                self.error = error
 
 
 class _Queue:
@@ -126,6 +161,7 @@ class _Queue:
             if self.nbytes + job.nbytes > limit:
                 return True
             self.nbytes += job.nbytes
+            job.waits = True
             self.waiting.append(job)
             self.changed.notify_all()
             return False
@@ -138,6 +174,8 @@ class _Queue:
 
     def finish(self, jobs: list[_Job]) -> None:
         """Solve jobs together and let go of their problems."""
+        for job in jobs:
+            job.reduce()
         solved = solve_marking([p for job in jobs for p in job.problems])
         start = 0
         with self.changed:
@@ -145,7 +183,7 @@ class _Queue:
                 stop = start + sum(len(problem.keys) for problem in job.problems)
                 job.solved = solved[start:stop]
                 job.problems = []
-                self.nbytes -= job.nbytes
+                self.nbytes -= job.nbytes if job.waits else 0
                 start = stop
             self.changed.notify_all()
 
@@ -161,6 +199,9 @@ class _Queue:
         with self.changed:
             self.changed.wait_for(lambda: all(j.solved is not None for j in self.jobs))
             jobs, self.jobs = self.jobs, []
+        failed = [job.error for job in jobs if job.error is not None]
+        if failed:
+            raise failed[0]
         return [spectrum for job in jobs for spectrum in job.solved or ()]
 
 

@@ -135,6 +135,11 @@ class ConvolutionRows(Factored):
         """Positions × channels of the output, ``[G, N, positions, C_out/G]``."""
         return self._by_position(self.adjoint)
 
+    @property
+    def nbytes(self) -> int:
+        """Of the input and the adjoint."""
+        return self.input.nbytes + self.adjoint.nbytes
+
     def row_counts(self, side: str) -> Tensor:
         """Positions of the input or the output, of all rows of a sample."""
         x = self.input if side == "activation" else self.adjoint

@@ -82,6 +82,11 @@ class EmbeddingRows(Factored):
         """Shape ``[1, N, S, d_out]``."""
         return self.adjoint.unsqueeze(0)
 
+    @property
+    def nbytes(self) -> int:
+        """Of indices and adjoints."""
+        return self.index.nbytes + self.adjoint.nbytes
+
     def row_counts(self, side: str) -> Tensor:
         """Positions that are part of the input."""
         return self.taken.sum(1).cpu()
