@@ -44,7 +44,7 @@ from spectral_mlops.schedule import Decided, EveryNth, Schedule, TimeBudget
 from spectral_mlops.spectra.reduced import Reduced
 from spectral_mlops.spectra.solver import Solver
 
-WAITING_BYTES = 16 * 2**20
+WAITING_BYTES = 32 * 2**20
 """Rows of one batch above which they are reduced at once, not beside training."""
 
 Strata = Mapping[str, Mapping[str, str]]
