@@ -31,7 +31,7 @@ def check_quantities(quantities: Iterable[str]) -> tuple[Quantity, ...]:
     Raises:
         InputError: If one is unknown, or if there is none.
     """
-    asked = tuple(quantities)
+    asked = (quantities,) if isinstance(quantities, str) else tuple(quantities)
     unknown = [name for name in asked if name not in QUANTITIES]
     if unknown or not asked:
         raise InputError(

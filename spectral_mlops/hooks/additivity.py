@@ -8,7 +8,12 @@ from torch import Tensor, nn
 from spectral_mlops.hooks.coverage import CoverageRow
 from spectral_mlops.hooks.replay import ByGroup
 
-TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5}
+TOLERANCES = {
+    torch.float64: 1e-10,
+    torch.complex128: 1e-10,
+    torch.float32: 1e-5,
+    torch.complex64: 1e-5,
+}
 COARSE = 1e-2
 """Tolerance where ``.grad`` itself is rounded: half precision, autocast."""
 
@@ -49,9 +54,14 @@ def remainders(groupings: ByGroup, reaching: Mapping[str, Tensor]) -> dict[str, 
     groups = next(iter(groupings.values()))
     rest = {}
     for name, whole in reaching.items():
-        parts = [given[name].double() for given in groups.values() if name in given]
+        parts = [precise(given[name]) for given in groups.values() if name in given]
         rest[name] = whole - sum(parts, torch.zeros_like(whole))
     return rest
+
+
+def precise(x: Tensor) -> Tensor:
+    """Return real numbers in float64, complex ones in complex128."""
+    return x.to(torch.complex128) if x.is_complex() else x.double()
 
 
 def tolerance(model: nn.Module, coarse: bool) -> float:
@@ -76,8 +86,8 @@ def _relative_gap(parts: list[Tensor], reaching: Tensor | None) -> float:
     Parts that cancel (a bias before batch statistics) leave nothing but the rounding
     of the parts, which is judged by their size.
     """
-    total = torch.stack(parts).double().sum(0) if parts else torch.tensor(0.0)
-    whole = torch.zeros_like(total) if reaching is None else reaching.double()
+    total = precise(torch.stack(parts)).sum(0) if parts else torch.tensor(0.0)
+    whole = torch.zeros_like(total) if reaching is None else precise(reaching)
     gap = float(torch.linalg.vector_norm(total - whole))
     size = max(float(torch.linalg.vector_norm(x)) for x in (whole, *parts))
     return gap / size if size else 0.0

@@ -1,9 +1,11 @@
 """One batch, everything exact: what the calls of a batch say, group by group."""
 
+import math
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Set
 from contextlib import ExitStack
+from operator import index
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 import spectral_mlops.hooks.layers  # noqa: F401  (registers the row rules)
 from spectral_mlops.errors import CaptureError, InputError, UnknownNameError
-from spectral_mlops.hooks.additivity import gaps, remainders, tolerance
+from spectral_mlops.hooks.additivity import gaps, precise, remainders, tolerance
 from spectral_mlops.hooks.coverage import CoverageRow, coverage_table
 from spectral_mlops.hooks.groups import Groups, Labelling, Labels, read_labelling
 from spectral_mlops.hooks.layers.normalization import uses_batch_statistics
@@ -125,8 +127,11 @@ class capture:
             raise InputError(
                 f"reduction='{reduction}': choose 'mean' or 'sum', or pass loss_scale="
             )
-        if batch_dim < 0:
-            raise InputError(f"batch_dim={batch_dim}: count axes from 0.")
+        _refuse_other_kinds(model, batch_dim)
+        if isinstance(layers, str):
+            raise InputError(f"layers='{layers}': give a list of names, ['{layers}'].")
+        if loss_scale is not None and not (loss_scale and math.isfinite(loss_scale)):
+            raise InputError(f"loss_scale={loss_scale}: a finite number other than 0.")
         if conv_rows not in CONV_ROWS:
             raise InputError(
                 f"conv_rows='{conv_rows}': choose {' or '.join(map(repr, CONV_ROWS))}."
@@ -148,10 +153,10 @@ class capture:
             survey = Survey(model, layers)
         self._survey, self._sites = survey, survey.sites
         self._folded = self._read_folding(rows_per_sample)
-        self._everywhere = isinstance(rows_per_sample, int)
+        self._everywhere = not isinstance(rows_per_sample, Mapping)
         self.model = model
         whole = max(self._folded.values(), default=1)
-        self._replay = Replay(replayed_parameters(self._sites), batch_dim, whole)
+        self._replay = Replay(model, replayed_parameters(self._sites), batch_dim, whole)
         self._recorder = Recorder(
             survey,
             self._first_labelling,
@@ -162,6 +167,7 @@ class capture:
             self._replay,
         )
         self._eager = ExitStack()
+        self._entered = False
         bare = [r for r in self.coverage() if r.method == "none"] if strict else []
         if bare:
             raise InputError(
@@ -178,6 +184,9 @@ class capture:
             device = next((p.device for p in self.model.parameters()), None)
             self._scale = self._scaler.scale(torch.ones((), device=device))
             self._recorder.scale = self._scale
+        if self._entered:
+            raise CaptureError("One context is one batch: make a new capture of each.")
+        self._entered = True
         try:
             if "torch._dynamo" in sys.modules:  # compiled code carries no hooks
                 self._eager.enter_context(torch.compiler.set_stance("force_eager"))
@@ -231,7 +240,7 @@ class capture:
             words = "; ".join(f"{row.parameter} ({row.why})" for row in lost)
             raise CaptureError(f"strict=True and not covered: {words}.")
         allowed = tolerance(self.model, self._recorder.coarse)
-        wrong = {k: gap for k, gap in self._gaps().items() if gap > allowed}
+        wrong = {k: gap for k, gap in self._gaps().items() if not gap <= allowed}
         if wrong:
             words = "; ".join(f"{name}: {gap:.1e}" for name, gap in wrong.items())
             raise CaptureError(
@@ -274,8 +283,8 @@ class capture:
         if rows_per_sample is None:
             return {}
         names = [site.name for site in self._sites]
-        if isinstance(rows_per_sample, int):
-            rows_per_sample = dict.fromkeys(names, rows_per_sample)
+        if not isinstance(rows_per_sample, Mapping):
+            rows_per_sample = dict.fromkeys(names, index(rows_per_sample))
         for name, k in rows_per_sample.items():
             if name not in names:
                 raise UnknownNameError(
@@ -391,7 +400,10 @@ class capture:
         )
         gradients = "gradient" in self._quantities
         lone = self._lone_matrices() if gradients else []
-        return layers, lone, wanted, self._survey.gradient_elsewhere
+        elsewhere = self._survey.gradient_elsewhere.union(
+            *(self._survey.holders[name] for name in self._replay.parameters)
+        )
+        return layers, lone, wanted, elsewhere
 
     @property
     def lasts(self) -> bool:
@@ -430,20 +442,15 @@ class capture:
     def coverage(self) -> list[CoverageRow]:
         """Every parameter of the model and how it is watched."""
         recorder = self._recorder
-        masked = {
-            name
-            for groups in recorder.masked.values()
-            for gradients in groups.values()
-            for name in gradients
-        }
         reached = {c.site.name for c in recorder.calls if c.rows}
-        reached |= self._replay.reached | masked
+        reached |= self._replay.reached | self._masked()
+        switched = self._survey.switched_on() if self._entered else {}
         return coverage_table(
             self._sites,
-            self._survey.frozen,
+            self._survey.frozen - switched.keys(),
             reached or None,
-            recorder.unbatched,
-            self._obstacles(),
+            self._reasons(),
+            self._obstacles() | switched,
             recorder.hidden,
         )
 
@@ -486,7 +493,7 @@ class capture:
         return {
             name: remainder
             for name, remainder in rest.items()
-            if name in uncovered or gap.get(name, 0.0) > allowed
+            if name in uncovered or not gap.get(name, 0.0) <= allowed
         }
 
     @property
@@ -514,7 +521,8 @@ class capture:
         recorder = self._recorder
         calls = [call for call in recorder.calls if call.rows]
         if not (calls or self._replay.gradients or recorder.masked):
-            if not self._first_labelling.size:  # an empty batch reaches nothing
+            learns = any(p.requires_grad for p in self.model.parameters())
+            if not (self._first_labelling.size and learns):  # nothing to reach
                 return []
             raise CaptureError(
                 "Nothing was captured: run forward and loss.backward() inside the "
@@ -547,7 +555,7 @@ class capture:
                         found = rows.choose(samples).gradients()
                         _add(result, grouping, group, {
                             names[local]: gradient.reshape(
-                                call.site.module.get_parameter(local).shape
+                                call.site.tensors[local].shape
                             )
                             for local, gradient in found.items()
                             if local in names
@@ -589,17 +597,49 @@ class capture:
 
     def _reaching(self) -> dict[str, Tensor]:
         return {
-            name: gradient.double() / self._scale
+            name: precise(gradient) / self._scale
             for name, gradient in self._recorder.reaching.items()
         }
 
+    def _reasons(self) -> dict[str, str]:
+        """Why layers or parameters that have a rule are replayed all the same."""
+        outside = self._survey.outside or ()
+        return self._recorder.unbatched | dict.fromkeys(
+            outside, "also used outside of its layer"
+        )
+
     def _obstacles(self) -> dict[str, str]:
-        """Every replayed parameter, and what stands in the way of its replay."""
-        obstacles = dict.fromkeys(self._replay.parameters, self._replay.obstacle)
-        lost = self._recorder.reaching.keys() - self._replay.reached
-        for name in lost & obstacles.keys():
+        """Replayed and lost parameters, and what stands in the way of them."""
+        reached, obstacle = self._replay.reached, self._replay.obstacle
+        obstacles = {
+            name: "" if name in reached else obstacle
+            for name in self._replay.parameters
+        }
+        arrived = self._recorder.reaching.keys() - reached
+        for name in arrived & obstacles.keys():
             obstacles[name] = obstacles[name] or OUTSIDE
+        for site in self._sites:
+            why = self._recorder.lost.get(site.name)
+            if why:
+                obstacles |= dict.fromkeys(site.parameters.values(), why)
+        watched = {
+            name
+            for call in self._recorder.calls
+            if call.rows
+            for name in call.site.parameters.values()
+        }
+        for name in arrived - watched - obstacles.keys() - self._masked():
+            obstacles[name] = "no call of its layer was seen: it was used by itself"
         return obstacles
+
+    def _masked(self) -> set[str]:
+        """Names of the parameters of layers that cannot be seen into."""
+        return {
+            name
+            for groups in self._recorder.masked.values()
+            for gradients in groups.values()
+            for name in gradients
+        }
 
     def _checked(self, call: Watched, rows: Kind) -> Kind:
         """Return one call's rows, one per sample.
@@ -622,7 +662,7 @@ class capture:
             f"Layer '{name}' has {len(rows)} rows on its batch axis and there are "
             f"{size} samples"
             + (f" times rows_per_sample={k}" if k > 1 else "")
-            + ": if several rows of each sample are folded into the batch, pass "
+            + ": if k consecutive rows belong to each sample, pass "
             f"rows_per_sample={{'{name}': k}}; if its batch axis is another than the "
             f"model's (batch_dim={self._batch_dim}), bring the batch to that axis "
             "before the layer."
@@ -633,6 +673,18 @@ class capture:
         if self._first_labelling.named:
             return result
         return next(iter(result.values()))
+
+
+def _refuse_other_kinds(model: object, batch_dim: object) -> None:
+    """Refuse what is no model and no axis.
+
+    Raises:
+        InputError: Naming what was given.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model is {type(model).__name__}, not a torch.nn.Module.")
+    if not isinstance(batch_dim, int) or batch_dim < 0:
+        raise InputError(f"batch_dim={batch_dim}: count axes from 0.")
 
 
 def _add(

@@ -45,7 +45,8 @@ def coverage_table(
         frozen: Names of parameters that require no gradient.
         reached: Layers that an adjoint reached, and parameters that a replay
             reached; ``None`` before any backward.
-        unbatched: Layers that were called without a batch axis, and how it is said.
+        unbatched: Layers and parameters that are replayed although they have a
+            rule, and why.
         replayed: Parameters that are replayed, and what stands in the way.
         hidden: Layers that cannot be seen into, and why.
     """
@@ -58,7 +59,8 @@ def coverage_table(
         held_by = [site for site, _ in held]
         places = {parameter, *(site.name for site in held_by if site.rule is not None)}
         without = next((site for site in held_by if site.rule is None), None)
-        lone = next((site for site in held_by if site.name in unbatched), None)
+        lone = [unbatched[s.name] for s in held_by if s.name in unbatched]
+        lone += [unbatched[parameter]] if parameter in unbatched else []
         masked = next((site for site in held_by if site.name in hidden), None)
         if parameter in frozen:
             method, split, why = "frozen", "", "requires_grad is False"
@@ -69,7 +71,7 @@ def coverage_table(
         elif reached is not None and not places & reached:
             method, split, why = "unused", "", "no adjoint reached the layer"
         elif parameter in replayed:
-            why = unbatched[lone.name] if lone else ""
+            why = lone[0] if lone else ""
             method, split = "replay", "loss"
             why = without.why if without is not None else why
         elif masked is not None:

@@ -18,7 +18,7 @@ from spectral_mlops.records import POOLED
 UNNAMED = "group"
 """Name of the grouping when bare labels are given."""
 MISSING = "missing"
-_MISSING_TEXTS = {"n/a", "nan", "None", "<NA>", "NaT", ""}
+_MISSING_TEXTS = {"n/a", "nan", "NaN", "None", "<NA>", "NaT", ""}
 
 Labels = Sequence[Any] | Tensor | Any
 Groups = Labels | Mapping[str, Labels]
@@ -87,6 +87,12 @@ def read_labelling(
         )
     size = len(next(iter(texts.values())))
     people = label_texts(subjects) if subjects is not None else None
+    nameless = [i for i, who in enumerate(people or ()) if who in _MISSING_TEXTS]
+    if nameless:
+        raise InputError(
+            f"subjects: sample {nameless[0]} has none ({len(nameless)} of "
+            f"{len(people or ())}): name the person behind every sample."
+        )
     goals = label_texts(targets) if targets is not None else None
     for name, column in {**texts, "subjects": people, "targets": goals}.items():
         if column is not None and len(column) != size:
@@ -105,9 +111,15 @@ def read_labelling(
 
 def label_texts(labels: Labels) -> list[str]:
     """Return labels as text of their Python scalars; missing ones as they print."""
+    if hasattr(labels, "columns"):
+        raise InputError(
+            f"Labels are a table of {len(labels.columns)} columns: give one column, "
+            "or {grouping: column}."
+        )
     if hasattr(labels, "tolist"):  # tensors, arrays, pandas columns
         labels = labels.tolist()
-    if isinstance(labels, str) or not hasattr(labels, "__iter__"):
+    unordered = isinstance(labels, set | frozenset | Mapping)
+    if isinstance(labels, str) or not hasattr(labels, "__iter__") or unordered:
         raise InputError(f"Labels {labels!r} are not a sequence: give one per sample.")
     return [x if type(x) is str else _text(i, x) for i, x in enumerate(labels)]
 

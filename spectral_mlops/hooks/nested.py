@@ -1,6 +1,7 @@
 """Tensors inside of what layers take and return: tuples, mappings, packed sequences."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from torch import Tensor
@@ -8,9 +9,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 
 def tensors_in(item: Any) -> list[Tensor]:
-    """Return the tensors of nested tuples, lists, mappings and objects, each once.
+    """Return the tensors of nested tuples, lists, mappings, dataclasses, each once.
 
-    Dataclass-like outputs (Hugging Face) are mappings.
+    Outputs of Hugging Face's models are mappings.
     """
     found: dict[int, Tensor] = {}
     for x in _walk(item):
@@ -18,13 +19,19 @@ def tensors_in(item: Any) -> list[Tensor]:
     return list(found.values())
 
 
-def map_tensors(change: Callable[[Tensor], Tensor], item: Any) -> Any:
+def map_tensors(
+    change: Callable[[Tensor], Tensor], item: Any, known: dict[int, Tensor]
+) -> Any:
     """Rebuild nested tuples, lists and mappings with every tensor changed.
 
-    One tensor in several places stays one tensor (a layer may ask whether its
-    query is its key); anything else is passed on as it is.
+    Anything else is passed on as it is.
+
+    Args:
+        change: Makes a new tensor of each.
+        item: What holds them.
+        known: New tensors by the identity of the old: one tensor in several places
+            stays one (a layer may ask whether its query is its key).
     """
-    known: dict[int, Tensor] = {}
 
     def visit(x: Any) -> Any:
         if isinstance(x, Tensor):
@@ -72,3 +79,6 @@ def _walk(item: Any) -> Iterator[Tensor]:
     elif isinstance(item, tuple | list):
         for value in item:
             yield from _walk(value)
+    elif is_dataclass(item) and not isinstance(item, type):
+        for part in fields(item):
+            yield from _walk(getattr(item, part.name))

@@ -6,6 +6,7 @@ never a slot or counter on the layer (reused modules and recomputed forwards bre
 those). Nothing is written on the model, and every handle is removed by `detach`.
 """
 
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -20,10 +21,24 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
 from spectral_mlops.errors import CaptureError
+from spectral_mlops.hooks.graph import used_outside
 from spectral_mlops.hooks.groups import Labelling
 from spectral_mlops.hooks.nested import batch_sizes, map_tensors, tensors_in
-from spectral_mlops.hooks.replay import Anchor, Replay, pull_by_group
-from spectral_mlops.hooks.rows import Call, Contributions, RandomState, RowRule, widen
+from spectral_mlops.hooks.replay import (
+    RUNNING,
+    Anchor,
+    Replay,
+    pull_by_group,
+    will_execute,
+)
+from spectral_mlops.hooks.rows import (
+    Call,
+    Contributions,
+    RandomState,
+    RowRule,
+    first,
+    widen,
+)
 from spectral_mlops.hooks.survey import (
     Site,
     Survey,
@@ -41,11 +56,14 @@ class Watched:
 
     site: Site
     labelling: Labelling
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    given: dict[str, Any]
     versions: tuple[int, ...]
     random: RandomState | None
     precision: torch.dtype | None
+    training: bool
+    state: Any
+    recomputed: bool
+    """Whether the call was made inside of a backward pass (by a checkpoint)."""
     rows: dict[str, Contributions] = field(default_factory=dict)
     waiting: dict[int, Tensor] = field(default_factory=dict)
     """Adjoints of some of several outputs, until all have arrived."""
@@ -53,7 +71,7 @@ class Watched:
 
     def unchanged(self) -> bool:
         """Whether the inputs kept by reference are still what they were."""
-        kept = tensors_in((self.args, self.kwargs))
+        kept = tensors_in(self.given)
         return self.versions == tuple(x._version for x in kept)
 
 
@@ -84,13 +102,14 @@ class Recorder:
     ) -> None:
         self.exposed = not lasting
         """Whether somebody else holds what was kept, and could write to it."""
-        self._lasting, self._given = lasting, set[int]()
+        self._lasting = lasting
         self.labelling = labelling
         self.scale: Tensor | None = None
         self.coarse = False
         self.calls: list[Watched] = []
         self.reaching: dict[str, Tensor] = {}
         self.unbatched: dict[str, str] = {}
+        self.lost: dict[str, str] = {}
         self.hidden: dict[str, str] = {}
         self.masked: dict[str, dict[str, dict[str, Tensor]]] = {}
         self._survey = survey
@@ -101,6 +120,8 @@ class Recorder:
         self._on_layers: list[RemovableHandle] = []
         self._states: dict[int, list[RandomState]] = {}
         self._nodes: dict[str, list[Any]] = {}
+        self._given: set[int] = set()
+        self._labellings = {id(labelling)}
 
     # -- attaching ---------------------------------------------------------------
 
@@ -108,35 +129,37 @@ class Recorder:
         """Put the hooks on; `detach` must follow, whatever happens."""
         keep = self._handles.append
         root = self._model
-        keep(root.register_forward_pre_hook(self._on_root, with_kwargs=True))
+        keep(root.register_forward_pre_hook(Hook(self._on_root), with_kwargs=True))
         self._attach_layers()
         for site in self._sites:
             if site.rule is not None:
                 own = list(trained_parameters(site).values())
                 self._nodes[site.name] = [get_gradient_edge(p).node for p in own]
-                if site.rule.together:
+                if site.rule.together and own:
                     # All adjoints have arrived before any weight's gradient does,
                     # and no optimizer can have changed a weight yet.
                     hook = partial(self._on_complete, site)
                     self._handles += [p.register_hook(hook) for p in own]
-        keep(root.register_forward_hook(self._on_return))
-        keep(root.register_forward_hook(self._on_end, always_call=True))
+        keep(root.register_forward_hook(Hook(self._on_return)))
+        keep(root.register_forward_hook(Hook(self._on_end), always_call=True))
         if self._parameters:
-            for name, parameter in root.named_parameters():
+            for parameter in root.parameters():
                 if parameter.requires_grad:
-                    hook = partial(self._on_parameter, clean_name(name))
-                    keep(parameter.register_hook(hook))
+                    name = self._survey.names[id(parameter)]
+                    keep(parameter.register_hook(partial(self._on_parameter, name)))
 
     def detach(self) -> None:
         """Take every hook off, those on output tensors included."""
-        for site in self._sites:
-            self._on_complete(site, None)
-        for handles in (self._on_layers, self._handles):
-            while handles:
-                handles.pop().remove()
-        self._states.clear()
-        self._nodes.clear()
-        self._replay.release()
+        try:
+            for site in self._sites:
+                self._on_complete(site, None)
+        finally:
+            for handles in (self._on_layers, self._handles):
+                while handles:
+                    handles.pop().remove()
+            self._states.clear()
+            self._nodes.clear()
+            self._replay.release()
 
     def _attach_layers(self) -> None:
         keep = self._on_layers.append
@@ -144,11 +167,13 @@ class Recorder:
             if site.rule is None:
                 continue
             if type(site.rule).draws is not RowRule.draws:
-                keep(
-                    site.module.register_forward_pre_hook(partial(self._on_draw, site))
-                )
-            hook = partial(self._on_forward, site)
-            keep(site.module.register_forward_hook(hook, with_kwargs=True))
+                hook = Hook(partial(self._on_draw, site))
+                keep(site.module.register_forward_pre_hook(hook))
+            # First of all, so that a user's own hook may change what is returned.
+            hook = Hook(partial(self._on_forward, site))
+            keep(
+                site.module.register_forward_hook(hook, prepend=True, with_kwargs=True)
+            )
 
     # -- forward -----------------------------------------------------------------
 
@@ -161,9 +186,9 @@ class Recorder:
             while self._on_layers:
                 self._on_layers.pop().remove()
             return
-        self._refuse_functional()
-        if self._lasting:
-            self._given |= {_storage(x) for x in tensors_in((args, kwargs))}
+        self._refuse_functional(self._survey.swapped())
+        self._labellings.add(id(self.labelling))
+        self._given |= {_storage(x) for x in tensors_in((args, kwargs))}
         sizes = batch_sizes((args, kwargs), self._batch_dim)
         if not sizes:
             return
@@ -177,9 +202,9 @@ class Recorder:
                 "call."
             )
 
-    def _refuse_functional(self) -> None:
+    @staticmethod
+    def _refuse_functional(swapped: bool) -> None:
         inside = torch._C._functorch.peek_interpreter_stack() is not None
-        swapped = any(m._parameters.get(k) is not p for m, k, p in self._survey.own)
         if inside or swapped:
             raise CaptureError(
                 "The model is called functionally (torch.func, functional_call): its "
@@ -192,9 +217,26 @@ class Recorder:
         if torch.is_grad_enabled():
             if self._lasting:
                 shown = {_storage(x) for x in tensors_in(output)}
-                kept = (x for c in self.calls for x in tensors_in((c.args, c.kwargs)))
+                kept = (x for c in self.calls for x in tensors_in(c.given))
                 self.exposed |= any(_storage(x) in shown for x in kept)
+            self._look_outside(output)
             self._handles += self._replay.watch(output, self.labelling)
+
+    def _look_outside(self, output: Any) -> None:
+        """Replay parameters that are also used outside of their layers.
+
+        Looked for once in the life of a survey: a function of a layer's weight (the
+        usual way to tie an output to an embedding) is no call of the layer.
+        """
+        survey = self._survey
+        if survey.outside is None:
+            survey.outside = used_outside(output, survey.sites, self.calls)
+        for site in self._sites:
+            if survey.outside.intersection(site.parameters.values()):
+                more = trained_parameters(site)
+                self._replay.parameters |= {
+                    name: p for name, p in more.items() if name in survey.outside
+                }
 
     def _on_end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """After a call without gradients, also a failed one, watch again."""
@@ -204,7 +246,7 @@ class Recorder:
     def _on_draw(self, site: Site, layer: nn.Module, args: tuple[Any, ...]) -> None:
         """Note where the random numbers stand before a call that draws some."""
         assert site.rule is not None
-        watched = torch.is_grad_enabled() and not self._replay.running
+        watched = torch.is_grad_enabled() and not RUNNING.now
         if watched and site.rule.draws(layer):
             device = next(layer.parameters()).device
             self._states.setdefault(id(layer), []).append(RandomState.now(device))
@@ -219,57 +261,96 @@ class Recorder:
     ) -> None:
         states = self._states.get(id(layer))
         random = states.pop() if states else None
-        if self._replay.running:  # a checkpoint recomputes for the replay
+        if RUNNING.now:  # a checkpoint recomputes for the replay
             return
         returned = [x for x in tensors_in(output) if x.is_floating_point()]
-        if not any(x.requires_grad for x in returned):
+        complex_ = any(x.is_complex() for x in tensors_in(output))
+        if not (complex_ or any(x.requires_grad for x in returned)):
             return
+        self._refuse_functional(site.swapped())
         rule = site.rule
         assert rule is not None
-        device = returned[0].device.type
-        cast = torch.is_autocast_enabled(device)
-        precision = torch.get_autocast_dtype(device) if cast else None
-        self.coarse |= cast
-        inputs = (*args, *kwargs.values())
-        why_hidden = rule.hidden(layer, inputs)
-        packed = isinstance(inputs[0], PackedSequence)
-        batched = rule.batched(layer, inputs, self._batch_dim)
-        if not batched or (why_hidden and packed):
-            why = why_hidden if batched else "called without batch axis"
-            self.unbatched[site.name] = f"'{site.name}' {why}"
+        given = _named(type(layer), args, kwargs)
+        why_not = self._why_not(site, given, complex_)
+        if why_not:
+            self.unbatched[site.name] = f"'{site.name}' {why_not}"
             self._replay.parameters |= trained_parameters(site)
             return
-        kept: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors(
-            self._keeper(site), (args, kwargs)
+        device = returned[0].device.type
+        cast = _autocast(device)
+        self.coarse |= cast
+        kept: dict[str, Any] = {}
+        known: dict[int, Tensor] = {}
+        for name, value in given.items():
+            kept[name] = map_tensors(self._keeper(site, name), value, known)
+        call = Watched(
+            site=site,
+            labelling=self.labelling,
+            given=kept,
+            versions=tuple(x._version for x in tensors_in(kept)),
+            random=random,
+            precision=torch.get_autocast_dtype(device) if cast else None,
+            training=layer.training,
+            state=rule.state(layer),
+            recomputed=torch._C._current_graph_task_id() != -1,
         )
-        versions = tuple(x._version for x in tensors_in(kept))
-        call = Watched(site, self.labelling, *kept, versions, random, precision)
         self.calls.append(call)
-        self.hidden |= {site.name: why_hidden} if why_hidden else {}
+        hidden = rule.hidden(layer, given)
+        self.hidden |= {site.name: hidden} if hidden else {}
         for i, x in enumerate(returned):
             if x.requires_grad:
-                self._hook_output(call, i, len(returned), x, bool(why_hidden))
+                self._hook_output(call, i, len(returned), x, bool(hidden))
 
-    def _keeper(self, site: Site) -> Callable[[Tensor], Tensor]:
+    def _why_not(self, site: Site, given: Mapping[str, Any], complex_: bool) -> str:
+        """Say why a call cannot be seen as rows of samples, if so: it is replayed."""
+        assert site.rule is not None
+        n, x = self.labelling.size, first(given)
+        hidden = site.rule.hidden(site.module, given)
+        if hidden and isinstance(x, PackedSequence):
+            return hidden
+        if complex_:
+            return "has complex numbers"
+        axis = self._batch_dim if site.batch_dim is None else site.batch_dim
+        size = site.rule.batch_size(site.module, given, axis)
+        if size is None:
+            return "called without batch axis"
+        if isinstance(x, Tensor) and self._is_no_batch(x):
+            return "called on something that is no batch"
+        folded = isinstance(x, Tensor) and x.is_floating_point() and n and not size % n
+        if size == n or folded:
+            return ""
+        return f"called on {size} rows, which are not those of {n} samples"
+
+    def _is_no_batch(self, x: Tensor) -> bool:
+        """Whether an input is a parameter, or positions counted from zero."""
+        base = x if x._base is None else x._base
+        if id(base) in self._survey.names:
+            return True
+        counted = x.ndim == 1 and not (x.is_floating_point() or x.is_complex())
+        if not counted or _storage(x) in self._given:
+            return False
+        return torch.equal(x, torch.arange(len(x), dtype=x.dtype, device=x.device))
+
+    def _keeper(self, site: Site, argument: str) -> Callable[[Tensor], Tensor]:
         """Return how to keep an input: by reference where autograd guards it.
 
         Autograd saves the input of a layer whose weights are trained, and refuses
         the backward pass if it was changed in place. Others are copied; so are
         inputs that autocast casts, since autograd then saves the cast ones.
         """
+        assert site.rule is not None
         own = [p for local, p in site.tensors.items() if "weight" in local]
-        guarded = bool(own) and all(p.requires_grad for p in own)
+        saved = site.rule.saved is None or argument in site.rule.saved
+        guarded = saved and bool(own) and all(p.requires_grad for p in own)
 
         def keep(x: Tensor) -> Tensor:
             lent = self._lasting and _storage(x) in self._given
             if lent and x.nbytes > COPIED_BYTES:
                 self.exposed, lent = True, False
             if not x.is_floating_point():
-                return x.clone() if lent else x.detach()
+                return x.clone() if lent or not saved else x.detach()
             kind = x.device.type
-            cast = torch.is_autocast_enabled(kind) and (
-                x.dtype != torch.get_autocast_dtype(kind)
-            )
+            cast = _autocast(kind) and x.dtype != torch.get_autocast_dtype(kind)
             by_reference = guarded and not cast and not lent
             return x.detach() if by_reference else x.detach().clone()
 
@@ -309,10 +390,16 @@ class Recorder:
 
         One for the gradient of an input (a gradient penalty) does not.
         """
-        if self._replay.running:
+        if RUNNING.now:
+            return False
+        if call.recomputed and len(self._labellings) > 1:
+            self.lost[call.site.name] = (
+                "computed again after relabel, by a reentrant checkpoint: "
+                "use_reentrant=False"
+            )
             return False
         nodes = self._nodes[call.site.name]
-        return not nodes or any(map(_will_execute, nodes))
+        return not nodes or any(map(will_execute, nodes))
 
     def _receive(
         self, call: Watched, i: int, outputs: int, anchor: Anchor, gradient: Tensor
@@ -323,7 +410,7 @@ class Recorder:
         wide = widen(gradient)
         adjoint = wide if self.scale is None else wide / self.scale
         assert call.site.rule is not None
-        if not call.site.rule.together:
+        if not (call.site.rule.together and self._nodes[call.site.name]):
             self._take(call, tuple(adjoint if k == i else None for k in range(outputs)))
             return
         before = call.waiting.get(i)
@@ -332,7 +419,7 @@ class Recorder:
 
     def _on_complete(self, site: Site, gradient: Tensor | None) -> None:
         """Turn the adjoints of several outputs into rows."""
-        if self._replay.running:
+        if RUNNING.now:
             return
         for call in self.calls:
             if call.site is site and call.waiting:
@@ -344,14 +431,16 @@ class Recorder:
         """Turn one call's adjoints into rows, while the layer is as it was."""
         assert call.site.rule is not None
         device = next(x for x in adjoints if x is not None).device
+        axis = call.site.batch_dim
         with torch.no_grad(), _without_autocast(device.type):
             found = call.site.rule.rows(
                 call.site.module,
                 Call(
-                    call.args,
-                    call.kwargs,
+                    call.given,
                     adjoints,
-                    self._batch_dim,
+                    self._batch_dim if axis is None else axis,
+                    call.training,
+                    call.state,
                     call.random,
                     call.precision,
                 ),
@@ -369,19 +458,16 @@ class Recorder:
             return
         first = 0 if getattr(call.site.module, "batch_first", False) else 1
         axis = 1 if i else first  # of last states, of the output
-        self._replay.running = True
-        try:
+        with RUNNING.begin(self._model, gradient.device):
             pull_by_group(
                 [(anchor, anchor.onto_base(gradient), axis)],
                 trained_parameters(call.site),
                 call.labelling,
                 self.masked,
             )
-        finally:
-            self._replay.running = False
 
     def _on_parameter(self, name: str, gradient: Tensor) -> None:
-        if self._replay.running:
+        if RUNNING.now:
             return
         total = self.reaching.get(name)
         fresh = gradient.detach()
@@ -389,18 +475,51 @@ class Recorder:
         self.reaching[name] = fresh.clone() if total is None else total + fresh
 
 
+def _autocast(device: str) -> bool:
+    """Whether autocast is on; some devices (meta) know none."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def _without_autocast(device: str) -> AbstractContextManager[object]:
-    if not torch.is_autocast_enabled(device):  # as is usual in a backward pass
+    if not _autocast(device):  # as is usual in a backward pass
         return nullcontext()
     return torch.autocast(device, enabled=False)
 
 
-def _will_execute(node: Any) -> bool:
-    """Whether the backward pass under way goes on to a leaf."""
-    try:
-        return torch._C._will_engine_execute_node(node)
-    except RuntimeError:  # so it answers where `autograd.grad` was asked for the leaf
-        return True
+class Hook:
+    """A hook that copies of the model, made in the meantime, do not take along."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:  # noqa: D102
+        self._function(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return no_hook
+
+    def __reduce__(self) -> str:
+        return "no_hook"
+
+
+def no_hook(*args: Any, **kwargs: Any) -> None:
+    """What stands in a copied or saved model in the place of a hook."""
+
+
+_NAMES: dict[type, tuple[str, ...]] = {}
+"""What the forward of a type calls its arguments."""
+
+
+def _named(
+    kind: type[nn.Module], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what a layer was called with, by name, in the order of its forward."""
+    if kind not in _NAMES:
+        _NAMES[kind] = tuple(inspect.signature(kind.forward).parameters)[1:]
+    names = _NAMES[kind]
+    more = [str(i) for i in range(len(names), len(args))]
+    found = dict(zip((*names, *more), args, strict=False)) | dict(kwargs)
+    return {name: found[name] for name in (*names, *more) if name in found}
 
 
 def _storage(x: Tensor) -> int:

@@ -4,9 +4,14 @@ At each output of the model the loss-side adjoint is masked to one group at a ti
 pulled back to just those parameters, in the very graph of the step: the same dropout
 masks, the same recomputed activations. One partial backward pass per group: slower,
 exact. Samples are assigned by whose loss a gradient comes from.
+
+NOTE: a user's own tensor hooks on the way fire again in each of these passes, and
+``retain_grad`` counts them in.
 """
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,6 +24,35 @@ from torch.utils.hooks import RemovableHandle
 from spectral_mlops.hooks.groups import Labelling
 from spectral_mlops.hooks.nested import tensors_in
 
+
+class Running(threading.local):
+    """Whether a replay is under way on this thread; all other hooks then rest.
+
+    One for all captures: nested ones would take each other's passes for training's.
+    """
+
+    now = False
+
+    @contextmanager
+    def begin(self, model: nn.Module, device: torch.device) -> Iterator[None]:
+        """Replay; buffers and random numbers are left as they were.
+
+        Checkpointed blocks are computed again, and would count a batch twice.
+        """
+        kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        self.now = True
+        try:
+            devices = [device] if device.type == "cuda" else []
+            with torch.random.fork_rng(devices=devices):
+                yield
+        finally:
+            self.now = False
+            for buffer, value in kept:
+                # Past the version that autograd guards, as the kernels write too.
+                buffer.data.copy_(value)
+
+
+RUNNING = Running()
 REENTRANT = "reentrant checkpoint: use_reentrant=False"
 OUTSIDE = (
     "its gradient did not come through what the model returned (a penalty, or a "
@@ -105,19 +139,24 @@ class Replay:
     """Pull masked adjoints of the model's outputs back to some parameters.
 
     Args:
-        parameters: Name to parameter; more may join before the model returns.
+        model: Whose buffers are left as they are.
+        parameters: Name to parameter; more may join before the backward pass.
         batch_dim: Batch axis of the model's outputs.
         folded: Rows of a sample that an output may hold, one after another.
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], batch_dim: int, folded: int = 1
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        batch_dim: int,
+        folded: int = 1,
     ) -> None:
+        self._model = model
         self.parameters = dict(parameters)
         self.gradients: ByGroup = {}
         self.labellings: list[Labelling] = []
         self.obstacle = ""
-        self.running = False
         self._batch_dim, self._folded = batch_dim, folded
         self._outputs: list[_Output] = []
 
@@ -131,8 +170,6 @@ class Replay:
         Yields:
             A handle per tensor.
         """
-        if not self.parameters:
-            return
         if labelling not in self.labellings:
             self.labellings.append(labelling)
         seen: set[int] = set()
@@ -161,36 +198,54 @@ class Replay:
         """Let go of the graph."""
         self._outputs = []
 
-    def _on_adjoint(self, output: _Output, gradient: Tensor) -> None:
-        if self.running or self.obstacle:
+    def _on_adjoint(self, output: _Output, gradient: Tensor | None) -> None:
+        if RUNNING.now or gradient is None or not self._counts():
             return
         adjoint = gradient.detach()
         if output.from_others is not None:
             adjoint = adjoint - output.from_others
             output.from_others = None
-        shape, axis = output.anchor.shape, self._batch_dim
-        size = shape[axis] if len(shape) > axis else -1
-        if size not in (output.labelling.size, output.labelling.size * self._folded):
-            self.obstacle = (
-                f"the model returned a tensor of shape {tuple(shape)}, which has no "
-                f"batch axis of {output.labelling.size}"
-            )
-            return
-        self.running = True
+        axis = self._axis(output)
         try:
-            self._subtract_from_others(output, adjoint)
-            pull_by_group(
-                [(output.anchor, adjoint, axis)],
-                self.parameters,
-                output.labelling,
-                self.gradients,
-            )
+            with RUNNING.begin(self._model, adjoint.device):
+                self._subtract_from_others(output, adjoint)
+                if axis is not None:
+                    pull_by_group(
+                        [(output.anchor, adjoint, axis)],
+                        self.parameters,
+                        output.labelling,
+                        self.gradients,
+                    )
         except RuntimeError as error:
-            if "Checkpointing is not compatible" not in str(error):
+            words = ("Checkpointing is not compatible", "use_reentrant=True")
+            if not any(word in str(error) for word in words):
                 raise
             self.obstacle = REENTRANT
-        finally:
-            self.running = False
+
+    def _counts(self) -> bool:
+        """Whether the pass under way goes on to some replayed parameter."""
+        nodes = (get_gradient_edge(p).node for p in self.parameters.values())
+        return any(map(will_execute, nodes))
+
+    def _axis(self, output: _Output) -> int | None:
+        """Return the batch axis of an output, or note why there is none to be told.
+
+        Another one than the model's is taken where it is the only one of that size
+        (a time-first model may return one row per sample).
+        """
+        shape, size = output.anchor.shape, output.labelling.size
+        fits = [i for i, n in enumerate(shape) if n in (size, size * self._folded)]
+        own = self._batch_dim
+        if own in fits and (own == 0 or len(fits) == 1):
+            return own
+        if len(fits) == 1:
+            return fits[0]
+        which = "no axis" if not fits else f"more than one axis ({fits})"
+        self.obstacle = (
+            f"the model returned a tensor of shape {tuple(shape)}, which has {which} "
+            f"of {size} samples"
+        )
+        return None
 
     def _subtract_from_others(self, output: _Output, adjoint: Tensor) -> None:
         """Note what this adjoint will send to other outputs through the model.
@@ -212,6 +267,14 @@ class Replay:
             if flow is not None:
                 before = other.from_others
                 other.from_others = flow if before is None else before + flow
+
+
+def will_execute(node: Any) -> bool:
+    """Whether the backward pass under way goes on to a leaf."""
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # so it answers where `autograd.grad` was asked for the leaf
+        return True
 
 
 def pull_by_group(

@@ -35,20 +35,24 @@ class Call:
     """One call of a layer, as a rule sees it once its adjoints have arrived.
 
     Attributes:
-        args: What the layer was called with, tensors detached.
-        kwargs: The same, by keyword.
+        given: What the layer was called with, tensors detached, by the name that its
+            ``forward`` has for it and in that order.
         adjoints: Derivative by each output tensor, of that tensor's shape, in the
             order in which the layer returned them; ``None`` where the loss does not
             depend on it.
-        batch_dim: The batch axis of the model's inputs and outputs.
+        batch_dim: The batch axis of the layer's input and output, unless the layer
+            has a convention of its own.
+        training: Whether the layer was in training mode.
+        state: What `RowRule.state` gave at the time.
         random: Random state before the call, for rules that ask for it.
         precision: What autocast computed the call in, if it did.
     """
 
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    given: Mapping[str, Any]
     adjoints: tuple[Tensor | None, ...]
     batch_dim: int
+    training: bool = True
+    state: Any = None
     random: "RandomState | None" = None
     precision: torch.dtype | None = None
 
@@ -60,7 +64,7 @@ class Call:
     @property
     def input(self) -> Tensor:
         """The layer's first argument."""
-        return next(iter((*self.args, *self.kwargs.values())))
+        return first(self.given)
 
     @property
     def adjoint(self) -> Tensor:
@@ -296,6 +300,9 @@ class RowRule(ABC):
     names: tuple[str, ...] = ("weight", "bias")
     """The layer's parameters that are accounted for, where they are not None."""
 
+    saved: tuple[str, ...] | None = None
+    """Arguments that autograd guards against being written to; all if None."""
+
     together = False
     """Whether the adjoints of several outputs are waited for, and told in one call;
     otherwise there is a call for each, and what they give is added up."""
@@ -312,15 +319,27 @@ class RowRule(ABC):
         there = (name for name in self.names if getattr(layer, name, None) is not None)
         return dict.fromkeys(there, "")
 
-    def batched(self, layer: Any, inputs: tuple[Any, ...], batch_dim: int) -> bool:
-        """Return whether a call has a batch axis; one without is replayed."""
-        return inputs[0].ndim > batch_dim
+    def batch_size(
+        self, layer: Any, given: Mapping[str, Any], batch_dim: int
+    ) -> int | None:
+        """Return how many rows a call has on its batch axis.
+
+        None if it has no such axis; it is then replayed.
+        """
+        return size_of(first(given), batch_dim)
+
+    def state(self, layer: Any) -> Any:
+        """Return what a call depends on beside its inputs and may have changed since.
+
+        Weights are not part of it: they are those of the call in its backward pass.
+        """
+        return None
 
     def draws(self, layer: Any) -> bool:
         """Return whether a call draws random numbers that `rows` must draw again."""
         return False
 
-    def hidden(self, layer: Any, inputs: tuple[Any, ...]) -> str:
+    def hidden(self, layer: Any, given: Mapping[str, Any]) -> str:
         """Say why a call cannot be seen into, if so; it is then pulled back by group.
 
         One backward pass through the layer per group: exact, without factors.
@@ -392,7 +411,17 @@ def refuse_above(max_bytes: int, shape: tuple[int, ...], itemsize: int) -> None:
 
 def widen(x: Tensor) -> Tensor:
     """Half-precision rows are widened before any product."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def first(given: Mapping[str, Any]) -> Any:
+    """Return the first argument of a call."""
+    return next(iter(given.values()))
+
+
+def size_of(x: Tensor, axis: int, trailing: int = 0) -> int | None:
+    """Return the size of an axis, if there are ``trailing`` more behind it."""
+    return x.shape[axis] if x.ndim - trailing > axis else None
 
 
 def samples_first(x: Tensor, batch_dim: int) -> Tensor:

@@ -1,12 +1,15 @@
 """What a model is made of: its layers, the rules that apply, who holds what."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
+import torch
 from torch import nn
 
-from spectral_mlops.errors import UnknownNameError
+from spectral_mlops.errors import CaptureError, UnknownNameError
 from spectral_mlops.hooks.rows import ROW_RULES, RowRule
 from spectral_mlops.registry import nearest
 
@@ -24,6 +27,7 @@ class Site:
         parts: Local name to the part of the layer that it belongs to.
         why: Why there is no rule.
         wanted: Whether the layer is among those asked for.
+        batch_dim: Its batch axis where a layer around it says so (a transformer's).
     """
 
     name: str
@@ -33,11 +37,20 @@ class Site:
     parts: Mapping[str, str]
     why: str = ""
     wanted: bool = True
+    batch_dim: int | None = None
 
     @cached_property
     def tensors(self) -> dict[str, nn.Parameter]:
         """The parameters by local name."""
-        return {local: self.module.get_parameter(local) for local in self.parameters}
+        return {local: _held(self.module, local) for local in self.parameters}
+
+    def swapped(self) -> bool:
+        """Whether the layer holds other tensors for the time being."""
+        for local, parameter in self.tensors.items():
+            parameters, last = _holder(self.module, local)
+            if parameters.get(last) is not parameter:
+                return True
+        return False
 
     def layer(self, part: str) -> str:
         """Return the name of a part of the layer in tables and records."""
@@ -47,6 +60,43 @@ class Site:
 def clean_name(name: str) -> str:
     """Drop what ``DistributedDataParallel`` and ``torch.compile`` put into names."""
     return ".".join(p for p in name.split(".") if p not in ("module", "_orig_mod"))
+
+
+def clean_names(model: nn.Module) -> dict[str, str]:
+    """Return the clean name of every module, by its own.
+
+    Where two would be the same (a model may call a layer ``module`` itself), each
+    keeps its own.
+    """
+    names = {name: clean_name(name) for name, _ in model.named_modules()}
+    holders = Counter(
+        names[name]
+        for name, module in model.named_modules()
+        if any(p is not None for p in module._parameters.values())
+    )
+    return {name: name if holders[c] > 1 else c for name, c in names.items()}
+
+
+def _holder(module: nn.Module, local: str) -> tuple[Mapping[str, Any], str]:
+    """Return where a parameter of a module, or of one inside, is held."""
+    inside, _, last = local.rpartition(".")
+    return (module.get_submodule(inside) if inside else module)._parameters, last
+
+
+def _held(module: nn.Module, local: str) -> nn.Parameter:
+    parameters, last = _holder(module, local)
+    return parameters[last]
+
+
+def _inner_axes(model: nn.Module) -> dict[int, int]:
+    """Return the batch axis of the layers inside of transformer layers."""
+    kinds = nn.TransformerEncoderLayer | nn.TransformerDecoderLayer
+    return {
+        id(inner): 0 if layer.self_attn.batch_first else 1
+        for layer in model.modules()
+        if isinstance(layer, kinds)
+        for inner in layer.modules()
+    }
 
 
 def find_sites(model: nn.Module, layers: Set[str] | None) -> list[Site]:
@@ -66,6 +116,7 @@ def find_sites(model: nn.Module, layers: Set[str] | None) -> list[Site]:
     first_name: dict[int, str] = {}
     sites: list[Site] = []
     inside: set[str] = set()
+    clean, axes = clean_names(model), _inner_axes(model)
     for name, module in model.named_modules():
         own = {k: p for k, p in module._parameters.items() if p is not None}
         if not own or name in inside:
@@ -74,17 +125,19 @@ def find_sites(model: nn.Module, layers: Set[str] | None) -> list[Site]:
         for local in parts:
             if "." in local:
                 inside.add(f"{name}.{local.rpartition('.')[0]}".lstrip("."))
-                own[local] = module.get_parameter(local)
+                own[local] = _held(module, local)
+        title = clean[name]
         full = {
-            local: first_name.setdefault(
-                id(p), clean_name(f"{name}.{local}" if name else local)
-            )
+            local: first_name.setdefault(id(p), f"{title}.{local}" if title else local)
             for local, p in own.items()
         }
-        wanted = layers is None or clean_name(name) in layers
+        for full_name, p in zip(full.values(), own.values(), strict=True):
+            _refuse_uninitialised(full_name, p)
+        wanted = layers is None or title in layers
         if not wanted:
             rule, why = None, "not among the layers= asked for"
-        sites.append(Site(clean_name(name), module, rule, full, parts, why, wanted))
+        axis = axes.get(id(module))
+        sites.append(Site(title, module, rule, full, parts, why, wanted, axis))
     known = [site.name for site in sites]
     for asked in sorted(layers or ()):
         if asked not in known:
@@ -93,6 +146,19 @@ def find_sites(model: nn.Module, layers: Set[str] | None) -> list[Site]:
                 f"{', '.join(known)}.{nearest(asked, known)}"
             )
     return sites
+
+
+def _refuse_uninitialised(name: str, parameter: nn.Parameter) -> None:
+    """Refuse a lazy layer that has not seen its input yet.
+
+    Raises:
+        CaptureError: Naming the parameter.
+    """
+    if nn.parameter.is_lazy(parameter):
+        raise CaptureError(
+            f"Parameter '{name}' has no shape yet (a lazy layer): pass one batch "
+            "through the model before it is watched."
+        )
 
 
 def _rule_of(
@@ -153,25 +219,56 @@ class Survey:
         self.own = [
             (module, local, parameter)
             for module in model.modules()
+            if not isinstance(
+                module, torch.jit.ScriptModule
+            )  # makes new ones each time
             for local, parameter in module._parameters.items()
         ]
         self._trained = self._switches()
+        self.outside: frozenset[str] | None = None
+        """Parameters that are also used outside of their layers, once looked for."""
+
+    def swapped(self) -> bool:
+        """Whether the model holds other parameters than it did."""
+        return any(m._parameters.get(k) is not p for m, k, p in self.own)
 
     def holds(self) -> bool:
         """Whether the model is still what it was: its parameters, and which learn."""
-        same = all(m._parameters.get(k) is p for m, k, p in self.own)
-        return same and self._switches() == self._trained
+        return not self.swapped() and self._switches() == self._trained
+
+    def switched_on(self) -> dict[str, str]:
+        """Parameters that were frozen and are no longer, with that as a reason."""
+        reason = "requires_grad was switched on inside the context"
+        return {
+            self.names[id(p)]: reason
+            for (_, _, p), before in zip(self.own, self._trained, strict=True)
+            if p is not None and p.requires_grad and not before
+        }
 
     def _switches(self) -> list[bool]:
         return [p is not None and p.requires_grad for _, _, p in self.own]
 
     @cached_property
+    def names(self) -> dict[int, str]:
+        """Name of each parameter, by its identity."""
+        return {
+            id(parameter): name
+            for site in reversed(self.sites)
+            for parameter, name in zip(
+                site.tensors.values(), site.parameters.values(), strict=True
+            )
+        }
+
+    @cached_property
     def frozen(self) -> frozenset[str]:
         """Names of the parameters that require no gradient."""
         return frozenset(
-            clean_name(name)
-            for name, parameter in self.model.named_parameters(remove_duplicate=False)
-            if not parameter.requires_grad
+            name
+            for site in self.sites
+            for name, p in zip(
+                site.parameters.values(), site.tensors.values(), strict=True
+            )
+            if not p.requires_grad
         )
 
     @cached_property
@@ -210,7 +307,7 @@ class Survey:
             name
             for site in self.sites
             for local, name in site.parameters.items()
-            if site.module.get_parameter(local).ndim > 1
+            if site.tensors[local].ndim > 1
         }
         apart = (self.tied | self.frozen) & matrices
         return frozenset().union(*(self.holders[name] for name in apart))

@@ -402,7 +402,7 @@ def test_what_no_output_shows_cannot_be_replayed_and_strict_refuses_it():
         model(x).backward()
     table = {row.parameter: row for row in captured.coverage()}
     assert table["bare"].method == "none"
-    assert "no batch axis of 3" in table["bare"].why
+    assert "no axis of 3 samples" in table["bare"].why
     assert table["inner.weight"].method == "rows"
     assert captured.additivity_error().keys() == {"inner.weight", "inner.bias"}
     with pytest.raises(InputError, match=r"0\.weight \(not among.*register_rows"):

@@ -28,16 +28,14 @@ from spectral_mlops.hooks.rows import (
     register_rows,
 )
 
-_ARGUMENTS = (
-    "query", "key", "value", "key_padding_mask", "need_weights", "attn_mask",
-    "average_attn_weights", "is_causal",
-)  # fmt: skip
 _SEPARATE = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
 @register_rows(nn.MultiheadAttention)
 class AttentionRule(RowRule):
     """Rows have the batch axis that the layer's own ``batch_first`` says."""
+
+    saved = ("query", "key", "value")
 
     def parameters(self, layer: Any) -> Mapping[str, str]:
         """Biases belong to their weight's part."""
@@ -53,9 +51,12 @@ class AttentionRule(RowRule):
             found["out_proj.bias"] = "out_proj"
         return found
 
-    def batched(self, layer: Any, inputs: tuple[Any, ...], batch_dim: int) -> bool:
-        """Whether the query has three axes."""
-        return inputs[0].ndim == 3
+    def batch_size(
+        self, layer: Any, given: Mapping[str, Any], batch_dim: int
+    ) -> int | None:
+        """Of three axes the one that ``batch_first`` says."""
+        x = given["query"]
+        return x.shape[0 if layer.batch_first else 1] if x.ndim == 3 else None
 
     def draws(self, layer: Any) -> bool:
         """Whether there is dropout on the attention weights."""
@@ -63,8 +64,7 @@ class AttentionRule(RowRule):
 
     def rows(self, layer: Any, call: Call) -> dict[str, Contributions]:
         """Project, attend, and go back to the projections."""
-        given = dict(zip(_ARGUMENTS, call.args, strict=False)) | dict(call.kwargs)
-        inputs = [given[name] for name in _ARGUMENTS[:3]]
+        inputs = [call.given[name] for name in self.saved]
         x_q, x_k, x_v = (_batch_first(layer, call.as_used(x)) for x in inputs)
         weights, biases = _projections(layer, call)
         leaves = [
@@ -82,7 +82,7 @@ class AttentionRule(RowRule):
         ):
             if call.random is not None:
                 call.random.restore()
-            context, shares = _attend(layer, given, leaves, added)
+            context, shares = _attend(layer, call, leaves, added)
         d_out, d_shares = (*call.adjoints, None)[:2]
         reached, ways = [], []
         if d_out is not None:
@@ -134,7 +134,7 @@ def _projections(layer: Any, call: Call) -> tuple[list[Tensor], list[Tensor | No
 
 def _attend(
     layer: Any,
-    given: Mapping[str, Any],
+    call: Call,
     projected: list[Tensor],
     added: list[Tensor],
 ) -> tuple[Tensor, Tensor]:
@@ -150,11 +150,12 @@ def _attend(
         k, v = (F.pad(x, (0, 0, 0, 1)) for x in (k, v))
     heads, extra = layer.num_heads, k.shape[1]
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    given = call.given
     need_weights = given.get("need_weights", True)
     padding, causal = given.get("key_padding_mask"), given.get("is_causal", False)
     hint = causal and padding is None and not need_weights
     mask = None if hint else _mask(given.get("attn_mask"), padding, q, extra)
-    dropout = layer.dropout if layer.training else 0.0
+    dropout = layer.dropout if call.training else 0.0
     if not need_weights:
         context = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=hint)
         return context.transpose(1, 2).flatten(2), q.new_empty(0)

@@ -1,5 +1,6 @@
 """``nn.Bilinear``: linear in the products of its two inputs."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,8 +10,10 @@ from spectral_mlops.hooks.rows import (
     Call,
     RowRule,
     Rows,
+    first,
     register_rows,
     samples_first,
+    size_of,
     widen,
 )
 
@@ -19,13 +22,15 @@ from spectral_mlops.hooks.rows import (
 class BilinearRows(RowRule):
     """``z_o = xᵀ W_o y + b_o``: A holds the products ``x_i y_j``, ``d_in = I·J``."""
 
-    def batched(self, layer: Any, inputs: tuple[Any, ...], batch_dim: int) -> bool:
-        """Whether there is an axis ``batch_dim`` before the features."""
-        return inputs[0].ndim - 1 > batch_dim
+    def batch_size(
+        self, layer: Any, given: Mapping[str, Any], batch_dim: int
+    ) -> int | None:
+        """``batch_dim`` must stand before the features."""
+        return size_of(first(given), batch_dim, trailing=1)
 
     def rows(self, layer: Any, call: Call) -> Rows:
         """Form the products of each row."""
-        first, second = (*call.args, *call.kwargs.values())
+        first, second = call.given["input1"], call.given["input2"]
         x, y = (samples_first(widen(z), call.batch_dim) for z in (first, second))
         return Rows(
             torch.einsum("nsi,nsj->nsij", x, y).flatten(2),

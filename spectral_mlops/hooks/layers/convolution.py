@@ -6,6 +6,7 @@ channels there are ``G`` independent maps (*blocks*) of ``C_in/G · k`` inputs a
 ``C_out/G`` outputs.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -18,8 +19,10 @@ from spectral_mlops.hooks.rows import (
     Call,
     Factored,
     RowRule,
+    first,
     refuse_above,
     register_rows,
+    size_of,
     widen,
 )
 
@@ -225,9 +228,11 @@ class ConvolutionRows(Factored):
 class ConvolutionRule(RowRule):
     """The batch axis is the first, whatever the model's own is."""
 
-    def batched(self, layer: Any, inputs: tuple[Any, ...], batch_dim: int) -> bool:
-        """Whether there is an axis before channels and positions."""
-        return inputs[0].ndim == len(layer.kernel_size) + 2
+    def batch_size(
+        self, layer: Any, given: Mapping[str, Any], batch_dim: int
+    ) -> int | None:
+        """The first of two axes and the positions."""
+        return size_of(first(given), 0, len(layer.kernel_size) + 1)
 
     def rows(self, layer: Any, call: Call) -> ConvolutionRows:
         """Keep the input and the adjoint as they are."""

@@ -130,13 +130,18 @@ class EmbeddingBagRule(RowRule):
     each component of the adjoint to the member that has it.
     """
 
-    def batched(self, layer: Any, inputs: tuple[Any, ...], batch_dim: int) -> bool:
-        """Always: without an axis of members, offsets tell the bags."""
-        return True
+    def batch_size(
+        self, layer: Any, given: Mapping[str, Any], batch_dim: int
+    ) -> int | None:
+        """Without an axis of members, offsets tell the bags."""
+        x = given["input"]
+        if x.ndim == 2:
+            return len(x)
+        return len(given["offsets"]) - bool(layer.include_last_offset)
 
     def rows(self, layer: Any, call: Call) -> EmbeddingRows:
         """Lay the bags side by side, padded to the longest."""
-        index, weights, taken = _bags(layer, call.args, call.kwargs)
+        index, weights, taken = _bags(layer, call.given)
         if layer.padding_idx is not None:
             taken = taken & (index != layer.padding_idx)
         if layer.mode == "max":
@@ -157,12 +162,8 @@ def _frequency(index: Tensor, entries: int, at: Tensor | None = None) -> Tensor:
     return count[index if at is None else at].clamp(min=1).unsqueeze(-1)
 
 
-def _bags(
-    layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[Tensor, Tensor, Tensor]:
+def _bags(layer: Any, given: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     """Return indices, weights and whether there is a member, each ``[N, longest]``."""
-    given = dict(zip(("input", "offsets", "per_sample_weights"), args, strict=False))
-    given |= kwargs
     flat: Tensor = given["input"]
     weights = given.get("per_sample_weights")
     weights = torch.ones_like(flat, dtype=torch.float64) if weights is None else weights

@@ -1,5 +1,6 @@
 """``nn.Linear`` on inputs with any number of leading axes."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -8,8 +9,10 @@ from spectral_mlops.hooks.rows import (
     Call,
     RowRule,
     Rows,
+    first,
     register_rows,
     samples_first,
+    size_of,
     widen,
 )
 
@@ -18,9 +21,11 @@ from spectral_mlops.hooks.rows import (
 class LinearRows(RowRule):
     """``z = a Wᵀ + b``: leading axes other than the batch axis are positions."""
 
-    def batched(self, layer: Any, inputs: tuple[Any, ...], batch_dim: int) -> bool:
-        """Whether there is an axis ``batch_dim`` before the features."""
-        return inputs[0].ndim - 1 > batch_dim
+    def batch_size(
+        self, layer: Any, given: Mapping[str, Any], batch_dim: int
+    ) -> int | None:
+        """``batch_dim`` must stand before the features."""
+        return size_of(first(given), batch_dim, trailing=1)
 
     def rows(self, layer: Any, call: Call) -> Rows:
         """Flatten the leading axes."""

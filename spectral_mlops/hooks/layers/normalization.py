@@ -6,21 +6,32 @@ that of the whole batch, and rows are assigned by row, so that the groups still 
 up to the gradient.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spectral_mlops.hooks.rows import Call, RowRule, VectorRows, register_rows, widen
+from spectral_mlops.hooks.rows import (
+    Call,
+    RowRule,
+    VectorRows,
+    first,
+    register_rows,
+    size_of,
+    widen,
+)
 
 
 @register_rows(nn.LayerNorm, nn.RMSNorm)
 class LayerNormRows(RowRule):
     """Normalised over the last axes, which scale and shift have too."""
 
-    def batched(self, layer: Any, inputs: tuple[Any, ...], batch_dim: int) -> bool:
-        """Whether ``batch_dim`` lies before the normalised axes."""
-        return inputs[0].ndim - len(layer.normalized_shape) > batch_dim
+    def batch_size(
+        self, layer: Any, given: Mapping[str, Any], batch_dim: int
+    ) -> int | None:
+        """``batch_dim`` must stand before the normalised axes."""
+        return size_of(first(given), batch_dim, len(layer.normalized_shape))
 
     def rows(self, layer: Any, call: Call) -> VectorRows:
         """Sum over the axes between the batch axis and the normalised ones."""
@@ -42,9 +53,19 @@ class LayerNormRows(RowRule):
 class _ChannelRows(RowRule):
     """Layers on ``[N, C, *]`` with one scale and shift per channel."""
 
+    def state(self, layer: Any) -> Any:
+        """Stored statistics, where the call uses them; those of the backward pass.
+
+        NOTE: not a copy, as autograd takes none either: a call in training mode in
+        between writes to what its backward pass reads.
+        """
+        if layer.training or getattr(layer, "running_mean", None) is None:
+            return None
+        return layer.running_mean, layer.running_var
+
     def rows(self, layer: Any, call: Call) -> VectorRows:
         """Sum over positions."""
-        normal = _normalised(layer, widen(call.input))
+        normal = _normalised(layer, widen(call.input), call)
         return _scale_and_shift(layer, call.adjoint, normal, _over_positions)
 
 
@@ -52,9 +73,11 @@ class _ChannelRows(RowRule):
 class GroupNormRows(_ChannelRows):
     """Normalised over groups of channels and positions of one sample."""
 
-    def batched(self, layer: Any, inputs: tuple[Any, ...], batch_dim: int) -> bool:
-        """Always: the layer takes no call without a batch axis."""
-        return True
+    def batch_size(
+        self, layer: Any, given: Mapping[str, Any], batch_dim: int
+    ) -> int | None:
+        """The layer takes no call without a batch axis."""
+        return len(first(given))
 
 
 @register_rows(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -66,10 +89,12 @@ class BatchNormRows(GroupNormRows):
 class InstanceNormRows(_ChannelRows):
     """Normalised over the positions of one sample and channel."""
 
-    def batched(self, layer: Any, inputs: tuple[Any, ...], batch_dim: int) -> bool:
-        """Whether there is an axis before channels and positions."""
+    def batch_size(
+        self, layer: Any, given: Mapping[str, Any], batch_dim: int
+    ) -> int | None:
+        """The axis before channels and positions."""
         positions = {nn.InstanceNorm1d: 1, nn.InstanceNorm2d: 2, nn.InstanceNorm3d: 3}
-        return inputs[0].ndim == positions[type(layer)] + 2
+        return size_of(first(given), 0, positions[type(layer)] + 1)
 
 
 def uses_batch_statistics(module: nn.Module) -> bool:
@@ -79,18 +104,16 @@ def uses_batch_statistics(module: nn.Module) -> bool:
     return module.training or module.running_mean is None
 
 
-def _normalised(layer: Any, x: Tensor) -> Tensor:
+def _normalised(layer: Any, x: Tensor, call: Call) -> Tensor:
     """Return ``x̂``, the input of scale and shift."""
     if isinstance(layer, nn.GroupNorm):
         return F.group_norm(x, layer.num_groups, eps=layer.eps)
-    batch = isinstance(layer, nn.modules.batchnorm._BatchNorm)
-    stored = layer.running_mean is not None and not layer.training
-    if not batch and not stored:
-        return F.instance_norm(x, eps=layer.eps)
-    if not stored:
+    if call.state is not None:
+        mean, variance = (widen(v) for v in call.state)
+        return F.batch_norm(x, mean, variance, training=False, eps=layer.eps)
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
         return F.batch_norm(x, None, None, training=True, eps=layer.eps)
-    mean, variance = (widen(v) for v in (layer.running_mean, layer.running_var))
-    return F.batch_norm(x, mean, variance, training=False, eps=layer.eps)
+    return F.instance_norm(x, eps=layer.eps)
 
 
 def _over_positions(product: Tensor) -> Tensor:

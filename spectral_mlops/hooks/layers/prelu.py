@@ -1,10 +1,19 @@
 """``nn.PReLU``: one slope, or one per channel (axis 1)."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from spectral_mlops.hooks.rows import Call, RowRule, VectorRows, register_rows, widen
+from spectral_mlops.hooks.rows import (
+    Call,
+    RowRule,
+    VectorRows,
+    first,
+    register_rows,
+    size_of,
+    widen,
+)
 
 
 @register_rows(nn.PReLU)
@@ -18,9 +27,13 @@ class PReLURows(RowRule):
             product = product.movedim(call.batch_dim, 0)
             return VectorRows({"weight": product.flatten(1).sum(1, keepdim=True)})
         # The channels stand on axis 1 of the call: the batch must stand on axis 0.
-        return VectorRows({"weight": product.flatten(2).sum(2)})
+        return VectorRows(
+            {"weight": product.flatten(2).sum(2) if product.ndim > 2 else product}
+        )
 
-    def batched(self, layer: Any, inputs: tuple[Any, ...], batch_dim: int) -> bool:
-        """Whether there is an axis ``batch_dim``, which cannot be the channels'."""
+    def batch_size(
+        self, layer: Any, given: Mapping[str, Any], batch_dim: int
+    ) -> int | None:
+        """Channels stand on axis 1: the batch must then stand on axis 0."""
         shared = layer.num_parameters == 1
-        return inputs[0].ndim > (batch_dim if shared else 1)
+        return size_of(first(given), batch_dim if shared else 0, int(not shared))

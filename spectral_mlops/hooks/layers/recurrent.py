@@ -57,17 +57,23 @@ class RecurrentRule(RowRule):
             for name in _names(layer, suffix)
         }
 
-    def batched(self, layer: Any, inputs: tuple[Any, ...], batch_dim: int) -> bool:
-        """Whether the input has three axes, or is packed."""
-        return isinstance(inputs[0], PackedSequence) or inputs[0].ndim == 3
+    def batch_size(
+        self, layer: Any, given: Mapping[str, Any], batch_dim: int
+    ) -> int | None:
+        """Of three axes the one that ``batch_first`` says, or what is packed."""
+        x = given["input"]
+        if isinstance(x, PackedSequence):
+            return int(x.batch_sizes[0])
+        return x.shape[0 if layer.batch_first else 1] if x.ndim == 3 else None
 
     def draws(self, layer: Any) -> bool:
         """Whether there is dropout between layers."""
         return layer.training and layer.dropout > 0 and layer.num_layers > 1
 
-    def hidden(self, layer: Any, inputs: tuple[Any, ...]) -> str:
+    def hidden(self, layer: Any, given: Mapping[str, Any]) -> str:
         """CuDNN draws the dropout between layers from a state of its own."""
-        data = inputs[0].data if isinstance(inputs[0], PackedSequence) else inputs[0]
+        x = given["input"]
+        data = x.data if isinstance(x, PackedSequence) else x
         fused = data.is_cuda and torch.backends.cudnn.enabled
         return (
             "cuDNN hides the dropout between layers"
@@ -77,7 +83,7 @@ class RecurrentRule(RowRule):
 
     def rows(self, layer: Any, call: Call) -> dict[str, Contributions]:
         """Go up through the layers for the states, and down for the adjoints."""
-        given = dict(zip(("input", "hx"), call.args, strict=False)) | dict(call.kwargs)
+        given = call.given
         x, lengths = _time_first(layer, call, given["input"])
         samples = _Samples(lengths, len(x))
         first = _first_states(layer, call, given.get("hx"), x)
