@@ -18,6 +18,7 @@ layer (a subclass may compute something else), and extended from outside by
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -232,6 +233,42 @@ class Rows(Factored):
     def factors(self, max_bytes: int = MAX_BYTES) -> tuple[Tensor, Tensor]:
         """The rows themselves."""
         return self.activation, self.adjoint
+
+
+@dataclass(frozen=True, eq=False)
+class LaterRows(Contributions):
+    """Contributions that are formed once somebody asks for them.
+
+    For what depends on the call's own tensors alone, and has no spectrum.
+    """
+
+    samples: int
+    make: Callable[[], Contributions]
+
+    def __len__(self) -> int:
+        return self.samples
+
+    @cached_property
+    def formed(self) -> Contributions:
+        """The contributions."""
+        with torch.no_grad():
+            return self.make()
+
+    def choose(self, samples: Tensor) -> Any:
+        """See `Contributions`."""
+        return self.formed.choose(samples)
+
+    def fold(self, k: int) -> Any:
+        """See `Contributions`."""
+        return self.formed.fold(k)
+
+    def plus(self, later: Self) -> Self:
+        """See `Contributions`."""
+        return replace(self, make=lambda: self.formed.plus(later.formed))
+
+    def gradients(self) -> dict[str, Tensor]:
+        """See `Contributions`."""
+        return self.formed.gradients()
 
 
 @dataclass(frozen=True, eq=False)

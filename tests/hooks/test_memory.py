@@ -1,5 +1,7 @@
 """What watching holds on to, in numbers."""
 
+import ctypes
+import gc
 import os
 import resource
 import subprocess
@@ -18,7 +20,9 @@ MIB = 2**20
 
 
 def resident() -> float:
-    """Resident memory of this process in MiB."""
+    """Resident memory of this process in MiB, without what is free already."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / MIB
 
@@ -56,7 +60,7 @@ def test_ten_thousand_watched_steps_hold_no_more_than_two_hundred():
             monitor.collect()
         if step in (200, 10_000):
             after[step] = resident()
-    assert after[10_000] - after[200] < 4, after
+    assert after[10_000] - after[200] < 2, after
 
 
 VOLUMES = """
@@ -74,7 +78,7 @@ x = torch.randn(4, 8, 121, 145, 121)
 if sys.argv[1] == "watched":
     with capture(model, ["a", "b", "a", "b"]) as captured:
         model(x).square().sum().backward()
-    assert max(captured.additivity_error().values()) < 1e-5
+    assert max(captured.additivity_error().values()) < 1e-4  # sums of 8 million
     assert len(captured.spectra()) == 18
 else:
     model(x).square().sum().backward()

@@ -7,6 +7,7 @@ up to the gradient.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from torch.nn import functional as F
 
 from spectral_mlops.hooks.rows import (
     Call,
+    Contributions,
+    LaterRows,
     RowRule,
     VectorRows,
     first,
@@ -33,7 +36,12 @@ class LayerNormRows(RowRule):
         """``batch_dim`` must stand before the normalised axes."""
         return size_of(first(given), batch_dim, len(layer.normalized_shape))
 
-    def rows(self, layer: Any, call: Call) -> VectorRows:
+    def rows(self, layer: Any, call: Call) -> LaterRows:
+        """Form them when they are asked for."""
+        samples = call.adjoint.shape[call.batch_dim]
+        return LaterRows(samples, partial(self._rows, layer, call))
+
+    def _rows(self, layer: Any, call: Call) -> VectorRows:
         """Sum over the axes between the batch axis and the normalised ones."""
         x, shape = widen(call.input), layer.normalized_shape
         normal = (
@@ -63,7 +71,13 @@ class _ChannelRows(RowRule):
             return None
         return layer.running_mean, layer.running_var
 
-    def rows(self, layer: Any, call: Call) -> VectorRows:
+    def rows(self, layer: Any, call: Call) -> Contributions:
+        """Form them when they are asked for, if nothing can change until then."""
+        if call.state is not None:
+            return self._rows(layer, call)
+        return LaterRows(len(call.adjoint), partial(self._rows, layer, call))
+
+    def _rows(self, layer: Any, call: Call) -> VectorRows:
         """Sum over positions."""
         normal = _normalised(layer, widen(call.input), call)
         return _scale_and_shift(layer, call.adjoint, normal, _over_positions)
