@@ -20,7 +20,6 @@ threads costs a hundred times that where cores are busy (`products`).
 """
 
 import numpy as np
-import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -108,6 +107,8 @@ def _eigen_root(gram: Tensor) -> Tensor:
 
 def _gesvd(matrix: Tensor) -> Tensor:
     """LAPACK's ``gesvd``, another algorithm; NaN where it fails too."""
+    import scipy.linalg  # rarely needed, and slow to import
+
     try:
         values = scipy.linalg.svd(
             matrix.numpy(), compute_uv=False, lapack_driver="gesvd", check_finite=True
