@@ -74,7 +74,10 @@ class Unwatched:
 
 
 class Watched(Unwatched):
-    """Every step watched: all three quantities, all groups, not the pooled one."""
+    """Every step watched: all three quantities, all groups, not the pooled one.
+
+    Adjoints and gradients of recurrent and attention layers per gate and head.
+    """
 
     schedule: Callable[[int, int], bool] | None = None
 
@@ -83,7 +86,11 @@ class Watched(Unwatched):
     ) -> None:
         super().__init__(case, device, autocast)
         self.monitor = SpectralMonitor(
-            self.model, every=1, schedule=self.schedule, pooled=False
+            self.model,
+            every=1,
+            schedule=self.schedule,
+            pooled=False,
+            gates="apart",
         )
 
     def around(self) -> AbstractContextManager[object]:

@@ -119,7 +119,7 @@ class Recorder:
         self._handles: list[RemovableHandle] = []
         self._on_layers: list[RemovableHandle] = []
         self._states: dict[int, list[RandomState]] = {}
-        self._nodes: dict[str, list[Any]] = {}
+        self._learning: dict[str, list[nn.Parameter]] = {}
         self._given: set[int] = set()
         self._labellings = {id(labelling)}
 
@@ -134,7 +134,7 @@ class Recorder:
         for site in self._sites:
             if site.rule is not None:
                 own = list(trained_parameters(site).values())
-                self._nodes[site.name] = [get_gradient_edge(p).node for p in own]
+                self._learning[site.name] = own
                 if site.rule.together and own:
                     # All adjoints have arrived before any weight's gradient does,
                     # and no optimizer can have changed a weight yet.
@@ -158,7 +158,7 @@ class Recorder:
                 while handles:
                     handles.pop().remove()
             self._states.clear()
-            self._nodes.clear()
+            self._learning.clear()
             self._replay.release()
 
     def _attach_layers(self) -> None:
@@ -398,8 +398,8 @@ class Recorder:
                 "use_reentrant=False"
             )
             return False
-        nodes = self._nodes[call.site.name]
-        return not nodes or any(map(will_execute, nodes))
+        own = self._learning[call.site.name]
+        return not own or any(will_execute(get_gradient_edge(p).node) for p in own)
 
     def _receive(
         self, call: Watched, i: int, outputs: int, anchor: Anchor, gradient: Tensor
@@ -410,7 +410,7 @@ class Recorder:
         wide = widen(gradient)
         adjoint = wide if self.scale is None else wide / self.scale
         assert call.site.rule is not None
-        if not (call.site.rule.together and self._nodes[call.site.name]):
+        if not (call.site.rule.together and self._learning[call.site.name]):
             self._take(call, tuple(adjoint if k == i else None for k in range(outputs)))
             return
         before = call.waiting.get(i)
