@@ -365,7 +365,7 @@ def _under_relabelling(
     for seen in observed:
         kept = next((x for x in seen.layers if x.name == layer), None)
         if kept is None or kept.reason:
-            return None, kept.reason if kept else "replayed: no factors for a null"
+            return None, kept.reason if kept else "no factors of its own for a null"
         person = torch.tensor([place.get(i, len(place)) for i in seen.subjects])
         factors = _weighted(kept, person)
         values = relabelled_divergence(

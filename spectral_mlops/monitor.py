@@ -616,10 +616,13 @@ def _observe_layer(layer: LayerRows) -> ObservedLayer:
     activations, adjoints, samples = [], [], []
     for who, rows in layer.calls:
         activation, adjoint = rows.factors()
-        numbers = torch.arange(starts[who], starts[who] + who.size)
-        samples.append(numbers.repeat_interleave(activation.shape[1]))
-        activations.append(activation.flatten(0, 1))
-        adjoints.append(adjoint.flatten(0, 1))
+        taken = torch.ones(activation.shape[:2], dtype=torch.bool)
+        if isinstance(rows, Rows) and rows.taken is not None:
+            taken = rows.taken.cpu()
+        numbers = torch.arange(starts[who], starts[who] + who.size).unsqueeze(1)
+        samples.append(numbers.expand(taken.shape)[taken])
+        activations.append(activation[taken.to(activation.device)])
+        adjoints.append(adjoint[taken.to(adjoint.device)])
     return ObservedLayer.reduce(
         layer.layer, torch.cat(activations), torch.cat(adjoints), torch.cat(samples)
     )

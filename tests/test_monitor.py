@@ -286,6 +286,30 @@ def test_probe_refuses_no_people_and_a_loss_without_function():
         monitor.probe([], adjoint="loss")
 
 
+def test_padded_steps_weigh_nothing_in_a_comparison():
+    class Packed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gru = nn.GRU(3, 4, batch_first=True)
+            self.output = nn.Linear(4, 2)
+
+        def forward(self, x):
+            steps = nn.utils.rnn.pack_padded_sequence(
+                x.unflatten(1, (3, 3)), lengths, True, enforce_sorted=False
+            )
+            return self.output(self.gru(steps)[1][0])
+
+    x, y, _, who = people()
+    lengths = torch.arange(len(x)) % 3 + 1
+    torch.manual_seed(0)
+    result = SpectralMonitor(Packed()).probe([(x, y, {"dx": y}, who)])
+    kept = {layer.name: layer for layer in result._observed[0].layers}
+    rows = kept["gru.weight_hh_l0"].sample.bincount()
+    assert rows.tolist() == lengths.tolist()
+    table = result.divergences(19)
+    assert table[table["layer"].str.startswith("gru")]["p"].notna().all()
+
+
 def test_a_model_without_rows_is_described_by_replay():
     class Own(nn.LSTM):
         pass

@@ -323,7 +323,7 @@ class _Paired(_Measured):
         self._activation = _side_by_side([(w, r.activation) for w, r in calls])
         self._adjoint = _side_by_side([(w, r.adjoint[..., columns]) for w, r in calls])
         self.shape = self._activation.shape[-1], self._adjoint.shape[-1]
-        self._positions = _positions(calls)
+        self._positions = _summed([(who, r.row_counts("")) for who, r in calls])
 
     def factors(self, name: Any, people: _People) -> list[LayerFactors]:
         return [
@@ -437,16 +437,6 @@ def _side_by_side(calls: Sequence[tuple[Labelling, Tensor]]) -> Tensor:
             for rows in joined
         ],
         -3,
-    )
-
-
-def _positions(calls: Sequence[tuple[Labelling, Rows]]) -> Tensor:
-    """Number of rows of each sample, over all calls."""
-    return _summed(
-        [
-            (who, torch.full((len(rows),), rows.activation.shape[1]))
-            for who, rows in calls
-        ]
     )
 
 

@@ -167,6 +167,7 @@ class Rows(Factored):
         bias: Name of the parameter whose gradient is the sum of ``Δ``, if any.
         sections: Columns of ``d_out`` that mean something by themselves (gates,
             heads), by name.
+        taken: Which rows are no padding, ``[N, S]``; all if None. The others are zero.
     """
 
     activation: Tensor
@@ -174,6 +175,7 @@ class Rows(Factored):
     weight: str = "weight"
     bias: str | None = None
     sections: Mapping[str, slice] = field(default_factory=dict)
+    taken: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.activation)
@@ -181,7 +183,12 @@ class Rows(Factored):
     def choose(self, samples: Tensor) -> Self:
         """See `Contributions`."""
         at = samples.to(self.activation.device)
-        return replace(self, activation=self.activation[at], adjoint=self.adjoint[at])
+        return replace(
+            self,
+            activation=self.activation[at],
+            adjoint=self.adjoint[at],
+            taken=None if self.taken is None else self.taken[at],
+        )
 
     def fold(self, k: int) -> Self:
         """Join ``k`` consecutive rows of the batch axis along ``S``."""
@@ -189,7 +196,8 @@ class Rows(Factored):
         a, d = (
             x.reshape(size // k, k * s, -1) for x in (self.activation, self.adjoint)
         )
-        return replace(self, activation=a, adjoint=d)
+        taken = None if self.taken is None else self.taken.reshape(size // k, k * s)
+        return replace(self, activation=a, adjoint=d, taken=taken)
 
     def plus(self, later: Self) -> Self:
         """See `Contributions`."""
@@ -222,7 +230,9 @@ class Rows(Factored):
         return self.activation.nbytes + self.adjoint.nbytes
 
     def row_counts(self, side: str) -> Tensor:
-        """``S`` for every sample."""
+        """``S`` for every sample, less its padding."""
+        if self.taken is not None:
+            return self.taken.sum(1).cpu()
         return torch.full((len(self),), self.activation.shape[1])
 
     def matrices(self) -> Tensor:

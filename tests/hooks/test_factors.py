@@ -165,6 +165,20 @@ def test_gates_stand_apart_or_beside():
                 assert s.shape == (4, 4)
 
 
+def test_padded_steps_are_no_rows():
+    torch.manual_seed(3)
+    layer = nn.GRU(3, 4, batch_first=True).double()
+    lengths = torch.tensor([2, 5, 1, 4, 3])
+    packed = nn.utils.rnn.pack_padded_sequence(
+        torch.randn(5, 5, 3).double(), lengths, True, enforce_sorted=False
+    )
+    with capture(layer, LABELS) as captured:
+        layer(packed)[0].data.square().sum().backward()
+    found = {(s.quantity, s.group): s.rows for s in captured.spectra()}
+    assert {found[quantity, "a"] for quantity, _ in found} == {2 + 4}
+    assert {found[quantity, "b"] for quantity, _ in found} == {5 + 1 + 3}
+
+
 def test_heads_stand_apart():
     torch.manual_seed(2)
     layer = nn.MultiheadAttention(6, 2, batch_first=True).double()

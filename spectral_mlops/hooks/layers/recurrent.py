@@ -180,30 +180,34 @@ class _Samples:
     """The lengths of sequences that lie side by side, ``[T, N, *]``."""
 
     def __init__(self, lengths: Tensor | None, steps: int) -> None:
-        self._lengths, self._steps = lengths, steps
+        self.lengths, self._steps = lengths, steps
 
     def reversed(self, x: Tensor) -> Tensor:
         """Turn each sequence around within its own length."""
-        if self._lengths is None:
+        if self.lengths is None:
             return x.flip(0)
         time = torch.arange(self._steps, device=x.device).unsqueeze(1)
-        back = self._lengths.to(x.device) - 1 - time  # [T, N]
+        back = self.lengths.to(x.device) - 1 - time  # [T, N]
         index = torch.where(back >= 0, back, time)
         return x.gather(0, index.unsqueeze(-1).expand_as(x))
 
     def at_end(self, x: Tensor, last: Tensor) -> Tensor:
         """Add ``last`` (``[N, H]``) to each sequence's last step."""
-        if self._lengths is None:
+        if self.lengths is None:
             return torch.cat([x[:-1], x[-1:] + last])
-        end = (self._lengths.to(x.device) - 1).view(1, -1, 1).expand(1, -1, x.shape[-1])
+        end = (self.lengths.to(x.device) - 1).view(1, -1, 1).expand(1, -1, x.shape[-1])
         return x.scatter_add(0, end, last.unsqueeze(0))
+
+    def taken(self) -> Tensor | None:
+        """Which steps are inside of their sequence, ``[N, T]``; None if all are."""
+        if self.lengths is None:
+            return None
+        return torch.arange(self._steps) < self.lengths.unsqueeze(1)
 
     def inside(self, x: Tensor) -> Tensor:
         """Make the steps past the end of each sequence zero."""
-        if self._lengths is None:
-            return x
-        time = torch.arange(self._steps, device=x.device).unsqueeze(1)
-        return x * (time < self._lengths.to(x.device)).unsqueeze(-1)
+        taken = self.taken()
+        return x if taken is None else x * taken.T.to(x.device).unsqueeze(-1)
 
 
 def _suffixes(layer: Any) -> list[str]:
@@ -356,5 +360,6 @@ def _parts(
             weight=f"weight_{kind}{suffix}",
             bias=f"bias_{kind}{suffix}" if biased else None,
             sections=gates if kind != "hr" else {},
+            taken=samples.taken(),
         )
     return parts
