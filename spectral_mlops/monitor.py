@@ -20,16 +20,15 @@ from spectral_mlops.hooks.context import capture
 from spectral_mlops.hooks.coverage import CoverageRow
 from spectral_mlops.hooks.groups import Groups, Labels
 from spectral_mlops.hooks.measure import (
-    LayerRows,
-    LoneMatrix,
     ReducedBatch,
-    Wanted,
     measure,
     reduce_batch,
     spectra_of,
 )
+from spectral_mlops.hooks.measured import LayerRows, LoneMatrix, Wanted
 from spectral_mlops.hooks.rows import Rows
 from spectral_mlops.hooks.survey import Survey
+from spectral_mlops.hooks.window import Window
 from spectral_mlops.inference.comparison import Comparison, to_divergences
 from spectral_mlops.probe import ProbeBatch, margin, undisturbed
 from spectral_mlops.records import (
@@ -46,6 +45,8 @@ from spectral_mlops.spectra.solver import Solver
 
 WAITING_BYTES = 32 * 2**20
 """Rows of one batch above which they are reduced at once, not beside training."""
+
+AGGREGATES = ("batch", "window")
 
 Strata = Mapping[str, Mapping[str, str]]
 LossFunction = Callable[[Any, Any], Tensor]
@@ -210,7 +211,9 @@ class SpectralMonitor:
         strict: Refuse a model that has parameters no rule covers.
         missing: What missing labels get: ``"raise"`` or ``"group"``.
         aggregate: ``"batch"``: a spectrum of each watched batch, then mean and
-            spread over the window.
+            spread over the window (from one `collect` to the next); ``"window"``:
+            one of the gradients and rows of all of them together. In distributed
+            training each process has its own.
         pooled: Also watch all samples together, as group ``all``.
         permutations: Relabellings computed by `collect`; 0 leaves them to
             ``EpochSpectra.divergences``.
@@ -249,8 +252,10 @@ class SpectralMonitor:
         seed: int = 0,
         epochs: Iterable[int] | None = None,
     ) -> None:
-        if aggregate != "batch":
-            raise InputError(f"aggregate='{aggregate}': only 'batch' is built so far.")
+        if aggregate not in AGGREGATES:
+            raise InputError(
+                f"aggregate='{aggregate}': choose {' or '.join(map(repr, AGGREGATES))}."
+            )
         if permutations < 0 or null_batches < 0:
             raise InputError(f"{permutations=}, {null_batches=}: not below zero.")
         self.model = model
@@ -282,6 +287,7 @@ class SpectralMonitor:
         self._active: capture | None = None
         self._pending: list[_Pending] = []
         self._solver = Solver()
+        self._window = Window() if aggregate == "window" else None
         self._observed: list[Observed] = []
         self._batches = 0
         self._survey = Survey(model, self._settings["layers"])
@@ -369,11 +375,14 @@ class SpectralMonitor:
         step = self._step - 1
         pending = _Pending(captured, self._pooled, step)
         layers = pending.layers
-        self._pending.append(pending)
-        if pending.may_wait:
-            self._solver.submit(pending.reduce, pending.nbytes)
+        if self._window is not None:
+            self._window.add(*pending.measurable)
         else:
-            self._solver.submit(pending.reduce())
+            self._pending.append(pending)
+            if pending.may_wait:
+                self._solver.submit(pending.reduce, pending.nbytes)
+            else:
+                self._solver.submit(pending.reduce())
         if layers and len(self._observed) < self._null_batches:
             self._observed.append(_observe(layers, trained_on=True))
         if self.additivity is None:
@@ -403,6 +412,8 @@ class SpectralMonitor:
         began = time.perf_counter()
         solved = self._solver.drain()
         spectra = spectra_of([pending.batch for pending in self._pending], solved)
+        if self._window is not None:
+            spectra = self._window.spectra()
         self._spend(began)
         result = EpochSpectra(
             number,
@@ -538,7 +549,7 @@ class _Pending:
         )
         on_cpu = all(not p.is_cuda for p in captured.model.parameters())
         self.may_wait = captured.lasts and on_cpu and self.nbytes <= WAITING_BYTES
-        self._captured, self._measurable = captured, measurable
+        self._captured, self.measurable = captured, measurable
 
     def reduce(self) -> list[Reduced]:
         """Reduce the rows, and let go of them.
@@ -547,13 +558,13 @@ class _Pending:
             CaptureError: If they were written to before.
         """
         with torch.no_grad():
-            self.batch = reduce_batch(*self._measurable)
+            self.batch = reduce_batch(*self.measurable)
         if not self._captured.unchanged():
             raise CaptureError(
                 "The input of a layer was changed in place after its batch, while "
                 "its spectra were computed: give the model an input of its own."
             )
-        del self.layers, self._measurable, self._captured
+        del self.layers, self.measurable, self._captured
         return self.batch.problems
 
 

@@ -1,0 +1,400 @@
+"""What is measured of each layer: its rows, by group, as the engine wants them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectral_mlops.errors import InputError
+from spectral_mlops.hooks.groups import Labelling
+from spectral_mlops.hooks.rows import Factored, Rows
+from spectral_mlops.records import POOLED, Quantity
+from spectral_mlops.spectra.groups import Groups
+from spectral_mlops.spectra.reduce import LayerFactors
+
+GATES = ("stacked", "apart", "both")
+MOST_ENTRIES = 4096
+"""Entries of an embedding whose Gram may be held."""
+
+
+@dataclass(frozen=True)
+class LayerRows:
+    """All rows of one layer in one context, or of several of them together.
+
+    Attributes:
+        layer: Name of the layer.
+        calls: Its calls, each with the labels of its samples.
+    """
+
+    layer: str
+    calls: list[tuple[Labelling, Factored]]
+
+    @property
+    def labellings(self) -> tuple[Labelling, ...]:
+        """Of the batches, each once; several calls may see one batch."""
+        return tuple(dict.fromkeys(labelling for labelling, _ in self.calls))
+
+
+@dataclass(frozen=True, eq=False)
+class LoneMatrix:
+    """Group gradients of one matrix, found without factors of its own.
+
+    Attributes:
+        parameter: Its name, which its records have as their layer.
+        labellings: Of the batches that it was found in.
+        gradients: ``{(grouping, group): gradient}``, shape ``[d_in, d_out]``.
+    """
+
+    parameter: str
+    labellings: tuple[Labelling, ...]
+    gradients: Mapping[tuple[str, str], Tensor]
+
+    def plus(self, other: "LoneMatrix") -> "LoneMatrix":
+        """Add what another batch found."""
+        sums = dict(self.gradients)
+        for key, gradient in other.gradients.items():
+            sums[key] = sums[key] + gradient if key in sums else gradient
+        both = dict.fromkeys((*self.labellings, *other.labellings))
+        return LoneMatrix(self.parameter, tuple(both), sums)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is measured of a batch.
+
+    Attributes:
+        quantities: Which spectra.
+        pooled: Whether to measure the pooled group ``all``.
+        patches: Whether a convolution's activation is that of its patches.
+        gates: One of `GATES`.
+        loss_scale: ``c``.
+        step: Written into the records.
+    """
+
+    quantities: tuple[Quantity, ...]
+    pooled: bool = True
+    patches: bool = False
+    gates: str = "stacked"
+    loss_scale: float = 1.0
+    step: int = 0
+
+
+class People:
+    """The groups of the samples of some batches, one after another."""
+
+    def __init__(self, labellings: tuple[Labelling, ...], pooled: bool) -> None:
+        self.labellings = labellings
+        self.starts = {}
+        self.size = 0
+        for who in labellings:
+            self.starts[who] = self.size
+            self.size += who.size
+        self.groups: list[tuple[str, str, Tensor]] = []
+        if pooled:
+            self.groups.append((POOLED, POOLED, torch.arange(self.size)))
+        for grouping in labellings[0].groupings:
+            names = sorted({g for who in labellings for g in who.groupings[grouping]})
+            for group in names:
+                members = [
+                    who.groupings[grouping][group] + self.starts[who]
+                    for who in labellings
+                    if group in who.groupings[grouping]
+                ]
+                self.groups.append((grouping, group, torch.cat(members)))
+
+    @cached_property
+    def engine(self) -> Groups:
+        """The same for the engine."""
+        return Groups(self.size, [members for _, _, members in self.groups])
+
+    @cached_property
+    def subjects(self) -> list[int]:
+        """Number of different people in each group."""
+        who = [person for labels in self.labellings for person in labels.subjects]
+        return [len({who[i] for i in m.tolist()}) for _, _, m in self.groups]
+
+    def within(self, labelling: Labelling, grouping: str, group: str) -> Tensor:
+        """Return the samples of one batch that are in a group."""
+        if grouping == POOLED:
+            return torch.arange(labelling.size)
+        nobody = torch.empty(0, dtype=torch.int64)
+        return labelling.groupings[grouping].get(group, nobody)
+
+    def formed(self, of_group: Mapping[tuple[str, str], Tensor]) -> Tensor:
+        """Stack what was formed per group; the pooled group is their sum.
+
+        Args:
+            of_group: ``{(grouping, group): matrix}``, any shape; absent ones are
+                zero.
+        """
+        zero = torch.zeros_like(next(iter(of_group.values())))
+        first = next(name for name, _, _ in self.groups if name != POOLED)
+        parts = [x for (grouping, _), x in of_group.items() if grouping == first]
+        whole = {(POOLED, POOLED): torch.stack(parts).sum(0)} if parts else {}
+        together = {**whole, **of_group}
+        return torch.stack([together.get((a, b), zero) for a, b, _ in self.groups])
+
+
+class Measured(ABC):
+    """One name that records will have as their layer, with its factors."""
+
+    name: str
+    shape: tuple[int, int]
+    quantities: tuple[Quantity, ...]
+
+    @abstractmethod
+    def factors(self, name: Any, people: People) -> list[LayerFactors]:
+        """Return what the engine gets."""
+
+    @abstractmethod
+    def rows(self, quantity: Quantity, members: Tensor) -> int:
+        """Return the number of factor rows of a group."""
+
+    @abstractmethod
+    def sums(self, quantity: Quantity, people: People) -> Tensor:
+        """Return what adds up over batches, per group, float64.
+
+        The gradient ``[G, blocks, d_in, d_out]``, or the Gram ``[G, blocks, d, d]`` of
+        a factor's columns.
+        """
+
+    def counted(self, quantity: Quantity, members: Tensor) -> Tensor | None:
+        """Return the spectrum itself, where it needs no solving."""
+        return None
+
+
+class _Lone(Measured):
+    def __init__(self, matrix: LoneMatrix) -> None:
+        self.name, self._matrix = matrix.parameter, matrix
+        d_in, d_out = next(iter(matrix.gradients.values())).shape
+        self.shape, self.quantities = (d_in, d_out), ("gradient",)
+
+    def factors(self, name: Any, people: People) -> list[LayerFactors]:
+        formed = people.formed(self._matrix.gradients)
+        return [LayerFactors(name, gradient=formed, quantities=("gradient",))]
+
+    def rows(self, quantity: Quantity, members: Tensor) -> int:
+        return len(members)
+
+    def sums(self, quantity: Quantity, people: People) -> Tensor:
+        return people.formed(self._matrix.gradients).double().unsqueeze(1)
+
+
+class _Paired(Measured):
+    """Rows of A and Δ that belong together, or one section of Δ's columns."""
+
+    def __init__(
+        self,
+        layer: LayerRows,
+        quantities: tuple[Quantity, ...],
+        section: str = "",
+    ) -> None:
+        self.name = f"{layer.layer}.{section}" if section else layer.layer
+        self.quantities = quantities
+        calls = [(who, rows) for who, rows in layer.calls if isinstance(rows, Rows)]
+        columns = calls[0][1].sections[section] if section else slice(None)
+        self._activation = _side_by_side([(w, r.activation) for w, r in calls])
+        self._adjoint = _side_by_side([(w, r.adjoint[..., columns]) for w, r in calls])
+        self.shape = self._activation.shape[-1], self._adjoint.shape[-1]
+        self._positions = _summed([(who, r.row_counts("")) for who, r in calls])
+
+    def factors(self, name: Any, people: People) -> list[LayerFactors]:
+        return [
+            LayerFactors(
+                name, self._activation, self._adjoint, quantities=self.quantities
+            )
+        ]
+
+    def rows(self, quantity: Quantity, members: Tensor) -> int:
+        return int(self._positions[members].sum())
+
+    def sums(self, quantity: Quantity, people: People) -> Tensor:
+        left = self._adjoint if quantity == "adjoint" else self._activation
+        right = self._activation if quantity == "activation" else self._adjoint
+        found = []
+        for _, _, members in people.groups:
+            at = members.to(left.device)
+            a, d = (x[at].flatten(0, 1).double() for x in (left, right))
+            found.append((a.mT @ d).unsqueeze(0))
+        return torch.stack(found)
+
+
+class _Unpaired(Measured):
+    """Factors with rows of their own (convolutions, embeddings)."""
+
+    def __init__(
+        self, layer: LayerRows, quantities: tuple[Quantity, ...], patches: bool
+    ) -> None:
+        self.name, self.quantities = layer.layer, quantities
+        self._layer, self._patches = layer, patches
+        self.shape = layer.calls[0][1].shape
+
+    def factors(self, name: Any, people: People) -> list[LayerFactors]:
+        calls = self._layer.calls
+        activation = adjoint = gradient = None
+        solved = [q for q in self.quantities if not self._is_counted(q)]
+        if "activation" in solved:
+            rows = [(who, x.activation_rows(self._patches)) for who, x in calls]
+            activation = _side_by_side(rows)
+        if "adjoint" in solved:
+            adjoint = _side_by_side([(who, x.adjoint_rows()) for who, x in calls])
+        if "gradient" in solved:
+            gradient = self._gradient(people)
+        return [LayerFactors(name, activation, adjoint, gradient, tuple(solved))]
+
+    def rows(self, quantity: Quantity, members: Tensor) -> int:
+        side = "activation" if quantity == "activation" and not self._patches else ""
+        per_sample = [(who, x.row_counts(side)) for who, x in self._layer.calls]
+        return int(_summed(per_sample)[members].sum())
+
+    def counted(self, quantity: Quantity, members: Tensor) -> Tensor | None:
+        table = self._table
+        if table is None or not self._is_counted(quantity):
+            return None
+        chosen = table[torch.isin(table[:, 0], members)]
+        counts = torch.bincount(chosen[:, 1], minlength=1).sort(descending=True).values
+        return counts[: min(len(chosen), self.shape[0])].to(torch.float64).sqrt()
+
+    def sums(self, quantity: Quantity, people: People) -> Tensor:
+        if quantity == "gradient":
+            return self._gradient(people).double()
+        if self._is_counted(quantity) and self.shape[0] > MOST_ENTRIES:
+            raise InputError(
+                f"Layer '{self.name}' has {self.shape[0]} entries, too many for the "
+                "activations of a window: leave it out by layers=, or activations by "
+                "quantities=, or take aggregate='batch'."
+            )
+        found = []
+        for grouping, group, _ in people.groups:
+            grams = []
+            for who, rows in self._layer.calls:
+                for i in people.within(who, grouping, group):  # volumes are large
+                    one = rows.choose(i.reshape(1))
+                    x = (
+                        one.adjoint_rows()
+                        if quantity == "adjoint"
+                        else one.activation_rows(self._patches)
+                    )
+                    x = x.flatten(1, 2).double()
+                    grams.append(x.mT @ x)
+            width = self._width(quantity)
+            blank = torch.zeros(*width, width[-1], dtype=torch.float64)
+            found.append(sum(grams, blank))
+        return torch.stack(found)
+
+    def _gradient(self, people: People) -> Tensor:
+        """Group gradients, ``[G, blocks, d_in, d_out]``."""
+        of_group = {
+            (grouping, group): torch.stack(
+                [
+                    rows.choose(people.within(who, grouping, group)).matrices()
+                    for who, rows in self._layer.calls
+                ]
+            ).sum(0)
+            for grouping, group, _ in people.groups
+            if grouping != POOLED
+        }
+        if not of_group:  # nobody at all
+            of_group = {("", ""): torch.zeros(1, *self.shape)}
+        return people.formed(of_group)
+
+    def _width(self, quantity: Quantity) -> tuple[int, int]:
+        """Blocks and columns of a factor."""
+        rows = self._layer.calls[0][1].choose(torch.empty(0, dtype=torch.int64))
+        adjoint = quantity == "adjoint"
+        x = rows.adjoint_rows() if adjoint else rows.activation_rows(self._patches)
+        return x.shape[0], x.shape[-1]
+
+    def _is_counted(self, quantity: Quantity) -> bool:
+        return quantity == "activation" and self._table is not None
+
+    @cached_property
+    def _table(self) -> Tensor | None:
+        """Samples and entries, ``[r, 2]``, where rows of A are one-hot."""
+        starts, total, tables = {}, 0, []
+        for who in self._layer.labellings:
+            starts[who] = total
+            total += who.size
+        for who, rows in self._layer.calls:
+            entries = rows.entries()
+            if entries is None:
+                return None
+            tables.append(entries + torch.tensor([starts[who], 0]))
+        return torch.cat(tables)
+
+
+def _measured_layer(
+    layer: LayerRows, wanted: Wanted, elsewhere: bool
+) -> Iterator[Measured]:
+    """Yield the names under which one layer is measured."""
+    quantities = tuple(q for q in wanted.quantities if q != "gradient" or not elsewhere)
+    first = layer.calls[0][1]
+    if not isinstance(first, Rows):
+        yield _Unpaired(layer, quantities, wanted.patches)
+        return
+    own = tuple(q for q in quantities if q != "activation")
+    apart = wanted.gates != "stacked" and first.sections and own
+    if wanted.gates == "apart" and apart:
+        quantities = tuple(q for q in quantities if q == "activation")
+    if quantities:
+        yield _Paired(layer, quantities)
+    for section in first.sections if apart else ():
+        yield _Paired(layer, own, section)
+
+
+def measured_of(
+    layers: Iterable[LayerRows],
+    lone: Iterable[LoneMatrix],
+    wanted: Wanted,
+    elsewhere: Set[str],
+) -> list[tuple[People, list[Measured]]]:
+    """Sort what is measured by the batches it was seen in.
+
+    Args:
+        layers: Their rows.
+        lone: Matrices without factors.
+        wanted: What is measured.
+        elsewhere: Layers whose product of factors is no parameter's gradient.
+    """
+    by_labels: dict[tuple[Labelling, ...], list[Measured]] = {}
+    for layer in layers:
+        by_labels.setdefault(layer.labellings, []).extend(
+            _measured_layer(layer, wanted, layer.layer in elsewhere)
+        )
+    if "gradient" in wanted.quantities:
+        for matrix in lone:
+            by_labels.setdefault(matrix.labellings, []).append(_Lone(matrix))
+    return [(People(who, wanted.pooled), found) for who, found in by_labels.items()]
+
+
+def _side_by_side(calls: Sequence[tuple[Labelling, Tensor]]) -> Tensor:
+    """Join the rows ``[(B,) N, S, d]`` of calls: batches along N, calls along S.
+
+    Batches with fewer positions get rows of zeros, which change no singular value.
+    """
+    if len(calls) == 1:
+        return calls[0][1]
+    batches: dict[Labelling, list[Tensor]] = {}
+    for who, rows in calls:
+        batches.setdefault(who, []).append(rows)
+    joined = [torch.cat(rows, -2) for rows in batches.values()]
+    longest = max(rows.shape[-2] for rows in joined)
+    return torch.cat(
+        [
+            torch.nn.functional.pad(rows, (0, 0, 0, longest - rows.shape[-2]))
+            for rows in joined
+        ],
+        -3,
+    )
+
+
+def _summed(per_sample: Sequence[tuple[Labelling, Tensor]]) -> Tensor:
+    """Add the numbers of several calls of one batch, and join batches."""
+    batches: dict[Labelling, Tensor] = {}
+    for who, numbers in per_sample:
+        batches[who] = batches[who] + numbers if who in batches else numbers
+    return torch.cat(list(batches.values()))

@@ -1,0 +1,90 @@
+"""A window is one batch of all its batches."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from spectral_mlops import SpectralMonitor, capture
+from spectral_mlops.errors import InputError
+from tests.cases import Gain, Tied
+from tests.hooks.conftest import LABELS, loss_of
+
+
+class Everything(nn.Module):
+    """A layer of every kind of rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.word = nn.Embedding(6, 4)
+        self.conv = nn.Conv1d(4, 6, 2, groups=2)
+        self.gru = nn.GRU(6, 3, batch_first=True)
+        self.own = Gain(3)
+        self.tied = Tied()
+        self.last = nn.Linear(3, 4)
+
+    def forward(self, index):
+        hidden = self.gru(self.conv(self.word(index).mT).mT)[0]
+        return self.tied(self.last(self.own(hidden)))
+
+
+def batches():
+    generator = torch.Generator().manual_seed(4)
+    for size in (7, 4, 5):
+        yield torch.randint(0, 6, (size, 5), generator=generator), LABELS[:size]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_window_equals_one_batch_of_everybody(dtype):
+    torch.manual_seed(0)
+    model = Everything().to(dtype)
+    monitor = SpectralMonitor(model, aggregate="window", reduction="sum")
+    whole, labels = [], []
+    for index, groups in batches():
+        with monitor.watch(groups, subjects=[f"p{i}" for i in range(len(groups))]):
+            model(index).square().sum().backward()
+        whole.append(index)
+        labels += groups
+    found = {(s.layer, s.quantity, s.group): s for s in monitor.collect(0).spectra}
+    with capture(model, labels, reduction="sum") as captured:
+        model(torch.cat(whole)).square().sum().backward()
+    expected = captured.spectra()
+    assert found.keys() == {(s.layer, s.quantity, s.group) for s in expected}
+    for s in expected:
+        window = found[s.layer, s.quantity, s.group]
+        assert (window.samples, window.rows) == (s.samples, s.rows)
+        assert window.batch_samples == 16
+        assert window.subjects <= 7
+        n = min(len(s.values), len(window.values))
+        top = s.values[0]
+        np.testing.assert_allclose(window.values[:n], s.values[:n], atol=1e-6 * top)
+        assert (s.values[n:] < 1e-6 * top).all()
+        assert (window.values[n:] < 1e-6 * top).all()
+    assert not monitor.collect(1).spectra
+
+
+def test_windows_follow_each_other():
+    model = nn.Linear(3, 2).double()
+    monitor = SpectralMonitor(model, aggregate="window")
+    x = torch.randn(7, 3).double()
+    for _ in range(2):
+        with monitor.watch(LABELS):
+            loss_of(model(x)).backward()
+        result = monitor.collect()
+        assert {s.samples for s in result.spectra if s.group == "b"} == {4}
+        assert result.batches == 1
+    with monitor.watch(LABELS):
+        x[0, 0] = torch.nan
+        loss_of(model(x)).backward()
+    status = {(s.quantity, s.group): s.status for s in monitor.collect().spectra}
+    assert status["activation", "b"] == "non-finite"
+    assert status["activation", "a"] == "ok"
+
+
+def test_a_large_table_is_refused_with_a_way_out():
+    model = nn.Embedding(5000, 2)
+    monitor = SpectralMonitor(model, aggregate="window")
+    with pytest.raises(InputError, match="quantities="), monitor.watch(list("ab")):
+        model(torch.tensor([[1], [2]])).sum().backward()
+    with pytest.raises(InputError, match="'batch' or 'window'"):
+        SpectralMonitor(model, aggregate="mean")
