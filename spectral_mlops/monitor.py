@@ -8,6 +8,7 @@ weights and statistics untouched) is where inference happens.
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import pandas as pd
@@ -350,14 +351,14 @@ class SpectralMonitor:
         if not self._schedule.watches(self._epoch, step, self._steps):
             return None
         began = time.perf_counter()
-        self._active = self._capture(
+        captured = self._capture(
             groups,
             subjects=subjects,
             targets=targets,
             additivity=self.additivity is None,
             lasting=True,
         )
-        self._active.__enter__()
+        self._active = captured.__enter__()
         self._spend(began)
         return self._active
 
@@ -409,9 +410,13 @@ class SpectralMonitor:
                 given. The next epoch counts on from it.
         """
         number = self._epoch if epoch is None else epoch
+        pending, self._pending = self._pending, []
+        observed, self._observed = self._observed, []
+        batches, self._batches = self._batches, 0
+        self._survey.outside = None  # another epoch may use weights in other ways
         began = time.perf_counter()
         solved = self._solver.drain()
-        spectra = spectra_of([pending.batch for pending in self._pending], solved)
+        spectra = spectra_of([one.batch for one in pending], solved)
         if self._window is not None:
             spectra = self._window.spectra()
         self._spend(began)
@@ -419,11 +424,10 @@ class SpectralMonitor:
             number,
             "train",
             spectra,
-            self._batches,
-            self._observed,
+            batches,
+            observed,
             self._strata,
         )
-        self._pending, self._observed, self._batches = [], [], 0
         self.begin_epoch(number + 1)
         if self._permutations:
             result.comparisons(self._permutations, seed=self._seed)
@@ -513,6 +517,15 @@ class SpectralMonitor:
 
     # -- inside ------------------------------------------------------------------
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy watches a copy of the model, and has seen nothing yet."""
+        fresh = {"_pending": [], "_observed": [], "_batches": 0, "_active": None}
+        return self.__dict__ | fresh | {"_survey": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._survey = Survey(self.model, self._settings["layers"])
+
     def _capture(self, groups: Groups, **more: Any) -> capture:
         """Return a context for one batch, with the monitor's settings."""
         if not self._survey.holds():
@@ -552,20 +565,14 @@ class _Pending:
         self._captured, self.measurable = captured, measurable
 
     def reduce(self) -> list[Reduced]:
-        """Reduce the rows, and let go of them.
-
-        Raises:
-            CaptureError: If they were written to before.
-        """
+        """Reduce the rows, and let go of them; marked if they were written to."""
         with torch.no_grad():
             self.batch = reduce_batch(*self.measurable)
-        if not self._captured.unchanged():
-            raise CaptureError(
-                "The input of a layer was changed in place after its batch, while "
-                "its spectra were computed: give the model an input of its own."
-            )
+        problems = self.batch.problems
+        if not self._captured.unchanged():  # somebody kept a tensor, and wrote to it
+            problems = [replace(one, status="failed") for one in problems]
         del self.layers, self.measurable, self._captured
-        return self.batch.problems
+        return problems
 
 
 def _read_schedule(

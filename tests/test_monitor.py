@@ -12,6 +12,7 @@ from spectral_mlops.errors import CaptureError, InputError
 from spectral_mlops.inference.relabel import draw_relabellings
 from spectral_mlops.probe import margin
 from spectral_mlops.schedule import EvenlySpaced
+from spectral_mlops.spectra.solver import Solver
 from tests.hooks.conftest import hooks_on
 
 PEOPLE, INPUTS, CLASSES = 26, 9, 2
@@ -284,6 +285,78 @@ def test_probe_refuses_no_people_and_a_loss_without_function():
         monitor.probe([])
     with pytest.raises(InputError, match="loss_function"):
         monitor.probe([], adjoint="loss")
+
+
+def test_a_model_may_change_between_steps():
+    x, y, _, who = people()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(9, 4), nn.Linear(4, 2))
+    monitor = SpectralMonitor(model)
+
+    def layers():
+        with monitor.watch({"dx": y}, who):
+            cross_entropy(model(x), y).backward()
+        return {s.layer for s in monitor.collect().spectra}
+
+    assert layers() == {"0", "1"}
+    model[1] = nn.Linear(4, 2)  # a new head
+    assert layers() == {"0", "1"}
+    model.insert(1, nn.Linear(4, 4))
+    assert layers() == {"0", "1", "2"}
+    model[0].requires_grad_(False)  # nothing then reaches it
+    assert layers() == {"1", "2"}
+
+
+@pytest.mark.filterwarnings("ignore:.*spectra could not be computed:RuntimeWarning")
+def test_what_is_written_to_before_it_is_reduced_is_marked():
+    x, y, _, who = people()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(9, 4), nn.Tanh(), nn.Linear(4, 2))
+    stashed = []
+    model[1].register_forward_hook(lambda m, a, o: stashed.append(o))
+    monitor = SpectralMonitor(model)
+    monitor._solver = Solver(threaded=False)  # nothing is reduced before collect
+    for step in range(2):
+        with monitor.watch({"dx": y}, who):
+            cross_entropy(model(x), y).backward()
+        if step:
+            stashed[-1].detach().zero_()
+    first, second = [
+        {s.status for s in monitor_spectra if s.step == step}
+        for monitor_spectra in [monitor.collect().spectra]
+        for step in (0, 1)
+    ]
+    assert first == {"ok"}
+    assert second == {"failed"}
+    assert monitor.collect().spectra == []
+
+
+def test_an_input_buffer_that_is_used_again_does_no_harm():
+    x, y, _, who = people()
+    torch.manual_seed(0)
+    model = nn.Linear(9, 2)
+    monitor, buffer = SpectralMonitor(model), x.clone()
+    monitor._solver = Solver(threaded=False)
+    with monitor.watch({"dx": y}, who):
+        cross_entropy(model(buffer), y).backward()
+    buffer.zero_()
+    found = {(s.quantity, s.group): s for s in monitor.collect().spectra}
+    expected = torch.linalg.svdvals(x.double())
+    np.testing.assert_allclose(
+        found["activation", "all"].values, expected[:9], rtol=1e-5
+    )
+
+
+def test_a_copy_of_a_monitor_watches_the_copied_model():
+    x, y, _, who = people()
+    monitor = SpectralMonitor(nn.Linear(9, 2), strict=True)
+    with monitor.watch({"dx": y}, who):
+        cross_entropy(monitor.model(x), y).backward()
+    twin = copy.deepcopy(monitor)
+    assert twin.model is not monitor.model
+    with twin.watch({"dx": y}, who):
+        cross_entropy(twin.model(x), y).backward()
+    assert len(twin.collect().spectra) == len(monitor.collect().spectra)
 
 
 def test_padded_steps_weigh_nothing_in_a_comparison():

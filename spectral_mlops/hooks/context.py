@@ -163,6 +163,7 @@ class capture:
         )
         self._eager = ExitStack()
         self._entered = False
+        self._relabelled = 0
         bare = [r for r in self.coverage() if r.method == "none"] if strict else []
         if bare:
             raise InputError(
@@ -257,7 +258,9 @@ class capture:
         Raises:
             InputError: If the groupings differ from those given first.
         """
-        fresh = read_labelling(groups, subjects, targets, self._missing)
+        self._relabelled += 1
+        number = self._relabelled
+        fresh = read_labelling(groups, subjects, targets, self._missing, number)
         if fresh.groupings.keys() != self._first_labelling.groupings.keys():
             raise InputError(
                 f"relabel gives the groupings {list(fresh.groupings)}, the context "
@@ -645,8 +648,8 @@ class capture:
         name, size = call.site.name, call.labelling.size
         if not call.unchanged():
             raise CaptureError(
-                f"The input of layer '{name}' was changed in place after the batch; "
-                "read results before overwriting it."
+                f"The input of layer '{name}' was changed in place after the batch, or "
+                "the gradient given to it; read results before overwriting it."
             )
         k = self._folded.get(name, 1)
         if len(rows) == k * size and k > 1:

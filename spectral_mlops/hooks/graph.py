@@ -4,61 +4,65 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor
 
-from spectral_mlops.hooks.nested import tensors_in
 from spectral_mlops.hooks.survey import Site
 
 
 def used_outside(
-    output: Any, sites: Sequence[Site], calls: Iterable[Any]
+    outputs: Iterable[Tensor], sites: Sequence[Site], calls: Sequence[Any]
 ) -> frozenset[str]:
     """Name the weights that something other than their layers' calls uses.
 
-    A call of most layers is one edge from the graph to its weight; more edges than
-    calls are uses of the weight as a tensor. Recurrent and attention layers use
-    theirs in ways of their own and are not counted where they were called.
-
     Args:
-        output: What the model returned.
+        outputs: What the model returned, with a batch axis.
         sites: Its layers.
-        calls: Those recorded so far.
+        calls: Those recorded so far, with the edges of their own (`edges_between`).
     """
-    called = Counter(id(call.site.module) for call in calls)
-    edges = _edges(output)
-    found = set()
-    for site in sites:
-        if site.rule is None:
-            continue
-        several = isinstance(site.module, nn.RNNBase | nn.MultiheadAttention)
-        if several and called[id(site.module)]:
-            continue
-        for local, parameter in site.tensors.items():
-            if parameter.requires_grad:
-                uses = sum(
-                    called[id(other.module)]
-                    for other in sites
-                    if any(p is parameter for p in other.tensors.values())
-                )
-                if edges[id(parameter)] > uses:
-                    found.add(site.parameters[local])
-    return frozenset(found)
+    edges, seen = _walk((x.grad_fn for x in outputs), frozenset())
+    for call in calls:
+        if seen.intersection(call.nodes):
+            edges.subtract(call.edges)
+    return frozenset(
+        name
+        for site in sites
+        if site.rule is not None
+        for name, parameter in zip(
+            site.parameters.values(), site.tensors.values(), strict=True
+        )
+        if parameter.requires_grad and edges[id(parameter)] > 0
+    )
 
 
-def _edges(output: Any) -> Counter[int]:
-    """Count the edges that end at each leaf, by the leaf's identity."""
+def edges_between(outputs: Iterable[Tensor], inputs: Iterable[Tensor]) -> Counter[int]:
+    """Count the edges that end at each leaf in one layer's part of the graph."""
+    ends = frozenset(x.grad_fn for x in inputs if x.grad_fn is not None)
+    return _walk((x.grad_fn for x in outputs), ends)[0]
+
+
+def _walk(starts: Iterable[Any], ends: frozenset[Any]) -> tuple[Counter[int], set[Any]]:
+    """Count edges that end at each leaf, by the leaf's identity, and nodes seen.
+
+    A leaf that autocast has cast once for all its uses is counted at the cast.
+    """
     count: Counter[int] = Counter()
-    waiting = [x.grad_fn for x in tensors_in(output) if x.grad_fn is not None]
+    waiting = [node for node in starts if node is not None and node not in ends]
     seen = set(waiting)
     while waiting:
-        node = waiting.pop()
-        for following, _ in node.next_functions:
-            if following is None:
+        for following, _ in waiting.pop().next_functions:
+            if following is None or following in ends:
                 continue
-            leaf = getattr(following, "variable", None)
+            leaf = _leaf(following)
             if leaf is not None:
                 count[id(leaf)] += 1
             elif following not in seen:
                 seen.add(following)
                 waiting.append(following)
-    return count
+    return count, seen
+
+
+def _leaf(node: Any) -> Tensor | None:
+    """Return the leaf that a node stands for, itself or cast."""
+    if node.name() == "ToCopyBackward0":
+        node = node.next_functions[0][0]
+    return getattr(node, "variable", None)

@@ -54,6 +54,7 @@ def read_labelling(
     subjects: Labels | None = None,
     targets: Labels | None = None,
     missing: str = "raise",
+    batch: int = 0,
 ) -> Labelling:
     """Read the labels of one batch.
 
@@ -62,6 +63,8 @@ def read_labelling(
         subjects: The person behind each sample, shape ``[N]``; each sample is a
             person of its own if not given.
         targets: What training predicts, shape ``[N]``.
+        batch: Number of the batch within its context; samples without a subject are
+            other people in each.
         missing: ``"raise"`` refuses missing labels (``None``, NaN, ``n/a``);
             ``"group"`` makes them the group ``missing``, so that the groups still
             add up to the batch.
@@ -103,7 +106,7 @@ def read_labelling(
     return Labelling(
         groupings={name: _indices(column) for name, column in texts.items()},
         size=size,
-        subjects=tuple(people or (f"sample {i}" for i in range(size))),
+        subjects=tuple(people or (f"sample {batch}.{i}" for i in range(size))),
         targets=None if goals is None else tuple(goals),
         named=named,
     )

@@ -8,6 +8,7 @@ those). Nothing is written on the model, and every handle is removed by `detach`
 
 import inspect
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
 from spectral_mlops.errors import CaptureError
-from spectral_mlops.hooks.graph import used_outside
+from spectral_mlops.hooks.graph import edges_between, used_outside
 from spectral_mlops.hooks.groups import Labelling
 from spectral_mlops.hooks.nested import batch_sizes, map_tensors, tensors_in
 from spectral_mlops.hooks.replay import (
@@ -68,11 +69,18 @@ class Watched:
     waiting: dict[int, Tensor] = field(default_factory=dict)
     """Adjoints of some of several outputs, until all have arrived."""
     outputs: int = 1
+    adjoints: list[tuple[Tensor, int]] = field(default_factory=list)
+    """What the backward pass brought, each with its version then."""
+    edges: Counter[int] = field(default_factory=Counter)
+    """How often the call's own part of the graph uses each leaf."""
+    nodes: tuple[Any, ...] = ()
+    """Where the call's outputs stand in the graph."""
 
     def unchanged(self) -> bool:
-        """Whether the inputs kept by reference are still what they were."""
+        """Whether inputs and adjoints kept by reference are still what they were."""
         kept = tensors_in(self.given)
-        return self.versions == tuple(x._version for x in kept)
+        same = self.versions == tuple(x._version for x in kept)
+        return same and all(x._version == version for x, version in self.adjoints)
 
 
 class Recorder:
@@ -121,6 +129,8 @@ class Recorder:
         self._states: dict[int, list[RandomState]] = {}
         self._learning: dict[str, list[nn.Parameter]] = {}
         self._given: set[int] = set()
+        self._numbered = False
+        """Whether the model was given a whole number for every sample."""
         self._labellings = {id(labelling)}
 
     # -- attaching ---------------------------------------------------------------
@@ -146,7 +156,8 @@ class Recorder:
             for parameter in root.parameters():
                 if parameter.requires_grad:
                     name = self._survey.names[id(parameter)]
-                    keep(parameter.register_hook(partial(self._on_parameter, name)))
+                    hook = partial(self._on_parameter, name, parameter)
+                    keep(parameter.register_hook(hook))
 
     def detach(self) -> None:
         """Take every hook off, those on output tensors included."""
@@ -188,7 +199,14 @@ class Recorder:
             return
         self._refuse_functional(self._survey.swapped())
         self._labellings.add(id(self.labelling))
-        self._given |= {_storage(x) for x in tensors_in((args, kwargs))}
+        given = tensors_in((args, kwargs))
+        self._given |= {_storage(x) for x in given}
+        if self._lasting:
+            self._given |= {_storage(x) for x in module.buffers()}
+        self._numbered |= any(
+            x.ndim == 1 and not x.is_floating_point() and len(x) == self.labelling.size
+            for x in given
+        )
         sizes = batch_sizes((args, kwargs), self._batch_dim)
         if not sizes:
             return
@@ -230,7 +248,13 @@ class Recorder:
         """
         survey = self._survey
         if survey.outside is None:
-            survey.outside = used_outside(output, survey.sites, self.calls)
+            batch = {self.labelling.size, self.labelling.size * self._folded}
+            shown = [x for x in tensors_in(output) if batch & set(x.shape)]
+            if not any(x.grad_fn for x in shown):
+                return
+            survey.outside = used_outside(shown, survey.sites, self.calls)
+            for call in self.calls:
+                call.nodes = ()
         for site in self._sites:
             if survey.outside.intersection(site.parameters.values()):
                 more = trained_parameters(site)
@@ -246,7 +270,7 @@ class Recorder:
     def _on_draw(self, site: Site, layer: nn.Module, args: tuple[Any, ...]) -> None:
         """Note where the random numbers stand before a call that draws some."""
         assert site.rule is not None
-        watched = torch.is_grad_enabled() and not RUNNING.now
+        watched = torch.is_grad_enabled() and not RUNNING.at(layer)
         if watched and site.rule.draws(layer):
             device = next(layer.parameters()).device
             self._states.setdefault(id(layer), []).append(RandomState.now(device))
@@ -261,7 +285,7 @@ class Recorder:
     ) -> None:
         states = self._states.get(id(layer))
         random = states.pop() if states else None
-        if RUNNING.now:  # a checkpoint recomputes for the replay
+        if RUNNING.at(layer):  # a checkpoint recomputes for the replay
             return
         returned = [x for x in tensors_in(output) if x.is_floating_point()]
         complex_ = any(x.is_complex() for x in tensors_in(output))
@@ -295,6 +319,9 @@ class Recorder:
             recomputed=torch._C._current_graph_task_id() != -1,
         )
         self.calls.append(call)
+        if self._survey.outside is None:
+            call.edges = edges_between(returned, tensors_in(given))
+            call.nodes = tuple(x.grad_fn for x in returned if x.grad_fn is not None)
         hidden = rule.hidden(layer, given)
         self.hidden |= {site.name: hidden} if hidden else {}
         for i, x in enumerate(returned):
@@ -312,24 +339,30 @@ class Recorder:
             return "has complex numbers"
         axis = self._batch_dim if site.batch_dim is None else site.batch_dim
         size = site.rule.batch_size(site.module, given, axis)
-        if size is None:
+        inside = site.batch_dim is not None and isinstance(x, Tensor) and x.ndim < 3
+        if size is None or inside:
             return "called without batch axis"
         if isinstance(x, Tensor) and self._is_no_batch(x):
             return "called on something that is no batch"
         folded = isinstance(x, Tensor) and x.is_floating_point() and n and not size % n
-        if size == n or folded:
+        if size in (n, n * self._folded) or folded:
             return ""
         return f"called on {size} rows, which are not those of {n} samples"
 
     def _is_no_batch(self, x: Tensor) -> bool:
         """Whether an input is a parameter, or positions counted from zero."""
-        base = x if x._base is None else x._base
-        if id(base) in self._survey.names:
-            return True
+        n = self.labelling.size
+        if self._is_own(x):  # unless it was repeated for every sample
+            strides = zip(x.shape, x.stride(), strict=True)
+            return not any(size == n and step == 0 for size, step in strides)
         counted = x.ndim == 1 and not (x.is_floating_point() or x.is_complex())
-        if not counted or _storage(x) in self._given:
+        if not counted or self._numbered or _storage(x) in self._given:
             return False
         return torch.equal(x, torch.arange(len(x), dtype=x.dtype, device=x.device))
+
+    def _is_own(self, x: Tensor) -> bool:
+        """Whether it is a parameter of the model, or a view of one."""
+        return id(x if x._base is None else x._base) in self._survey.names
 
     def _keeper(self, site: Site, argument: str) -> Callable[[Tensor], Tensor]:
         """Return how to keep an input: by reference where autograd guards it.
@@ -344,7 +377,7 @@ class Recorder:
         guarded = saved and bool(own) and all(p.requires_grad for p in own)
 
         def keep(x: Tensor) -> Tensor:
-            lent = self._lasting and _storage(x) in self._given
+            lent = self._is_own(x) or (self._lasting and _storage(x) in self._given)
             if lent and x.nbytes > COPIED_BYTES:
                 self.exposed, lent = True, False
             if not x.is_floating_point():
@@ -390,7 +423,7 @@ class Recorder:
 
         One for the gradient of an input (a gradient penalty) does not.
         """
-        if RUNNING.now:
+        if RUNNING.at(call.site.module):
             return False
         if call.recomputed and len(self._labellings) > 1:
             self.lost[call.site.name] = (
@@ -407,6 +440,7 @@ class Recorder:
         """Take one adjoint in; several backward passes add up."""
         if not self._counts(call):
             return
+        call.adjoints.append((gradient, gradient._version))
         wide = widen(gradient)
         adjoint = wide if self.scale is None else wide / self.scale
         assert call.site.rule is not None
@@ -419,7 +453,7 @@ class Recorder:
 
     def _on_complete(self, site: Site, gradient: Tensor | None) -> None:
         """Turn the adjoints of several outputs into rows."""
-        if RUNNING.now:
+        if RUNNING.at(site.module):
             return
         for call in self.calls:
             if call.site is site and call.waiting:
@@ -466,8 +500,10 @@ class Recorder:
                 self.masked,
             )
 
-    def _on_parameter(self, name: str, gradient: Tensor) -> None:
-        if RUNNING.now:
+    def _on_parameter(
+        self, name: str, parameter: nn.Parameter, gradient: Tensor
+    ) -> None:
+        if RUNNING.at(parameter):
             return
         total = self.reaching.get(name)
         fresh = gradient.detach()
@@ -498,8 +534,12 @@ class Hook:
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
         return no_hook
 
-    def __reduce__(self) -> str:
-        return "no_hook"
+    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
+        return _give_no_hook, ()
+
+
+def _give_no_hook() -> Callable[..., None]:
+    return no_hook
 
 
 def no_hook(*args: Any, **kwargs: Any) -> None:
@@ -523,8 +563,11 @@ def _named(
 
 
 def _storage(x: Tensor) -> int:
-    """Tell which memory a tensor is a view of."""
-    return x.untyped_storage().data_ptr()
+    """Tell which memory a tensor is a view of; sparse ones have none of their own."""
+    try:
+        return x.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):
+        return id(x)
 
 
 def refuse_sharded(parameters: Mapping[str, nn.Parameter]) -> None:

@@ -9,7 +9,7 @@ NOTE: a user's own tensor hooks on the way fire again in each of these passes, a
 ``retain_grad`` counts them in.
 """
 
-import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,13 +25,19 @@ from spectral_mlops.hooks.groups import Labelling
 from spectral_mlops.hooks.nested import tensors_in
 
 
-class Running(threading.local):
-    """Whether a replay is under way on this thread; all other hooks then rest.
+class Running:
+    """Which models a replay is under way in; hooks on their parts then rest.
 
-    One for all captures: nested ones would take each other's passes for training's.
+    One for all captures, since nested ones would take each other's passes for
+    training's; by model, since other threads may train others.
     """
 
-    now = False
+    def __init__(self) -> None:
+        self._parts: Counter[int] = Counter()
+
+    def at(self, part: nn.Module | nn.Parameter) -> bool:
+        """Whether a module or parameter is part of such a model."""
+        return self._parts[id(part)] > 0
 
     @contextmanager
     def begin(self, model: nn.Module, device: torch.device) -> Iterator[None]:
@@ -40,13 +46,17 @@ class Running(threading.local):
         Checkpointed blocks are computed again, and would count a batch twice.
         """
         kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
-        self.now = True
+        parts = [id(part) for part in (*model.modules(), *model.parameters())]
+        self._parts.update(parts)
         try:
             devices = [device] if device.type == "cuda" else []
             with torch.random.fork_rng(devices=devices):
                 yield
         finally:
-            self.now = False
+            self._parts.subtract(parts)
+            for part in parts:
+                if not self._parts[part]:
+                    del self._parts[part]
             for buffer, value in kept:
                 # Past the version that autograd guards, as the kernels write too.
                 buffer.data.copy_(value)
@@ -199,7 +209,7 @@ class Replay:
         self._outputs = []
 
     def _on_adjoint(self, output: _Output, gradient: Tensor | None) -> None:
-        if RUNNING.now or gradient is None or not self._counts():
+        if RUNNING.at(self._model) or gradient is None or not self._counts():
             return
         adjoint = gradient.detach()
         if output.from_others is not None:

@@ -224,6 +224,7 @@ class Survey:
             )  # makes new ones each time
             for local, parameter in module._parameters.items()
         ]
+        self._made_of = self._structure()
         self._trained = self._switches()
         self.outside: frozenset[str] | None = None
         """Parameters that are also used outside of their layers, once looked for."""
@@ -234,7 +235,8 @@ class Survey:
 
     def holds(self) -> bool:
         """Whether the model is still what it was: its parameters, and which learn."""
-        return not self.swapped() and self._switches() == self._trained
+        same = self._structure() == self._made_of and not self.swapped()
+        return same and self._switches() == self._trained
 
     def switched_on(self) -> dict[str, str]:
         """Parameters that were frozen and are no longer, with that as a reason."""
@@ -244,6 +246,9 @@ class Survey:
             for (_, _, p), before in zip(self.own, self._trained, strict=True)
             if p is not None and p.requires_grad and not before
         }
+
+    def _structure(self) -> list[tuple[int, type, int]]:
+        return [(id(m), type(m), len(m._parameters)) for m in self.model.modules()]
 
     def _switches(self) -> list[bool]:
         return [p is not None and p.requires_grad for _, _, p in self.own]

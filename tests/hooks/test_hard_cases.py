@@ -1,6 +1,7 @@
 """Models that once were wrong, missed, or refused; each against masked passes."""
 
 import copy
+import io
 from dataclasses import dataclass
 
 import numpy as np
@@ -430,3 +431,128 @@ def test_numbers_of_numpy_and_a_second_entry():
         pass
     with pytest.raises(CaptureError, match="One context is one batch"), context:
         pass
+
+
+# -- found by a second look --------------------------------------------------------
+
+
+def test_sparse_inputs():
+    model = Model(lambda s, x, a: torch.sparse.mm(a, s.l(x)), l=nn.Linear(4, 3))
+    with capture(model, LABELS) as captured:
+        loss_of(model(x2, torch.eye(N).double().to_sparse())).backward()
+    assert max(captured.additivity_error().values()) < 1e-10
+
+
+def test_a_gradient_that_is_written_to_afterwards_is_noticed():
+    model, gradient = nn.Linear(4, 3).double(), torch.randn(N, 3).double()
+    with capture(model, LABELS) as captured:
+        model(x2).backward(gradient)
+    gradient.zero_()
+    with pytest.raises(CaptureError, match="or the gradient given to it"):
+        captured.group_gradients()
+
+
+def tie(s, x):
+    return F.linear(s.l(x).tanh(), s.l.weight)
+
+
+@pytest.mark.parametrize("how", ["logged", "called before", "in an object"])
+def test_uses_beside_a_layer_are_found_whatever_else_happens(how):
+    class Holder:
+        def __init__(self, x):
+            self.x = x
+
+    def forward(s, x):
+        if how == "logged":
+            s.l(x)
+        return Holder(tie(s, x)) if how == "in an object" else tie(s, x)
+
+    model = Model(forward, l=nn.Linear(4, 4))
+    with capture(model, LABELS) as captured:
+        if how == "called before":
+            model.l(x2)
+        returned = model(x2)
+        loss_of(returned.x if how == "in an object" else returned).backward()
+    (row,) = [r for r in captured.coverage() if r.parameter == "l.weight"]
+    if how == "in an object":  # nothing the model returned shows it: so it is said
+        assert captured.additivity_error()["l.weight"] > 1e-3
+    else:
+        assert row.method == "replay"
+        assert max(captured.additivity_error().values()) < 1e-10
+
+
+def test_uses_beside_a_layer_under_autocast():
+    model = Model(tie, l=nn.Linear(4, 4)).float()
+    with capture(model, LABELS) as captured:
+        with torch.autocast("cpu", torch.bfloat16):
+            returned = model(x2.float())
+        loss_of(returned.double()).backward()
+    (row,) = [r for r in captured.coverage() if r.parameter == "l.weight"]
+    assert row.method == "replay"
+    assert max(captured.additivity_error().values()) < 1e-2
+
+
+def test_a_transformer_called_sample_by_sample():
+    layer = nn.TransformerEncoderLayer(4, 2, 6, 0.0, batch_first=True)
+    model = Model(lambda s, x: torch.stack([s.t(z) for z in x]), t=layer)
+    check(model, square, method={"t.linear1.weight": "replay"})
+
+
+def test_queries_repeated_for_every_sample_are_a_batch():
+    attention = nn.MultiheadAttention(4, 2, batch_first=True)
+    model = Model(
+        lambda s, x: s.a(s.query.expand(N, -1, -1), x, x, need_weights=False)[0],
+        a=attention,
+    )
+    model.query = nn.Parameter(torch.randn(1, 3, 4).double())
+    check(model, x3, method={"a.in_proj_weight": "rows", "query": "replay"})
+
+
+def test_numbers_of_people_are_a_batch_in_any_order():
+    model = Model(lambda s, i: s.l(s.e(i - 1)), e=nn.Embedding(9, 4), l=nn.Linear(4, 2))
+    for ids in ([1, 2, 3, 4, 5], [2, 1, 3, 4, 5]):
+        model.zero_grad()
+        check(model, torch.tensor(ids), method={"e.weight": "rows"})
+    folded = nn.Embedding(9, 4)
+    with capture(folded, LABELS, rows_per_sample=3) as captured:
+        folded(torch.randint(0, 9, (15, 6))).square().sum().backward()
+    assert {row.method for row in captured.coverage()} == {"rows"}
+
+
+def test_stored_statistics_of_an_instance_norm():
+    norm = nn.InstanceNorm1d(4, affine=True, track_running_stats=True).double()
+    x = x3.mT
+    with capture(norm, LABELS) as captured:
+        norm.eval()
+        loss = loss_of(norm(x))
+        norm.train()
+        (loss + loss_of(norm(x * 3 + 1))).backward()
+    assert max(captured.additivity_error().values()) < 1e-10
+
+
+def test_a_model_saved_inside_has_no_hooks():
+    model, file = nn.Sequential(nn.Linear(4, 4)), io.BytesIO()
+    with capture(model, LABELS):
+        torch.save(model, file)
+    file.seek(0)
+    again = torch.load(file, weights_only=False)
+    assert torch.equal(again(x2.float()), model(x2.float()))
+
+
+def test_a_returned_penalty_is_unattributed():
+    model = Model(lambda s, x: (s.l(x), s.l.weight.square().sum()), l=nn.Linear(4, 3))
+    with capture(model, LABELS) as captured:
+        logits, penalty = model(x2)
+        (loss_of(logits) + penalty).backward()
+    assert {row.method for row in captured.coverage()} == {"rows"}
+    rest = captured.unattributed()
+    torch.testing.assert_close(rest["l.weight"], 2 * model.l.weight.detach())
+
+
+def test_samples_without_names_are_other_people_after_relabel():
+    model = nn.Linear(4, 3).double()
+    with capture(model, LABELS) as captured:
+        loss = loss_of(model(x2))
+        captured.relabel(LABELS)
+        (loss + loss_of(model(x2))).backward()
+    assert {s.subjects for s in captured.spectra() if s.group == "all"} == {10}

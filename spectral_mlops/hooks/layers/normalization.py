@@ -103,6 +103,11 @@ class BatchNormRows(GroupNormRows):
 class InstanceNormRows(_ChannelRows):
     """Normalised over the positions of one sample and channel."""
 
+    def state(self, layer: Any) -> Any:
+        """A copy: the kernel repeats the stored statistics, and saves those."""
+        found = super().state(layer)
+        return None if found is None else tuple(x.clone() for x in found)
+
     def batch_size(
         self, layer: Any, given: Mapping[str, Any], batch_dim: int
     ) -> int | None:
