@@ -33,10 +33,10 @@ def check_quantities(quantities: Iterable[str]) -> tuple[Quantity, ...]:
     """
     asked = (quantities,) if isinstance(quantities, str) else tuple(quantities)
     unknown = [name for name in asked if name not in QUANTITIES]
-    if unknown or not asked:
+    if unknown or not asked or isinstance(quantities, str):
         raise InputError(
-            f"quantities={asked!r}: name at least one of {', '.join(QUANTITIES)}, "
-            "and nothing else."
+            f"quantities={quantities!r}: name at least one of {', '.join(QUANTITIES)}, "
+            "and nothing else, in a list."
         )
     return tuple(name for name in QUANTITIES if name in asked)
 

@@ -546,8 +546,10 @@ class capture:
                 if name in by_rows
             }
             parts = {call.site.parts[local] for local in names}
-            for part in call.rows.keys() & parts:
-                rows = self._checked(call, call.rows[part])
+            for part, found_rows in call.rows.items():
+                if part not in parts:
+                    continue
+                rows = self._checked(call, found_rows)
                 for grouping, groups in call.labelling.groupings.items():
                     for group, samples in groups.items():
                         found = rows.choose(samples).gradients()

@@ -414,7 +414,7 @@ def test_answers_in_a_dataclass():
         ({"loss_scale": 0.0}, "finite number"),
         ({"loss_scale": float("nan")}, "finite number"),
         ({"layers": "fc"}, "give a list"),
-        ({"quantities": "gradients"}, "name at least one"),
+        ({"quantities": "gradients"}, "at least one"),
         ({"batch_dim": 1.0}, "count axes from 0"),
         ({"model": None}, "not a torch.nn.Module"),
     ],
