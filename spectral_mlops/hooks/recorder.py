@@ -168,6 +168,8 @@ class Recorder:
             for handles in (self._on_layers, self._handles):
                 while handles:
                     handles.pop().remove()
+            for call in self.calls:
+                call.nodes = ()
             self._states.clear()
             self._learning.clear()
             self._replay.release()
@@ -440,8 +442,9 @@ class Recorder:
         """Take one adjoint in; several backward passes add up."""
         if not self._counts(call):
             return
-        call.adjoints.append((gradient, gradient._version))
         wide = widen(gradient)
+        if wide is gradient and self.scale is None:  # kept as it is, not a copy
+            call.adjoints.append((gradient, gradient._version))
         adjoint = wide if self.scale is None else wide / self.scale
         assert call.site.rule is not None
         if not (call.site.rule.together and self._learning[call.site.name]):
