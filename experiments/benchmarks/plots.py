@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
@@ -36,7 +37,7 @@ def plot_sweep(rows: Rows, fit: dict[str, Any], folder: Path) -> list[Path]:
         above.loglog(sizes, [row[column] for row in rows], "o-", label=label)
     above.axvspan(fit["from_size"], fit["to_size"], color="0.95", label="fitted here")
     above.set_ylabel("milliseconds per step")
-    above.set_title(fit["title"], fontsize="medium")
+    above.set_title(fill(fit["title"], 60), fontsize="medium")
     above.legend(fontsize="small")
     below.semilogx(sizes, [row["ratio"] for row in rows], "o-", color="C2")
     below.axhline(1, color="0.5", linewidth=0.8)
