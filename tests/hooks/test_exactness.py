@@ -1,13 +1,14 @@
 """Every case, every parameter, against slow references that share nothing."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spectral_mlops import capture
+from spectral_mlops import SpectralMonitor, capture
 from tests.cases import CASES, Case, N, build
 from tests.hooks.conftest import (
     DEVICES,
@@ -216,3 +217,46 @@ def test_watching_changes_nothing(name, device):
             assert torch.equal(a, b), what
         else:
             assert a == b, what
+
+
+FAMILIES = [
+    "linear-3d",
+    "conv2d",
+    "transposed2d",
+    "embedding-padding",
+    "lstm-dropout",
+    "gru-packed",
+    "attention-dropout",
+    "encoder",
+    "batch-norm-train",
+    "bare",
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_fifty_monitored_steps_are_those_of_an_unwatched_twin(name, device):
+    case = build(name, torch.float32, device)
+    plain = copy.deepcopy(case.model)
+    monitor = SpectralMonitor(case.model, batch_dim=case.batch_dim, permutations=0)
+    states: list[list[Tensor]] = []
+    for model, watch in ((case.model, True), (plain, False)):
+        torch.manual_seed(6)
+        optimizer = torch.optim.Adam(trained(model).values(), lr=1e-3)
+        seen = []
+        for step in range(50):
+            optimizer.zero_grad()
+            with monitor.watch(LABELS) if watch else nullcontext():
+                returned = model(*case.inputs)
+                loss_of(returned, None, case.batch_dim).backward()
+            optimizer.step()
+            seen += [torch.get_rng_state(), *outputs_of(returned)]
+            if watch and step % 10 == 9:
+                assert monitor.collect().spectra
+        states.append(seen)
+    for a, b in zip(*states, strict=True):
+        assert torch.equal(a, b)
+    pairs = zip(everything_in(case.model), everything_in(plain), strict=True)
+    for (what, a), (_, b) in pairs:
+        assert torch.equal(a, b) if isinstance(a, Tensor) else a == b, what
+    assert hooks_on(case.model) == 0
