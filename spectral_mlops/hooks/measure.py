@@ -15,7 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectral_mlops.hooks.measured import LayerRows, LoneMatrix, Wanted, measured_of
+from spectral_mlops.hooks.measured import (
+    LayerRows,
+    LoneMatrix,
+    Wanted,
+    known_of,
+    measured_of,
+)
 from spectral_mlops.records import Spectrum
 from spectral_mlops.spectra.reduce import reduce_layers
 from spectral_mlops.spectra.reduced import Key, Reduced
@@ -115,24 +121,12 @@ def reduce_batch(
             name = (serial, item.name)
             factors += item.factors(name, people)
             for quantity in item.quantities:
-                for g, (grouping, group, members) in enumerate(people.groups):
+                for g, (_, _, members) in enumerate(people.groups):
                     key = Key(name, g, quantity)
                     counted = item.counted(quantity, members)
                     if counted is not None:
                         batch.counted[key] = counted
-                    batch.cells[key] = {
-                        "layer": item.name,
-                        "quantity": quantity,
-                        "grouping": grouping,
-                        "group": group,
-                        "samples": len(members),
-                        "rows": item.rows(quantity, members),
-                        "batch_samples": people.size,
-                        "subjects": people.subjects[g],
-                        "loss_scale": wanted.loss_scale,
-                        "shape": item.shape,
-                        "step": wanted.step,
-                    }
+                    batch.cells[key] = known_of(item, quantity, people, g, wanted)
         batch.problems.extend(reduce_layers(factors, people.engine))
     return batch
 

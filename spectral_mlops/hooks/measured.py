@@ -371,6 +371,26 @@ def measured_of(
     return [(People(who, wanted.pooled), found) for who, found in by_labels.items()]
 
 
+def known_of(
+    item: Measured, quantity: Quantity, people: People, g: int, wanted: Wanted
+) -> dict[str, Any]:
+    """Return the fields of a spectrum that are known before it is solved."""
+    grouping, group, members = people.groups[g]
+    return {
+        "layer": item.name,
+        "quantity": quantity,
+        "grouping": grouping,
+        "group": group,
+        "samples": len(members),
+        "rows": item.rows(quantity, members),
+        "batch_samples": people.size,
+        "subjects": people.subjects[g],
+        "loss_scale": wanted.loss_scale,
+        "shape": item.shape,
+        "step": wanted.step,
+    }
+
+
 def _side_by_side(calls: Sequence[tuple[Labelling, Tensor]]) -> Tensor:
     """Join the rows ``[(B,) N, S, d]`` of calls: batches along N, calls along S.
 

@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from spectral_mlops.hooks.measure import ReducedBatch, spectra_of
-from spectral_mlops.hooks.measured import LayerRows, LoneMatrix, Wanted, measured_of
+from spectral_mlops.hooks.measured import (
+    LayerRows,
+    LoneMatrix,
+    Wanted,
+    known_of,
+    measured_of,
+)
 from spectral_mlops.records import Quantity, Spectrum
 from spectral_mlops.spectra.groups import Groups
 from spectral_mlops.spectra.reduce import LayerFactors, reduce_layers
@@ -65,19 +71,7 @@ class Window:
                         own = frozenset(names[i] for i in members.tolist())
                         found = _Sum(
                             matrices[g],
-                            {
-                                "layer": item.name,
-                                "quantity": quantity,
-                                "grouping": grouping,
-                                "group": group,
-                                "samples": len(members),
-                                "rows": item.rows(quantity, members),
-                                "batch_samples": people.size,
-                                "subjects": len(own),
-                                "loss_scale": wanted.loss_scale,
-                                "shape": item.shape,
-                                "step": wanted.step,
-                            },
+                            known_of(item, quantity, people, g, wanted),
                             own,
                         )
                         cell = (item.name, quantity, grouping, group)

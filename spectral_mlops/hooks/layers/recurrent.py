@@ -90,7 +90,7 @@ class RecurrentRule(RowRule):
         masks = _dropout_masks(layer, call, given["input"], x.dtype)
         with torch.backends.cudnn.flags(enabled=False):
             passes = _up(layer, call, samples, x, first, masks)
-        output, *ends = _adjoints(layer, call, samples, x)
+        output, *ends = _adjoints(layer, call, x)
         ways = 2 if layer.bidirectional else 1
         found: dict[str, Contributions] = {}
         for level in reversed(range(layer.num_layers)):
@@ -273,7 +273,7 @@ def _is_lstm(layer: Any) -> bool:
     return isinstance(layer, nn.LSTM)
 
 
-def _adjoints(layer: Any, call: Call, samples: "_Samples", x: Tensor) -> list[Tensor]:
+def _adjoints(layer: Any, call: Call, x: Tensor) -> list[Tensor]:
     """Return the adjoints of the output ``[T, N, ·]`` and of the last states.
 
     A missing one is zero.
