@@ -49,6 +49,32 @@ def gaps(
     return found
 
 
+def disagreements(one: ByGroup, other: ByGroup) -> dict[str, float]:
+    """Compare two ways to the same group gradients, where there are both.
+
+    Args:
+        one: ``{grouping: {group: {parameter: gradient}}}``, by rows.
+        other: The same by replay.
+
+    Returns:
+        ``{parameter: gap}``, of the group that differs most, relative to the largest
+        norm among the groups.
+    """
+    found: dict[str, float] = {}
+    for grouping, groups in other.items():
+        names = {name for gradients in groups.values() for name in gradients}
+        for name in names:
+            pairs = [
+                (precise(one[grouping][group][name]), precise(gradients[name]))
+                for group, gradients in groups.items()
+                if name in gradients and name in one[grouping].get(group, {})
+            ]
+            size = max((float(x.norm()) for pair in pairs for x in pair), default=0.0)
+            gap = max((float((a - b).norm()) for a, b in pairs), default=0.0)
+            found[name] = max(gap / size if size else 0.0, found.get(name, 0.0))
+    return found
+
+
 def remainders(groupings: ByGroup, reaching: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return what reached each parameter less the sum over groups, in float64."""
     groups = next(iter(groupings.values()))

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 
 import spectral_mlops.hooks.layers  # noqa: F401  (registers the row rules)
 from spectral_mlops.errors import CaptureError, InputError, UnknownNameError
-from spectral_mlops.hooks.additivity import gaps, precise, remainders, tolerance
+from spectral_mlops.hooks.additivity import (
+    disagreements,
+    gaps,
+    precise,
+    remainders,
+    tolerance,
+)
 from spectral_mlops.hooks.coverage import CoverageRow, coverage_table
 from spectral_mlops.hooks.groups import Groups, Labelling, Labels, read_labelling
 from spectral_mlops.hooks.layers.normalization import uses_batch_statistics
@@ -23,7 +29,7 @@ from spectral_mlops.hooks.measured import GATES, LayerRows, LoneMatrix, Wanted
 from spectral_mlops.hooks.recorder import Recorder, Watched, refuse_sharded
 from spectral_mlops.hooks.replay import OUTSIDE, ByGroup, Replay
 from spectral_mlops.hooks.rows import MAX_BYTES, Contributions, Factored, widen
-from spectral_mlops.hooks.survey import Survey, replayed_parameters
+from spectral_mlops.hooks.survey import Survey, replayed_parameters, ruled_parameters
 from spectral_mlops.records import POOLED, QUANTITIES, Spectrum, check_quantities
 from spectral_mlops.registry import nearest
 
@@ -75,7 +81,9 @@ class capture:
             ``"apart"`` for each of them (``lstm.weight_ih_l0.forget``,
             ``attention.in_proj_weight.q0``), or ``"both"``.
         strict: Refuse a model that has parameters no rule covers, and, when the
-            context ends, groups that do not add up to the gradient.
+            context ends, groups that do not add up to the gradient, or that a replay
+            of the batch splits in another way than the rows (an axis that only has
+            the size of the batch); costs a backward pass per group.
         missing: What missing labels get: ``"raise"`` or ``"group"``.
         additivity: Record what reaches each parameter's own hook, which
             `additivity_error` needs; costs a copy of the gradients.
@@ -152,6 +160,8 @@ class capture:
         self.model = model
         whole = max(self._folded.values(), default=1)
         self._replay = Replay(model, replayed_parameters(self._sites), batch_dim, whole)
+        if strict and not any(uses_batch_statistics(s.module) for s in self._sites):
+            self._replay.checked = ruled_parameters(self._sites)
         self._recorder = Recorder(
             survey,
             self._first_labelling,
@@ -243,6 +253,19 @@ class capture:
                 f"strict=True and the groups do not add up to the gradient within "
                 f"{allowed:.0e} ({words}): part of it flows past the watched calls, "
                 "see captured.unattributed()."
+            )
+        differ: dict[str, float] = {}
+        if not any(uses_batch_statistics(site.module) for site in self._sites):
+            differ = disagreements(self._group_gradients(), self._second())
+        wrong = {k: gap for k, gap in differ.items() if not gap <= 10 * allowed}
+        if wrong:
+            words = "; ".join(f"{name}: {gap:.1e}" for name, gap in wrong.items())
+            raise CaptureError(
+                f"strict=True and a replay of the batch splits other groups than the "
+                f"rows of the layers ({words}): an axis of {self._first_labelling.size} is taken for "
+                "the batch and is another one, or the model mixes its samples. Bring "
+                "the batch to the axis that batch_dim= names, or try a batch of "
+                "another size: calls without batch axis are then seen as such."
             )
 
     def relabel(
@@ -591,6 +614,16 @@ class capture:
                 "vectors only; see coverage()."
             )
         return found
+
+    def _second(self) -> ByGroup:
+        """Group gradients that a replay found of parameters with rows."""
+        return {
+            grouping: {
+                group: {name: widen(x) / self._scale for name, x in gradients.items()}
+                for group, gradients in groups.items()
+            }
+            for grouping, groups in self._replay.second.items()
+        }
 
     def _gaps(self) -> dict[str, float]:
         return gaps(self._group_gradients(), self.coverage(), self._reaching())

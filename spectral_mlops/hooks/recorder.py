@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
@@ -125,7 +126,7 @@ class Recorder:
         self._batch_dim, self._folded = batch_dim, folded
         self._parameters, self._replay = parameters, replay
         self._handles: list[RemovableHandle] = []
-        self._on_layers: list[RemovableHandle] = []
+        self._on_modules: list[RemovableHandle] = []
         self._states: dict[int, list[RandomState]] = {}
         self._learning: dict[str, list[nn.Parameter]] = {}
         self._given: set[int] = set()
@@ -138,9 +139,7 @@ class Recorder:
     def attach(self) -> None:
         """Put the hooks on; `detach` must follow, whatever happens."""
         keep = self._handles.append
-        root = self._model
-        keep(root.register_forward_pre_hook(Hook(self._on_root), with_kwargs=True))
-        self._attach_layers()
+        self._attach_modules()
         for site in self._sites:
             if site.rule is not None:
                 own = list(trained_parameters(site).values())
@@ -150,10 +149,8 @@ class Recorder:
                     # and no optimizer can have changed a weight yet.
                     hook = partial(self._on_complete, site)
                     self._handles += [p.register_hook(hook) for p in own]
-        keep(root.register_forward_hook(Hook(self._on_return)))
-        keep(root.register_forward_hook(Hook(self._on_end), always_call=True))
         if self._parameters:
-            for parameter in root.parameters():
+            for parameter in self._model.parameters():
                 if parameter.requires_grad:
                     name = self._survey.names[id(parameter)]
                     hook = partial(self._on_parameter, name, parameter)
@@ -165,17 +162,19 @@ class Recorder:
             for site in self._sites:
                 self._on_complete(site, None)
         finally:
-            for handles in (self._on_layers, self._handles):
-                while handles:
-                    handles.pop().remove()
+            self._detach_modules()
+            while self._handles:
+                self._handles.pop().remove()
             for call in self.calls:
                 call.nodes = ()
             self._states.clear()
             self._learning.clear()
             self._replay.release()
 
-    def _attach_layers(self) -> None:
-        keep = self._on_layers.append
+    def _attach_modules(self) -> None:
+        keep = self._on_modules.append
+        root = self._model
+        keep(root.register_forward_pre_hook(Hook(self._on_root), with_kwargs=True))
         for site in self._sites:
             if site.rule is None:
                 continue
@@ -187,6 +186,11 @@ class Recorder:
             keep(
                 site.module.register_forward_hook(hook, prepend=True, with_kwargs=True)
             )
+        keep(root.register_forward_hook(Hook(self._on_return)))
+
+    def _detach_modules(self) -> None:
+        while self._on_modules:
+            self._on_modules.pop().remove()
 
     # -- forward -----------------------------------------------------------------
 
@@ -195,9 +199,11 @@ class Recorder:
     ) -> None:
         """Check that the labels describe the batch the model is called with."""
         if not torch.is_grad_enabled():
-            # PyTorch's transformer takes its fast path only where no hook is.
-            while self._on_layers:
-                self._on_layers.pop().remove()
+            # PyTorch's transformer takes its fast path only where no hook is, so the
+            # call's end is waited for from outside of the model.
+            self._detach_modules()
+            end = register_module_forward_hook(self._on_end, always_call=True)
+            self._on_modules.append(end)
             return
         self._refuse_functional(self._survey.swapped())
         self._labellings.add(id(self.labelling))
@@ -266,8 +272,9 @@ class Recorder:
 
     def _on_end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """After a call without gradients, also a failed one, watch again."""
-        if not self._on_layers:
-            self._attach_layers()
+        if module is self._model:
+            self._detach_modules()
+            self._attach_modules()
 
     def _on_draw(self, site: Site, layer: nn.Module, args: tuple[Any, ...]) -> None:
         """Note where the random numbers stand before a call that draws some."""
@@ -347,9 +354,11 @@ class Recorder:
         if isinstance(x, Tensor) and self._is_no_batch(x):
             return "called on something that is no batch"
         folded = isinstance(x, Tensor) and x.is_floating_point() and n and not size % n
-        if size in (n, n * self._folded) or folded:
-            return ""
-        return f"called on {size} rows, which are not those of {n} samples"
+        seen = self._survey.without_batch
+        if site.name in seen or not (size in (n, n * self._folded) or folded):
+            why = f"called on {size} rows, which are not those of {n} samples"
+            return seen.setdefault(site.name, why)
+        return ""
 
     def _is_no_batch(self, x: Tensor) -> bool:
         """Whether an input is a parameter, or positions counted from zero."""

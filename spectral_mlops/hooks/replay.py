@@ -164,7 +164,11 @@ class Replay:
     ) -> None:
         self._model = model
         self.parameters = dict(parameters)
+        self.checked: dict[str, nn.Parameter] = {}
+        """Parameters with a rule whose groups are to be seen by a replay too."""
         self.gradients: ByGroup = {}
+        self.second: ByGroup = {}
+        """What a replay finds for those with a rule."""
         self.labellings: list[Labelling] = []
         self.obstacle = ""
         self._batch_dim, self._folded = batch_dim, folded
@@ -220,21 +224,26 @@ class Replay:
             with RUNNING.begin(self._model, adjoint.device):
                 self._subtract_from_others(output, adjoint)
                 if axis is not None:
-                    pull_by_group(
-                        [(output.anchor, adjoint, axis)],
-                        self.parameters,
-                        output.labelling,
-                        self.gradients,
-                    )
+                    self._pull(output, adjoint, axis)
         except RuntimeError as error:
             words = ("Checkpointing is not compatible", "use_reentrant=True")
             if not any(word in str(error) for word in words):
                 raise
             self.obstacle = REENTRANT
 
+    def _pull(self, output: _Output, adjoint: Tensor, axis: int) -> None:
+        for parameters, totals in (
+            (self.parameters, self.gradients),
+            (self.checked, self.second),
+        ):
+            if parameters:
+                reached = [(output.anchor, adjoint, axis)]
+                pull_by_group(reached, parameters, output.labelling, totals)
+
     def _counts(self) -> bool:
         """Whether the pass under way goes on to some replayed parameter."""
-        nodes = (get_gradient_edge(p).node for p in self.parameters.values())
+        wanted = (*self.parameters.values(), *self.checked.values())
+        nodes = (get_gradient_edge(p).node for p in wanted)
         return any(map(will_execute, nodes))
 
     def _axis(self, output: _Output) -> int | None:

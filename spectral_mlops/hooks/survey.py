@@ -200,6 +200,15 @@ def replayed_parameters(sites: Sequence[Site]) -> dict[str, nn.Parameter]:
     return found
 
 
+def ruled_parameters(sites: Sequence[Site]) -> dict[str, nn.Parameter]:
+    """Return the trained parameters that have a rule."""
+    found: dict[str, nn.Parameter] = {}
+    for site in sites:
+        if site.rule is not None:
+            found |= trained_parameters(site)
+    return found
+
+
 class Survey:
     """A model's layers as they are; taken once where many batches are watched.
 
@@ -228,6 +237,8 @@ class Survey:
         self._trained = self._switches()
         self.outside: frozenset[str] | None = None
         """Parameters that are also used outside of their layers, once looked for."""
+        self.without_batch: dict[str, str] = {}
+        """Layers that were seen called on something else than the batch, and how."""
 
     def swapped(self) -> bool:
         """Whether the model holds other parameters than it did."""

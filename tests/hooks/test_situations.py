@@ -177,11 +177,12 @@ def test_accumulation_is_a_context_per_micro_batch():
         torch.testing.assert_close(sums[name], parameter.grad)
 
 
-def test_evaluation_in_between_is_that_of_an_unwatched_model():
+@pytest.mark.parametrize("alone", [False, True])
+def test_evaluation_in_between_is_that_of_an_unwatched_model(alone):
     """Without gradients a transformer takes its fast path, which hooks close."""
     torch.manual_seed(3)
     layer = nn.TransformerEncoderLayer(8, 2, 16, 0.1, batch_first=True)
-    model = nn.Sequential(nn.Linear(8, 8), layer)
+    model = layer if alone else nn.Sequential(nn.Linear(8, 8), layer)
     plain = copy.deepcopy(model)
     x = torch.randn(7, 5, 8)
     results = []
@@ -381,6 +382,56 @@ def test_strict_names_the_parameter_that_is_not_accounted_for():
         summed(x).backward()
     with capture(model, list("abab"), strict=True) as captured:
         model(x).sum().backward()
+    assert captured.spectra()
+
+
+class SampleBySample(nn.Module):
+    """Passes the rows of one sample at a time through a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = nn.Linear(5, 3)
+
+    def forward(self, x):
+        return torch.stack([self.step(sample).tanh().sum(0) for sample in x])
+
+
+def test_strict_sees_an_axis_that_only_has_the_size_of_the_batch():
+    model, x = SampleBySample().double(), torch.randn(4, 4, 5).double()
+    with (
+        pytest.raises(CaptureError, match=r"splits other groups.*step\.weight"),
+        capture(model, list("abab"), strict=True),
+    ):
+        model(x).square().sum().backward()
+    for shape in ((4, 4), (4, 7)):
+        features = nn.Sequential(nn.Flatten(0, 1), nn.Linear(5, 3)).double()
+        x = torch.randn(*shape, 5).double()
+        with capture(
+            features, list("abab"), strict=True, rows_per_sample=shape[1]
+        ) as captured:
+            features(x).square().sum().backward()
+        assert {row.method for row in captured.coverage()} == {"rows"}
+
+
+def test_a_layer_once_seen_without_batch_is_replayed_from_then_on():
+    model = SampleBySample().double()
+    monitor = SpectralMonitor(model)
+    for length in (6, 4):  # the second has the size of the batch
+        x = torch.randn(4, length, 5).double()
+        with monitor.watch(list("abab")) as captured:
+            model(x).square().sum().backward()
+        assert {row.method for row in captured.coverage()} == {"replay"}
+        found = captured.group_gradients()["a"]["step.weight"]
+        loss = model(x[0::2]).square().sum()
+        expected = torch.autograd.grad(loss, model.step.weight)[0]
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+        monitor.collect()
+
+
+def test_strict_leaves_batch_statistics_to_the_warning():
+    model = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    with capture(model, list("abab"), strict=True) as captured:
+        model(torch.randn(4, 5)).square().sum().backward()
     assert captured.spectra()
 
 
