@@ -262,10 +262,11 @@ class capture:
             words = "; ".join(f"{name}: {gap:.1e}" for name, gap in wrong.items())
             raise CaptureError(
                 f"strict=True and a replay of the batch splits other groups than the "
-                f"rows of the layers ({words}): an axis of {self._first_labelling.size} is taken for "
-                "the batch and is another one, or the model mixes its samples. Bring "
-                "the batch to the axis that batch_dim= names, or try a batch of "
-                "another size: calls without batch axis are then seen as such."
+                f"rows of the layers ({words}): an axis of "
+                f"{self._first_labelling.size} is taken for the batch and is another "
+                "one, or the model mixes its samples. Bring the batch to the axis that "
+                "batch_dim= names, or try a batch of another size: calls without "
+                "batch axis are then seen as such."
             )
 
     def relabel(
