@@ -528,10 +528,10 @@ class SpectralMonitor:
 
     def _capture(self, groups: Groups, **more: Any) -> capture:
         """Return a context for one batch, with the monitor's settings."""
-        if not self._survey.holds():
-            self._survey = Survey(self.model, self._settings["layers"])
         settings = self._settings | self._scale | more
-        return capture(self.model, groups, survey=self._survey, **settings)
+        captured = capture(self.model, groups, survey=self._survey, **settings)
+        self._survey = captured.survey  # a fresh one where the model has changed
+        return captured
 
     def _abandon(self) -> None:
         captured, self._active = self._active, None

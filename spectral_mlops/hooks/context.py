@@ -26,7 +26,7 @@ from spectral_mlops.hooks.groups import Groups, Labelling, Labels, read_labellin
 from spectral_mlops.hooks.layers.normalization import uses_batch_statistics
 from spectral_mlops.hooks.measure import measure
 from spectral_mlops.hooks.measured import GATES, LayerRows, LoneMatrix, Wanted
-from spectral_mlops.hooks.recorder import Recorder, Watched, refuse_sharded
+from spectral_mlops.hooks.recorder import Recorder, Watched
 from spectral_mlops.hooks.replay import OUTSIDE, ByGroup, Replay
 from spectral_mlops.hooks.rows import MAX_BYTES, Contributions, Factored, widen
 from spectral_mlops.hooks.survey import Survey, replayed_parameters, ruled_parameters
@@ -143,7 +143,6 @@ class capture:
             raise InputError(
                 f"gates='{gates}': choose {' or '.join(map(repr, GATES))}."
             )
-        refuse_sharded(dict(model.named_parameters()))
         self._quantities = check_quantities(quantities)
         self._batch_dim = batch_dim
         self._reduction, self._loss_scale = reduction, loss_scale
@@ -154,7 +153,7 @@ class capture:
         self._first_labelling = read_labelling(groups, subjects, targets, missing)
         if survey is None or survey.model is not model or not survey.holds():
             survey = Survey(model, layers)
-        self._survey, self._sites = survey, survey.sites
+        self.survey, self._sites = survey, survey.sites
         self._folded = self._read_folding(rows_per_sample)
         self._everywhere = not isinstance(rows_per_sample, Mapping)
         self.model = model
@@ -422,8 +421,8 @@ class capture:
         )
         gradients = "gradient" in self._quantities
         lone = self._lone_matrices() if gradients else []
-        elsewhere = self._survey.gradient_elsewhere.union(
-            *(self._survey.holders[name] for name in self._replay.parameters)
+        elsewhere = self.survey.gradient_elsewhere.union(
+            *(self.survey.holders[name] for name in self._replay.parameters)
         )
         return layers, lone, wanted, elsewhere
 
@@ -442,7 +441,7 @@ class capture:
         Those that are replayed, and weights that several layers share (the sum).
         Vectors (biases, scales, shifts) have group gradients and no spectrum.
         """
-        tied = self._survey.tied
+        tied = self.survey.tied
         if not (tied or self._replay.parameters or self._recorder.masked):
             return []
         wanted = {
@@ -466,10 +465,10 @@ class capture:
         recorder = self._recorder
         reached = {c.site.name for c in recorder.calls if c.rows}
         reached |= self._replay.reached | self._masked()
-        switched = self._survey.switched_on() if self._entered else {}
+        switched = self.survey.switched_on() if self._entered else {}
         return coverage_table(
             self._sites,
-            self._survey.frozen - switched.keys(),
+            self.survey.frozen - switched.keys(),
             reached or None,
             self._reasons(),
             self._obstacles() | switched,
@@ -534,7 +533,7 @@ class capture:
             for part, rows in call.rows.items()
             if isinstance(rows, Factored)
         }
-        return [name for name in self._survey.layers if name in reached]
+        return [name for name in self.survey.layers if name in reached]
 
     # -- inside ------------------------------------------------------------------
 
@@ -596,7 +595,7 @@ class capture:
 
     def _factored_calls(self, layer: str) -> list[tuple[Labelling, Factored]]:
         """Return the calls of one layer that an adjoint reached."""
-        names = self._survey.layers
+        names = self.survey.layers
         if layer not in names:
             inside = [name for name in names if name.startswith(f"{layer}.")]
             raise UnknownNameError(
@@ -637,7 +636,7 @@ class capture:
 
     def _reasons(self) -> dict[str, str]:
         """Why layers or parameters that have a rule are replayed all the same."""
-        outside = self._survey.outside or ()
+        outside = self.survey.outside or ()
         return self._recorder.unbatched | dict.fromkeys(
             outside, "also used outside of its layer"
         )

@@ -7,7 +7,6 @@ those). Nothing is written on the model, and every handle is removed by `detach`
 """
 
 import inspect
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -44,7 +43,6 @@ from spectral_mlops.hooks.rows import (
 from spectral_mlops.hooks.survey import (
     Site,
     Survey,
-    clean_name,
     trained_parameters,
 )
 
@@ -128,7 +126,8 @@ class Recorder:
         self._handles: list[RemovableHandle] = []
         self._on_modules: list[RemovableHandle] = []
         self._states: dict[int, list[RandomState]] = {}
-        self._learning: dict[str, list[nn.Parameter]] = {}
+        self._learning: dict[str, list[Any]] = {}
+        """Where the graph ends in each layer's trained parameters."""
         self._given: set[int] = set()
         self._numbered = False
         """Whether the model was given a whole number for every sample."""
@@ -143,7 +142,7 @@ class Recorder:
         for site in self._sites:
             if site.rule is not None:
                 own = list(trained_parameters(site).values())
-                self._learning[site.name] = own
+                self._learning[site.name] = [get_gradient_edge(p).node for p in own]
                 if site.rule.together and own:
                     # All adjoints have arrived before any weight's gradient does,
                     # and no optimizer can have changed a weight yet.
@@ -443,7 +442,7 @@ class Recorder:
             )
             return False
         own = self._learning[call.site.name]
-        return not own or any(will_execute(get_gradient_edge(p).node) for p in own)
+        return not own or any(map(will_execute, own))
 
     def _receive(
         self, call: Watched, i: int, outputs: int, anchor: Anchor, gradient: Tensor
@@ -580,22 +579,3 @@ def _storage(x: Tensor) -> int:
         return x.untyped_storage().data_ptr()
     except (NotImplementedError, RuntimeError):
         return id(x)
-
-
-def refuse_sharded(parameters: Mapping[str, nn.Parameter]) -> None:
-    """Refuse parameters of which each process holds a shard.
-
-    Raises:
-        CaptureError: If there is one.
-    """
-    sharding = sys.modules.get("torch.distributed.tensor")
-    if sharding is None:
-        return
-    for name, parameter in parameters.items():
-        if isinstance(parameter, sharding.DTensor):
-            raise CaptureError(
-                f"Parameter '{clean_name(name)}' is sharded over processes (FSDP2, "
-                "DTensor), and a shard's gradient has no groups. Train with "
-                "DistributedDataParallel to watch, or watch an unsharded copy of the "
-                "model on a probe."
-            )

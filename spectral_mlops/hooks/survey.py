@@ -1,5 +1,6 @@
 """What a model is made of: its layers, the rules that apply, who holds what."""
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -209,6 +210,25 @@ def ruled_parameters(sites: Sequence[Site]) -> dict[str, nn.Parameter]:
     return found
 
 
+def refuse_sharded(parameters: Mapping[str, nn.Parameter]) -> None:
+    """Refuse parameters of which each process holds a shard.
+
+    Raises:
+        CaptureError: If there is one.
+    """
+    sharding = sys.modules.get("torch.distributed.tensor")
+    if sharding is None:
+        return
+    for name, parameter in parameters.items():
+        if isinstance(parameter, sharding.DTensor):
+            raise CaptureError(
+                f"Parameter '{clean_name(name)}' is sharded over processes (FSDP2, "
+                "DTensor), and a shard's gradient has no groups. Train with "
+                "DistributedDataParallel to watch, or watch an unsharded copy of the "
+                "model on a probe."
+            )
+
+
 class Survey:
     """A model's layers as they are; taken once where many batches are watched.
 
@@ -218,9 +238,11 @@ class Survey:
 
     Raises:
         UnknownNameError: If ``layers`` names something that holds no parameters.
+        CaptureError: If a parameter is sharded over processes.
     """
 
     def __init__(self, model: nn.Module, layers: Iterable[str] | None = None) -> None:
+        refuse_sharded(dict(model.named_parameters()))
         self.model = model
         self.sites: Sequence[Site] = find_sites(
             model, None if layers is None else frozenset(layers)

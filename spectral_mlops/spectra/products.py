@@ -22,7 +22,7 @@ from torch import Tensor
 
 from spectral_mlops.spectra.groups import Stack
 
-COPY_BYTES = 32 * 2**20
+COPY_BYTES = 4 * 2**20
 """Float64 copies of rows that may exist at once."""
 
 
