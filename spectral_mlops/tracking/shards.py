@@ -149,8 +149,8 @@ def records_of(spectra: pa.Table, divergences: pa.Table) -> list[EpochRecord]:
         named = {name: row.pop(name) for name in summaries}
         named = {name: value for name, value in named.items() if value is not None}
         shape = row.pop("d_in"), row.pop("d_out")
-        for name in ("bound", "rank"):  # null in parts of before there was one
-            row[name] = row[name] or 0
+        # null in parts of before there were these
+        row |= {"bound": row["bound"] or 0.0, "rank": row["rank"] or 0}
         found[key][0].append(Spectrum(shape=shape, summaries=named, **row))
     for row in _rows(divergences):
         key = row.pop("epoch"), row.pop("fold"), row["source"]
