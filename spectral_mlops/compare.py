@@ -108,6 +108,7 @@ def compare(
     seed: int,
     divergence: str,
     everyone: bool,
+    refused: str = "",
 ) -> list[Comparison]:
     """Compare every pair of groups at every layer and quantity.
 
@@ -123,6 +124,7 @@ def compare(
         seed: Of the relabellings.
         divergence: Name of the divergence.
         everyone: Move everyone's labels together, not the pair's alone.
+        refused: Why no null may be formed of these batches, if so.
 
     Returns:
         One comparison per layer, quantity, grouping and pair.
@@ -135,7 +137,7 @@ def compare(
         labels = _labels_of_people(observed, grouping)
         target = _target_of_people(observed)
         people = None
-        if permutations and labels:
+        if permutations and labels and not refused:
             moved = (
                 labels
                 if everyone
@@ -164,7 +166,7 @@ def compare(
                         f"{len(observed)} of {batches} watched batches"
                     )
             elif not reason and permutations:
-                reason = "no factors were kept for a null (null_batches)"
+                reason = refused or "no factors were kept for a null (null_batches)"
             result.append(
                 Comparison(
                     layer=layer,
@@ -189,14 +191,14 @@ def compare(
     return result
 
 
-Cells = dict[tuple[str, str, str, str], dict[int, Spectrum]]
+Cells = dict[tuple[str, str, str, str], dict[tuple[int, int], Spectrum]]
 
 
 def _cells(spectra: Sequence[Spectrum]) -> Cells:
-    """Index spectra by layer, quantity, grouping, group; then by step."""
+    """Index spectra by layer, quantity, grouping, group; then by batch."""
     cells: Cells = defaultdict(dict)
     for s in spectra:
-        cells[s.layer, s.quantity, s.grouping, s.group][s.step] = s
+        cells[s.layer, s.quantity, s.grouping, s.group][s.step, s.rank] = s
     return cells
 
 
@@ -225,7 +227,7 @@ def _descriptive(
 ) -> tuple[NDArray[np.float64], str]:
     """Mean over watched batches of the divergence, or why there is none."""
     a, b = (cells.get((layer, quantity, grouping, group), {}) for group in pair)
-    both = [(a[step], b[step]) for step in sorted(a.keys() & b.keys())]
+    both = [(a[batch], b[batch]) for batch in sorted(a.keys() & b.keys())]
     nothing = np.array([np.nan])
     if not both:
         return nothing, "the two groups were never in one watched batch"

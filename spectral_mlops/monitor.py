@@ -19,7 +19,8 @@ from spectral_mlops.compare import Observed, ObservedLayer, compare
 from spectral_mlops.errors import CaptureError, InputError
 from spectral_mlops.hooks.context import capture
 from spectral_mlops.hooks.coverage import CoverageRow
-from spectral_mlops.hooks.groups import Groups, Labels
+from spectral_mlops.hooks.distributed import Ranks, ranks_of
+from spectral_mlops.hooks.groups import Groups, Labels, read_fixed, refuse_unlisted
 from spectral_mlops.hooks.measure import (
     ReducedBatch,
     measure,
@@ -48,6 +49,8 @@ WAITING_BYTES = 32 * 2**20
 """Rows of one batch above which they are reduced at once, not beside training."""
 
 AGGREGATES = ("batch", "window")
+DISTRIBUTED = ("auto", "off")
+NO_NULL = "the null of a distributed run is formed on the probe only"
 
 Strata = Mapping[str, Mapping[str, str]]
 LossFunction = Callable[[Any, Any], Tensor]
@@ -60,7 +63,7 @@ class EpochSpectra:
         epoch: Counted from 0.
         source: ``train`` or ``probe``.
         spectra: One record per watched batch, layer, quantity and group.
-        batches: Number of watched batches.
+        batches: Number of watched batches, of all ranks.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class EpochSpectra:
         batches: int,
         observed: list[Observed],
         strata: Strata,
+        refused: str = "",
     ) -> None:
         self.epoch = epoch
         self.source = source
@@ -78,6 +82,7 @@ class EpochSpectra:
         self.batches = batches
         self._observed = observed
         self._strata = strata
+        self._refused = refused
         self._compared: list[Comparison] | None = None
         self._released = False
 
@@ -127,6 +132,7 @@ class EpochSpectra:
             seed=seed,
             divergence=divergence,
             everyone=relabel == "everyone",
+            refused=self._refused,
         )
         return self._compared
 
@@ -214,7 +220,15 @@ class SpectralMonitor:
         aggregate: ``"batch"``: a spectrum of each watched batch, then mean and
             spread over the window (from one `collect` to the next); ``"window"``:
             one of the gradients and rows of all of them together. In distributed
-            training each process has its own.
+            training (``distributed``) the batches of all ranks count: ``"batch"``
+            gives every rank the records of all, told apart by ``rank``;
+            ``"window"`` what one process shows that watches all these batches one
+            after another. A window's gradient is thus the *sum* over ranks of the
+            local group gradients, each with the ``c`` of its rank's own batch, and
+            hence `world size` times what `DistributedDataParallel`, which averages,
+            leaves in ``.grad``. The record has the ``c`` of the last batch: scales
+            ``sum`` and ``mean`` hold where all batches are of one size (or with
+            ``loss_scale``).
         pooled: Also watch all samples together, as group ``all``.
         permutations: Relabellings computed by `collect`; 0 leaves them to
             ``EpochSpectra.divergences``.
@@ -223,6 +237,12 @@ class SpectralMonitor:
         strata: ``{name: {subject: stratum}}``: what labels move within, beside the
             target (sites, and whatever split and sampler stratify by).
         seed: Of the relabellings.
+        groups: Every group that may be seen, ``{grouping: [names]}``, or the names of
+            bare labels; others are refused. A window of a distributed run needs it:
+            a rank whose batches lack a group adds nothing to it.
+        distributed: ``"auto"``: in a process group of several ranks (that of a
+            `DistributedDataParallel`, else the default one) `collect` is collective,
+            and every rank has to call it; ``"off"``: each process has its own.
 
     Raises:
         InputError: If a setting cannot be used.
@@ -252,11 +272,17 @@ class SpectralMonitor:
         strata: Strata | None = None,
         seed: int = 0,
         epochs: Iterable[int] | None = None,
+        groups: Groups | None = None,
+        distributed: str = "auto",
     ) -> None:
-        if aggregate not in AGGREGATES:
-            raise InputError(
-                f"aggregate='{aggregate}': choose {' or '.join(map(repr, AGGREGATES))}."
-            )
+        for name, value, choices in (
+            ("aggregate", aggregate, AGGREGATES),
+            ("distributed", distributed, DISTRIBUTED),
+        ):
+            if value not in choices:
+                raise InputError(
+                    f"{name}='{value}': choose {' or '.join(map(repr, choices))}."
+                )
         if permutations < 0 or null_batches < 0:
             raise InputError(f"{permutations=}, {null_batches=}: not below zero.")
         self.model = model
@@ -289,10 +315,13 @@ class SpectralMonitor:
         self._pending: list[_Pending] = []
         self._solver = Solver()
         self._window = Window() if aggregate == "window" else None
+        self._fixed = None if groups is None else read_fixed(groups, missing)
+        self._distributed = distributed
         self._observed: list[Observed] = []
         self._batches = 0
         self._survey = Survey(model, self._settings["layers"])
         self._capture([0])  # refuse bad settings now
+        self._ranks()
 
     # -- training batches --------------------------------------------------------
 
@@ -350,6 +379,7 @@ class SpectralMonitor:
             return None
         if not self._schedule.watches(self._epoch, step, self._steps):
             return None
+        self._ranks()  # the process group may be younger than the monitor
         began = time.perf_counter()
         captured = self._capture(
             groups,
@@ -358,6 +388,7 @@ class SpectralMonitor:
             additivity=self.additivity is None,
             lasting=True,
         )
+        self._refuse_unlisted(captured)
         self._active = captured.__enter__()
         self._spend(began)
         return self._active
@@ -401,9 +432,13 @@ class SpectralMonitor:
         """Give the labels of the forward calls from here on (``capture.relabel``)."""
         if self._active is not None:
             self._active.relabel(groups, subjects, targets)
+            self._refuse_unlisted(self._active)
 
     def collect(self, epoch: int | None = None) -> EpochSpectra:
         """Return what was watched since the last call, and empty the monitor.
+
+        In a distributed run every rank has to call it, and gets what all watched; the
+        divergences of its training batches then carry no p.
 
         Args:
             epoch: Written into the result; the announced or counted one if not
@@ -414,12 +449,23 @@ class SpectralMonitor:
         observed, self._observed = self._observed, []
         batches, self._batches = self._batches, 0
         self._survey.outside = None  # another epoch may use weights in other ways
-        began = time.perf_counter()
+        ranks = self._ranks()
+        if ranks is not None:
+            batches = sum(ranks.gather(batches))
+            if self._window is not None:
+                self._window.join(ranks)
+        began = time.perf_counter()  # waiting for slower ranks is not watching
         solved = self._solver.drain()
         spectra = spectra_of([one.batch for one in pending], solved)
         if self._window is not None:
             spectra = self._window.spectra()
         self._spend(began)
+        if ranks is not None and self._window is None:
+            spectra = [
+                replace(spectrum, rank=rank)
+                for rank, found in enumerate(ranks.gather(spectra))
+                for spectrum in found
+            ]
         result = EpochSpectra(
             number,
             "train",
@@ -427,6 +473,7 @@ class SpectralMonitor:
             batches,
             observed,
             self._strata,
+            refused=NO_NULL if ranks is not None else "",
         )
         self.begin_epoch(number + 1)
         if self._permutations:
@@ -532,6 +579,24 @@ class SpectralMonitor:
         captured = capture(self.model, groups, survey=self._survey, **settings)
         self._survey = captured.survey  # a fresh one where the model has changed
         return captured
+
+    def _ranks(self) -> Ranks | None:
+        """Return the processes that are watched together, if there are several.
+
+        Raises:
+            InputError: If their windows need the list of groups.
+        """
+        ranks = ranks_of(self.model) if self._distributed == "auto" else None
+        if ranks is not None and self._window is not None and self._fixed is None:
+            raise InputError(
+                f"aggregate='window' on {ranks.size} ranks needs groups={{grouping: "
+                "[names]}, every group that may be seen; or pass distributed='off'."
+            )
+        return ranks
+
+    def _refuse_unlisted(self, captured: capture) -> None:
+        if self._fixed is not None:
+            refuse_unlisted(captured.labelling, self._fixed)
 
     def _abandon(self) -> None:
         captured, self._active = self._active, None

@@ -69,6 +69,7 @@ class Spectrum:
         step: Step within the epoch.
         bound: Largest error of a value; for ``randomised`` what all the values left
             out weigh together, ``√(‖X‖² − Σσ²)``.
+        rank: Process that watched the batch; 0 where batches of all are summed.
     """
 
     layer: str
@@ -89,6 +90,7 @@ class Spectrum:
     summaries: Mapping[str, float]
     step: int = 0
     bound: float = 0.0
+    rank: int = 0
 
     @property
     def degenerate(self) -> bool:

@@ -193,6 +193,8 @@ def test_the_time_budget_watches_the_first_step():
         ({"every": "often"}, "'auto'"),
         ({"schedule": 3}, "function"),
         ({"aggregate": "median"}, "'batch'"),
+        ({"distributed": "on"}, "'auto' or 'off'"),
+        ({"groups": {"dx": []}}, "at least one group"),
         ({"permutations": -1}, "not below zero"),
         ({"reduction": "none"}, "'mean' or 'sum'"),
         ({"layers": ["9"]}, "holds no parameters"),

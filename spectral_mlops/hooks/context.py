@@ -318,6 +318,11 @@ class capture:
 
     # -- reading -----------------------------------------------------------------
 
+    @property
+    def labelling(self) -> Labelling:
+        """The labels of the forward calls from here on."""
+        return self._recorder.labelling
+
     def group_gradients(self) -> Any:
         """Weight gradients of every group; they add up to what reached ``.grad``.
 

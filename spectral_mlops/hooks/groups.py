@@ -35,6 +35,7 @@ class Labelling:
         subjects: The person behind each sample, length ``N``.
         targets: What training predicts, per sample, or ``None`` if not told.
         named: Whether groupings were given by name.
+        identified: Whether the person behind each sample was told.
     """
 
     groupings: dict[str, dict[str, Tensor]]
@@ -42,6 +43,7 @@ class Labelling:
     subjects: tuple[str, ...]
     targets: tuple[str, ...] | None
     named: bool
+    identified: bool
 
     def people(self, grouping: str, group: str) -> list[str]:
         """Return the person behind each sample of a group, none if it is absent."""
@@ -109,7 +111,54 @@ def read_labelling(
         subjects=tuple(people or (f"sample {batch}.{i}" for i in range(size))),
         targets=None if goals is None else tuple(goals),
         named=named,
+        identified=people is not None,
     )
+
+
+def read_fixed(groups: Groups, missing: str = "raise") -> dict[str, frozenset[str]]:
+    """Read the list of all groups that may be seen.
+
+    Args:
+        groups: ``{grouping: names}``, or the names of bare labels.
+        missing: See `read_labelling`.
+
+    Returns:
+        The names of each grouping, as labels are read.
+
+    Raises:
+        InputError: If there are none, or a name cannot be a label.
+    """
+    columns = groups if isinstance(groups, Mapping) else {UNNAMED: groups}
+    fixed = {
+        str(name): frozenset(
+            read_labelling({name: names}, missing=missing).groupings[str(name)]
+        )
+        for name, names in columns.items()
+    }
+    if not fixed or not all(fixed.values()):
+        raise InputError(f"groups={groups!r}: name at least one group per grouping.")
+    return fixed
+
+
+def refuse_unlisted(labelling: Labelling, fixed: Mapping[str, frozenset[str]]) -> None:
+    """Refuse labels that are not in the list of `read_fixed`.
+
+    Raises:
+        InputError: Naming the grouping or the group.
+    """
+    for grouping, groups in labelling.groupings.items():
+        if grouping not in fixed:
+            raise InputError(
+                f"Grouping '{grouping}' is not in groups= ({', '.join(fixed)}): name "
+                "it and its groups there when the monitor is made."
+            )
+        unlisted = sorted(groups.keys() - fixed[grouping])
+        if unlisted:
+            raise InputError(
+                f"Grouping '{grouping}': group '{unlisted[0]}' is not in groups= "
+                f"({', '.join(sorted(fixed[grouping]))}): name every group there when "
+                "the monitor is made."
+            )
 
 
 def label_texts(labels: Labels) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectral_mlops.hooks.distributed import Ranks
 from spectral_mlops.hooks.measure import ReducedBatch, spectra_of
 from spectral_mlops.hooks.measured import (
     LayerRows,
@@ -32,27 +33,35 @@ FLOAT32 = torch.finfo(torch.float32).eps
 
 
 @dataclass(frozen=True, eq=False)
-class _Sum:
-    """What a window holds of one layer, quantity and group."""
+class _Seen:
+    """What a window holds of one layer, quantity and group, beside the matrix.
 
-    matrix: Tensor
+    Attributes:
+        known: Fields of the record.
+        people: Those behind the samples, as far as they were told.
+        strangers: Number of samples without a person, each of which is another.
+    """
+
     known: dict[str, Any]
     people: frozenset[str]
+    strangers: int
 
-    def plus(self, later: "_Sum") -> "_Sum":
+    def plus(self, later: "_Seen") -> "_Seen":
         """Add another batch."""
         counts = ("samples", "rows", "batch_samples")
         people = self.people | later.people
+        strangers = self.strangers + later.strangers
         known = later.known | {k: self.known[k] + later.known[k] for k in counts}
-        known["subjects"] = len(people)
-        return _Sum(self.matrix + later.matrix, known, people)
+        known["subjects"] = len(people) + strangers
+        return _Seen(known, people, strangers)
 
 
 @dataclass
 class Window:
     """Batches, added up."""
 
-    _sums: dict[Cell, _Sum] = field(default_factory=dict)
+    _matrices: dict[Cell, Tensor] = field(default_factory=dict)
+    _seen: dict[Cell, _Seen] = field(default_factory=dict)
 
     def add(
         self,
@@ -63,20 +72,43 @@ class Window:
     ) -> None:
         """Add one batch; see `measure.reduce_batch`."""
         for people, measured in measured_of(layers, lone, wanted, elsewhere):
-            names = [who for labels in people.labellings for who in labels.subjects]
+            names = [
+                who if labels.identified else None
+                for labels in people.labellings
+                for who in labels.subjects
+            ]
             for item in measured:
                 for quantity in item.quantities:
                     matrices = item.sums(quantity, people).cpu()
                     for g, (grouping, group, members) in enumerate(people.groups):
-                        own = frozenset(names[i] for i in members.tolist())
-                        found = _Sum(
-                            matrices[g],
+                        own = [names[i] for i in members.tolist()]
+                        seen = _Seen(
                             known_of(item, quantity, people, g, wanted),
-                            own,
+                            frozenset(who for who in own if who is not None),
+                            own.count(None),
                         )
                         cell = (item.name, quantity, grouping, group)
-                        before = self._sums.get(cell)
-                        self._sums[cell] = before.plus(found) if before else found
+                        self._add(cell, seen)
+                        before = self._matrices.get(cell)
+                        self._matrices[cell] = (
+                            matrices[g] if before is None else before + matrices[g]
+                        )
+
+    def join(self, ranks: Ranks) -> None:
+        """Take in what all ranks hold, so that each has the window of all batches.
+
+        The ranks' batches come one after another, in the order of ranks. A group or a
+        layer that one rank has not seen adds nothing there.
+        """
+        self._matrices = ranks.add(self._matrices)
+        told, self._seen = ranks.gather(self._seen), {}
+        for found in told:
+            for cell, seen in found.items():
+                self._add(cell, seen)
+
+    def _add(self, cell: Cell, seen: _Seen) -> None:
+        before = self._seen.get(cell)
+        self._seen[cell] = before.plus(seen) if before else seen
 
     def spectra(self) -> list[Spectrum]:
         """Solve what was added up, and begin anew.
@@ -85,29 +117,30 @@ class Window:
             One record per layer, quantity and group, at scale ``batch``: the sum over
             the batches of the window.
         """
-        sums, self._sums = self._sums, {}
+        matrices, self._matrices = self._matrices, {}
+        every, self._seen = self._seen, {}
         batch = ReducedBatch()
-        for i, one in enumerate(sums.values()):
-            quantity: Quantity = one.known["quantity"]
+        for i, (cell, seen) in enumerate(every.items()):
+            matrix, quantity = matrices[cell], cell[1]
             key = Key(i, 0, quantity)
-            batch.cells[key] = one.known
+            batch.cells[key] = seen.known
             if quantity == "gradient":
-                factors = [LayerFactors(i, gradient=one.matrix.unsqueeze(0))]
+                factors = [LayerFactors(i, gradient=matrix.unsqueeze(0))]
                 everyone = Groups(1, [None])
                 batch.problems.extend(reduce_layers(factors, everyone, [quantity]))
             else:
-                batch.problems.append(_of_gram(key, one))
+                batch.problems.append(_of_gram(key, matrix, seen.known["rows"]))
         return spectra_of([batch], solve_marking(batch.problems))
 
 
-def _of_gram(key: Key, one: _Sum) -> Reduced:
+def _of_gram(key: Key, gram: Tensor, rows: int) -> Reduced:
     """Return the problem of a factor whose Gram is there already."""
-    blocks, width, _ = one.matrix.shape
-    exponent = safe_exponent(one.matrix) // 2  # a Gram is of squares
+    blocks, width, _ = gram.shape
+    exponent = safe_exponent(gram) // 2  # a Gram is of squares
     return Reduced(
         keys=[key],
-        sizes=[min(width, one.known["rows"])],
-        gram=divide(one.matrix, 2 * exponent),
+        sizes=[min(width, rows)],
+        gram=divide(gram, 2 * exponent),
         other=None,
         blocks=blocks,
         coarse=FLOAT32,

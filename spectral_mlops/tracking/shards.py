@@ -26,6 +26,7 @@ _TEXT, _FLOAT, _INT = pa.string(), pa.float64(), pa.int64()
 _RECORD = {"epoch": _INT, "fold": _INT, "source": _TEXT}
 _SPECTRA = _RECORD | {
     "step": _INT,
+    "rank": _INT,
     "layer": _TEXT,
     "quantity": _TEXT,
     "grouping": _TEXT,
@@ -148,8 +149,9 @@ def records_of(spectra: pa.Table, divergences: pa.Table) -> list[EpochRecord]:
         named = {name: row.pop(name) for name in summaries}
         named = {name: value for name, value in named.items() if value is not None}
         shape = row.pop("d_in"), row.pop("d_out")
-        bound = row.pop("bound") or 0.0  # null in parts of before there was one
-        found[key][0].append(Spectrum(shape=shape, summaries=named, bound=bound, **row))
+        # null in parts of before there were these
+        row |= {"bound": row["bound"] or 0.0, "rank": row["rank"] or 0}
+        found[key][0].append(Spectrum(shape=shape, summaries=named, **row))
     for row in _rows(divergences):
         key = row.pop("epoch"), row.pop("fold"), row["source"]
         found[key][1].append(Divergence(**row))

@@ -8,7 +8,7 @@ from tests.conftest import ROOT
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["ddp", "fsdp"])
+@pytest.mark.parametrize("what", ["ddp", "fsdp", "window", "fork", "batch", "errors"])
 def test_on_two_processes(what):
     """Groups split unevenly over the ranks; FSDP2 is refused with a way out."""
     words = [

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from spectral_mlops.errors import InputError
-from spectral_mlops.hooks.groups import label_texts, read_labelling
+from spectral_mlops.hooks.groups import label_texts, read_fixed, read_labelling
 
 
 def test_groups_partition_the_samples_in_order_of_their_names():
@@ -55,6 +55,21 @@ def test_a_group_called_missing_does_not_swallow_missing_labels():
 def test_unusable_labels_are_refused(groups, extra, words):
     with pytest.raises(InputError, match=words):
         read_labelling(groups, **extra)
+
+
+def test_a_list_of_groups_is_read_as_labels_are():
+    assert read_fixed([1, "b"]) == {"group": {"1", "b"}}
+    fixed = read_fixed({"dx": ["a"], "site": torch.tensor([3, 4])}, missing="group")
+    assert fixed == {"dx": {"a"}, "site": {"3", "4"}}
+    for groups, words in (
+        ({}, "at least one group"),
+        ({"dx": []}, "at least one group"),
+        ("ab", "not a sequence"),
+        (["a", "all"], "pooled group"),
+        (["a", None], "no label"),
+    ):
+        with pytest.raises(InputError, match=words):
+            read_fixed(groups)
 
 
 def test_labels_are_the_text_of_python_scalars():

@@ -8,7 +8,7 @@ from torch import nn
 from spectral_mlops import SpectralMonitor, capture
 from spectral_mlops.errors import InputError
 from tests.cases import Gain, Tied
-from tests.hooks.conftest import LABELS, loss_of
+from tests.hooks.conftest import LABELS, hooks_on, loss_of
 
 
 class Everything(nn.Module):
@@ -79,6 +79,38 @@ def test_windows_follow_each_other():
     status = {(s.quantity, s.group): s.status for s in monitor.collect().spectra}
     assert status["activation", "b"] == "non-finite"
     assert status["activation", "a"] == "ok"
+
+
+def test_samples_without_a_person_are_somebody_else_each_time():
+    model = nn.Linear(3, 2).double()
+    monitor = SpectralMonitor(model, aggregate="window")
+    for who in (None, None, ["p"] * 7):
+        with monitor.watch(LABELS, who):
+            loss_of(model(torch.ones(7, 3).double())).backward()
+    pooled = [s for s in monitor.collect().spectra if s.group == "all"]
+    assert {s.subjects for s in pooled} == {15}
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ({"dx": ["a", "c"]}, "group 'c' is not in groups= .a, b."),
+        ({"sex": ["a", "b"]}, "Grouping 'sex' is not in groups= .dx."),
+    ],
+)
+def test_groups_that_were_not_announced_are_refused(labels, words):
+    model = nn.Linear(3, 2)
+    monitor = SpectralMonitor(model, aggregate="window", groups={"dx": ["a", "b"]})
+    with pytest.raises(InputError, match=words), monitor.watch(labels):
+        pass
+    assert hooks_on(model) == 0
+    with monitor.watch({"dx": ["b", "b"]}):
+        model(torch.ones(2, 3)).sum().backward()
+    unlisted = pytest.raises(InputError, match="'z' is not in groups=")
+    with unlisted, monitor.watch({"dx": ["b", "b"]}):
+        monitor.relabel({"dx": ["b", "z"]})
+    assert hooks_on(model) == 0
+    assert {s.group for s in monitor.collect().spectra} == {"all", "b"}
 
 
 def test_a_large_table_is_refused_with_a_way_out():

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,16 @@ def test_values_come_back_bit_for_bit(tmp_path: Path) -> None:
     expected = [each for records in parts for each in records if each.spectra]
     assert len(stored) == len(expected)
     assert all(map(same, stored, expected))
+
+
+def test_batches_of_several_ranks_stay_apart(tmp_path: Path) -> None:
+    both = [spectrum(), replace(spectrum(seed=3), rank=1)]
+    (path,) = write_shards([EpochRecord(0, "train", tuple(both))], tmp_path, 0)
+    tables = [read_shards(tmp_path, kind) for kind in ("spectra", "divergences")]
+    assert [s.rank for s in records_of(*tables)[0].spectra] == [0, 1]
+    pq.write_table(pq.read_table(path).drop_columns(["rank", "bound"]), path)
+    (stored,) = records_of(read_shards(tmp_path, "spectra"), tables[1])
+    assert [(s.rank, s.bound) for s in stored.spectra] == [(0, 0.0)] * 2
 
 
 def test_a_part_is_never_written_twice(tmp_path: Path) -> None:
