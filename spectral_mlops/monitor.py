@@ -416,7 +416,8 @@ class SpectralMonitor:
             else:
                 self._solver.submit(pending.reduce())
         if layers and len(self._observed) < self._null_batches:
-            self._observed.append(_observe(layers, trained_on=True))
+            number = len(self._observed)
+            self._observed.append(_observe(layers, trained_on=True, number=number))
         if self.additivity is None:
             self.additivity = captured.additivity_error()
             self.coverage = captured.coverage()
@@ -657,9 +658,15 @@ def _read_schedule(
 
 
 def _observe(
-    layers: list[LayerRows], trained_on: bool, label_free: bool = False
+    layers: list[LayerRows],
+    trained_on: bool,
+    label_free: bool = False,
+    number: int = 0,
 ) -> Observed:
-    """Reduce captured rows to what a null needs, and let go of the rest."""
+    """Reduce captured rows to what a null needs, and let go of the rest.
+
+    Samples without a person behind them are others in each batch, hence its number.
+    """
     labellings = layers[0].labellings
     groupings = {
         name: [group for who in labellings for group in _labels_of(who.groupings[name])]
@@ -667,7 +674,11 @@ def _observe(
     }
     targets = [who.targets for who in labellings]
     return Observed(
-        subjects=[person for who in labellings for person in who.subjects],
+        subjects=[
+            person if who.identified else f"{number}: {person}"
+            for who in labellings
+            for person in who.subjects
+        ],
         groupings=groupings,
         targets=(
             None

@@ -679,3 +679,14 @@ def test_the_frame_of_spectra_is_tidy():
     assert {"epoch", "source", "layer", "values", "effective_rank", "samples"} <= {
         *frame.columns
     }
+
+
+def test_samples_without_subjects_are_other_people_in_each_batch():
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
+    monitor = SpectralMonitor(model, null_batches=2)
+    for labels in ("aabb", "abab"):
+        with monitor.watch(list(labels)):
+            model(torch.randn(4, 5)).square().sum().backward()
+    frame = monitor.collect().divergences(permutations=9)
+    assert frame.null.str.contains("of 8 people").any()
+    assert frame.p.notna().any()
