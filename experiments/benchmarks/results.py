@@ -64,11 +64,44 @@ def _memory_gib() -> float | None:
     return round(size / 2**30, 1)
 
 
-def write(folder: Path, name: str, about: Row, **parts: Sequence[Row]) -> Path:
+def joined(
+    stored: dict[str, Any] | None, about: Row, rows: Sequence[Row]
+) -> tuple[Row, Sequence[Row]]:
+    """Put rows beside stored ones of other cases, if those can be compared.
+
+    Args:
+        stored: What `read` gave, if anything.
+        about: Of the new rows.
+        rows: They take the place of stored rows of the same case and threads.
+
+    Returns:
+        What `write` takes: all commands and threads named, and all rows.
+    """
+    same = ("machine", "versions", "seed")
+    if stored is None or any(stored["about"][key] != about[key] for key in same):
+        return about, rows
+    measured = {(row.get("case"), row.get("threads")) for row in rows}
+    kept = [
+        row
+        for row in stored["rows"]
+        if (row.get("case"), row.get("threads")) not in measured
+    ]
+    if not kept:
+        return about, rows
+    before = stored["about"]
+    commands = dict.fromkeys([*before["command"].split(" && "), about["command"]])
+    threads = sorted({*before["threads"], *about["threads"]})
+    together = {"command": " && ".join(commands), "threads": threads}
+    return about | together, [*kept, *rows]
+
+
+def write(
+    folder: Path, name: str, about: Row, rows: Sequence[Row], **more: Sequence[Row]
+) -> Path:
     """Write one part of the results; numbers that are not finite become null."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    shown = _finite({"about": about, **parts})
+    shown = _finite({"about": about, "rows": rows, **more})
     path.write_text(json.dumps(shown, indent=1, allow_nan=False) + "\n")
     return path
 

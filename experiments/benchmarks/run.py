@@ -27,7 +27,7 @@ from experiments.benchmarks.cases import CASES, Case
 from experiments.benchmarks.gpu import gpu_cases, measure_gpu
 from experiments.benchmarks.peers import measure_peers
 from experiments.benchmarks.plots import plot_accuracy, plot_sweep
-from experiments.benchmarks.results import describe, fill, write
+from experiments.benchmarks.results import describe, fill, joined, read, write
 from experiments.benchmarks.scaling import SWEEPS, fit_sweep, measure_sweep
 from experiments.benchmarks.table import Effort, measure_cases
 from experiments.benchmarks.views import tables
@@ -100,11 +100,16 @@ def _store(
     rows: Iterable[dict[str, Any]],
     total: int,
 ) -> None:
-    """Go through rows with a progress bar; what is done is never lost."""
-    kept = []
+    """Go through rows with a progress bar; what is done is never lost.
+
+    Rows that are not measured again stand, where machine and versions are the same.
+    """
+    stored = read(chosen.out, part)
+    fresh: list[dict[str, Any]] = []
     for row in track(rows, part, total=total, console=CONSOLE):
-        kept.append(row)
-        write(chosen.out, part, describe(threads, chosen.command), rows=kept)
+        fresh.append(row)
+        about = describe(threads, chosen.command)
+        write(chosen.out, part, *joined(stored, about, fresh))
 
 
 def _measure_cases(chosen: argparse.Namespace) -> None:
