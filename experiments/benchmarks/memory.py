@@ -7,8 +7,12 @@ import json
 import resource
 import subprocess
 import sys
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
 
 from experiments.benchmarks.cases import CASES, Case
 from experiments.benchmarks.variants import Unwatched, Watched
@@ -28,7 +32,8 @@ def peak_memory(case: Case, steps: int) -> dict[str, Any]:
         steps: Steps watched before ``collect``.
 
     Returns:
-        Peaks in MiB, their ratio without the group gradients (the goal), and the
+        Peaks in MiB, those of living tensors alone (``tensors``, by the profiler of
+        PyTorch), the peaks' ratio without the group gradients (the goal), and the
         same ratio without what the imports alone take (`without_imports`), which
         small cases would otherwise hide behind.
     """
@@ -49,12 +54,33 @@ def compare_peaks(
         "memory_watched_mib": watched["peak"],
         "memory_imports_mib": base,
         "group_gradients_mib": gradients,
+        "tensors_unwatched_mib": plain["tensors"],
+        "tensors_watched_mib": watched["tensors"],
         "memory_ratio": ratio,
         "memory_goal": ALLOWED,
         "memory_met": ratio <= ALLOWED,
         "memory_ratio_without_imports": (watched["peak"] - gradients - base)
         / (plain["peak"] - base),
     }
+
+
+def _tensor_peak(training: Unwatched, steps: int) -> float:
+    """High-water mark of living tensors over a window, in MiB, past those at start.
+
+    What the allocator of the C library keeps of freed ones is not in it.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        for _ in range(steps):
+            training.step()
+        training.finish()
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted(
+        (event.start_ns(), event.nbytes())
+        for event in events
+        if event.name() == "[memory]"
+    )
+    living = accumulate(nbytes for _, nbytes in changes)
+    return max(living, default=0) / 2**20
 
 
 def _in_a_process(case: Case, variant: str, steps: int) -> dict[str, float]:
@@ -80,13 +106,16 @@ def _peak() -> float:
 def main() -> None:
     """Take steps and print this process's marks as JSON."""
     name, variant, steps = sys.argv[1:]
+    torch.set_num_threads(1)
     imports = _peak()
     training = VARIANTS[variant](CASES[name])
     for _ in range(2):  # a second window shows what the first did not let go
         for _ in range(int(steps)):
             training.step()
         training.finish()
-    print(json.dumps({"imports": imports, "peak": _peak()}))
+    marks = {"imports": imports, "peak": _peak()}
+    marks["tensors"] = _tensor_peak(training, int(steps))
+    print(json.dumps(marks))
 
 
 if __name__ == "__main__":

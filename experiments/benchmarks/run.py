@@ -25,6 +25,7 @@ from rich.progress import track
 from experiments.benchmarks.accuracy import TARGET, measure_accuracy
 from experiments.benchmarks.cases import CASES, Case
 from experiments.benchmarks.gpu import gpu_cases, measure_gpu
+from experiments.benchmarks.memory import peak_memory
 from experiments.benchmarks.peers import measure_peers
 from experiments.benchmarks.plots import plot_accuracy, plot_sweep
 from experiments.benchmarks.results import describe, fill, joined, read, write
@@ -33,9 +34,9 @@ from experiments.benchmarks.table import Effort, measure_cases
 from experiments.benchmarks.views import tables
 
 HERE = Path(__file__).parent
-PARTS = ("cases", "scaling", "accuracy", "peers", "gpu")
+PARTS = ("cases", "memory", "scaling", "accuracy", "peers", "gpu")
 QUICK_CASES = ("mlp-taper", "mlp-narrow-2", "mlp-narrow-16")
-QUICK_PARTS = ("cases", "scaling", "accuracy")
+QUICK_PARTS = ("cases", "memory", "scaling", "accuracy")
 CONSOLE = Console(stderr=True)
 
 
@@ -80,7 +81,6 @@ def _read(arguments: list[str] | None) -> argparse.Namespace:
         rounds=chosen.rounds,
         shorten=8 if quick else 1,
         budget=2 if quick else chosen.budget,
-        memory=not quick,
     )
     return chosen
 
@@ -117,6 +117,15 @@ def _measure_cases(chosen: argparse.Namespace) -> None:
     rows = measure_cases(cases, chosen.threads, chosen.effort)
     total = len(cases) * len(chosen.threads)
     _store(chosen, "cases", chosen.threads, rows, total)
+
+
+def _measure_memory(chosen: argparse.Namespace) -> None:
+    cases = _cases(chosen)
+    rows = (
+        {"case": case.name, "title": case.title, **peak_memory(case, case.window)}
+        for case in cases
+    )
+    _store(chosen, "memory", [1], rows, len(cases))
 
 
 def _measure_scaling(chosen: argparse.Namespace) -> None:
@@ -163,6 +172,7 @@ def _measure_gpu(chosen: argparse.Namespace) -> None:
 
 MEASURE = {
     "cases": _measure_cases,
+    "memory": _measure_memory,
     "scaling": _measure_scaling,
     "accuracy": _measure_accuracy,
     "peers": _measure_peers,

@@ -10,7 +10,6 @@ import torch
 
 from experiments.benchmarks.cases import Case
 from experiments.benchmarks.measure import BASE, alternate, paired_ratio
-from experiments.benchmarks.memory import peak_memory
 from experiments.benchmarks.variants import (
     EPOCH,
     Reference,
@@ -36,14 +35,12 @@ class Effort:
         chunks: Turns that a window is cut into.
         shorten: Divides the steps of windows and epochs.
         budget: Seconds per measurement after which no further round begins.
-        memory: Whether peak memory is measured, in processes of their own.
     """
 
     rounds: int = 5
     chunks: int = 4
     shorten: int = 1
     budget: float = 60.0
-    memory: bool = True
 
 
 def measure_cases(
@@ -52,8 +49,6 @@ def measure_cases(
     """Measure each case at each number of threads, one row at a time."""
     before = torch.get_num_threads()
     for case in cases:
-        steps = max(1, case.window // effort.shorten)
-        memory = peak_memory(case, steps) if effort.memory else {}
         for number in threads:
             torch.set_num_threads(number)
             try:
@@ -61,7 +56,7 @@ def measure_cases(
             finally:
                 torch.set_num_threads(before)
             name = {"case": case.name, "title": case.title, "threads": number}
-            yield name | row | memory
+            yield name | row
 
 
 def measure_case(

@@ -95,12 +95,14 @@ def _memory(stored: Stored) -> str:
         "group gradients, MiB": lambda row: _number(row["group_gradients_mib"], 1),
         "ratio without these": lambda row: _number(row["memory_ratio"]),
         "goal": lambda row: _goal(row, "memory"),
+        "living tensors, MiB": lambda row: " → ".join(
+            _number(row[f"tensors_{kind}_mib"], 0) for kind in ("unwatched", "watched")
+        ),
         "ratio, imports left out too": lambda row: _number(
             row["memory_ratio_without_imports"]
         ),
     }
-    rows = [row for row in _once(stored) if "memory_ratio" in row]
-    return markdown(rows, columns) if rows else ""
+    return _about(stored) + markdown(stored["rows"], columns)
 
 
 def _reference(stored: Stored) -> str:
@@ -185,7 +187,7 @@ VIEWS: dict[str, tuple[str, Callable[[Stored], str]]] = {
     "cases": ("cases", _cases),
     "coverage": ("cases", _coverage),
     "reference": ("cases", _reference),
-    "memory": ("cases", _memory),
+    "memory": ("memory", _memory),
     "scaling": ("scaling", _scaling),
     "accuracy": ("accuracy", _accuracy),
     "peers": ("peers", _peers),

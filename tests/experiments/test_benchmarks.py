@@ -16,7 +16,7 @@ from experiments.benchmarks.gpu import count_synchronisations
 from experiments.benchmarks.measure import alternate, paired_ratio
 from experiments.benchmarks.memory import compare_peaks
 from experiments.benchmarks.peers import PEERS, measure_peers
-from experiments.benchmarks.results import describe, fill, read, write
+from experiments.benchmarks.results import describe, fill, joined, read, write
 from experiments.benchmarks.scaling import fit_exponent, fit_sweep, measure_sweep
 from experiments.benchmarks.table import (
     Effort,
@@ -182,8 +182,9 @@ def test_overheads_are_compared_not_ratios():
 
 
 def test_memory_is_compared_without_the_group_gradients():
-    plain = {"imports": 100.0, "peak": 200.0}
-    row = compare_peaks(plain, {"imports": 100.0, "peak": 230.0}, gradients=20.0)
+    plain = {"imports": 100.0, "peak": 200.0, "tensors": 30.0}
+    watched = {"imports": 100.0, "peak": 230.0, "tensors": 45.0}
+    row = compare_peaks(plain, watched, gradients=20.0)
     assert row["memory_ratio"] == pytest.approx(1.05)
     assert row["memory_ratio_without_imports"] == pytest.approx(1.1)
     assert row["memory_met"]
@@ -271,7 +272,7 @@ def test_tables_go_to_their_places_in_a_text():
 
 
 def test_the_table_has_every_goal_and_whether_it_was_met():
-    effort = Effort(rounds=1, shorten=20, memory=False)
+    effort = Effort(rounds=1, shorten=20)
     rows = list(measure_cases([SMALL], [1, 2], effort))
     assert [row["threads"] for row in rows] == [1, 2]
     for row in rows:
@@ -294,12 +295,24 @@ def test_quick_runs_from_end_to_end(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_memory_is_measured_in_processes_of_their_own(tmp_path):
-    run.main(
-        [
-            *("--parts", "cases", "--only", "mlp-narrow-2", "--threads", "1"),
-            *("--rounds", "1", "--budget", "0", "--out", str(tmp_path)),
-        ]
-    )
-    (row,) = read(tmp_path, "cases")["rows"]
+    chosen = ["--parts", "memory", "--only", "mlp-narrow-2", "--out", str(tmp_path)]
+    run.main(chosen)
+    (row,) = read(tmp_path, "memory")["rows"]
+    assert 0 < row["tensors_unwatched_mib"] < row["tensors_watched_mib"]
     assert 0 < row["memory_imports_mib"] < row["memory_unwatched_mib"]
     assert row["memory_watched_mib"] > row["group_gradients_mib"]
+
+
+def test_rows_of_other_cases_stand_where_machine_and_versions_are_the_same():
+    about = describe([1], "first")
+    stored = {"about": about, "rows": [{"case": "a", "threads": 1, "x": 1}]}
+    later = describe([2], "second")
+    fresh = [{"case": "a", "threads": 2, "x": 3}]
+    whole, rows = joined(stored, later, fresh)
+    assert rows == [*stored["rows"], *fresh]
+    assert whole["command"] == "first && second"
+    assert whole["threads"] == [1, 2]
+    again = [{"case": "a", "threads": 1, "x": 9}]
+    assert joined(stored, later, again) == (later, again)
+    assert joined(stored, later | {"versions": {}}, fresh)[1] == fresh
+    assert joined(None, later, fresh) == (later, fresh)
