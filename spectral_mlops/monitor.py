@@ -411,7 +411,7 @@ class SpectralMonitor:
             self._window.add(*pending.measurable)
         else:
             self._pending.append(pending)
-            if pending.may_wait:
+            if pending.may_wait and self._solver.beside:
                 self._solver.submit(pending.reduce, pending.nbytes)
             else:
                 self._solver.submit(pending.reduce())

@@ -309,6 +309,18 @@ def test_a_model_may_change_between_steps():
     assert layers() == {"1", "2"}
 
 
+def solving_late():
+    """A solver whose thread gets nothing done before collect."""
+
+    class Busy:
+        def submit(self, work):
+            """Leave it to `Solver.drain`."""
+
+    solver = Solver(threaded=True)
+    solver._pool = Busy()
+    return solver
+
+
 @pytest.mark.filterwarnings("ignore:.*spectra could not be computed:RuntimeWarning")
 def test_what_is_written_to_before_it_is_reduced_is_marked():
     x, y, _, who = people()
@@ -317,7 +329,7 @@ def test_what_is_written_to_before_it_is_reduced_is_marked():
     stashed = []
     model[1].register_forward_hook(lambda m, a, o: stashed.append(o))
     monitor = SpectralMonitor(model)
-    monitor._solver = Solver(threaded=False)  # nothing is reduced before collect
+    monitor._solver = solving_late()
     for step in range(2):
         with monitor.watch({"dx": y}, who):
             cross_entropy(model(x), y).backward()
@@ -338,7 +350,7 @@ def test_an_input_buffer_that_is_used_again_does_no_harm():
     torch.manual_seed(0)
     model = nn.Linear(9, 2)
     monitor, buffer = SpectralMonitor(model), x.clone()
-    monitor._solver = Solver(threaded=False)
+    monitor._solver = solving_late()
     with monitor.watch({"dx": y}, who):
         cross_entropy(model(buffer), y).backward()
     buffer.zero_()

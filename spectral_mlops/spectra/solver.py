@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import torch
+
 from spectral_mlops.spectra.drivers import is_out_of_memory
 from spectral_mlops.spectra.reduced import Reduced, to_host
 from spectral_mlops.spectra.solve import Solved, marked, solve
@@ -30,15 +32,25 @@ class Solver:
     thread: what waits belongs to the original.
 
     Args:
-        threaded: False solves in `drain`, on the calling thread.
+        threaded: False solves in `drain`, on the calling thread; ``None`` where no
+            core is idle: the threads of two teams on the same cores wait for each
+            other (a 3-D network's step took 15 times as long).
         queue_bytes: How much may wait.
     """
 
-    def __init__(self, threaded: bool = True, queue_bytes: int = QUEUE_BYTES) -> None:
+    def __init__(
+        self, threaded: bool | None = None, queue_bytes: int = QUEUE_BYTES
+    ) -> None:
         self._settings = (threaded, queue_bytes)
         self._warned = False
         self._pool: ThreadPoolExecutor | None = None
         self._reset()
+
+    @property
+    def beside(self) -> bool:
+        """Whether work on this machine's memory is done beside the calling thread."""
+        threaded, _ = self._settings
+        return _cores() > torch.get_num_threads() if threaded is None else threaded
 
     def submit(
         self,
@@ -59,10 +71,10 @@ class Solver:
             ready = [to_host(problem) for problem in problems]
             job = _Job(ready, None, sum(problem.nbytes for problem in ready))
         threaded, limit = self._settings
-        full = self._queue.add(job, limit)
-        if full:
+        arriving = any(problem.ready is not None for problem in job.problems)
+        if self._queue.add(job, limit):
             self._queue.finish([job])
-        elif threaded:
+        elif self.beside or (threaded is None and arriving):  # from another device
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(1, thread_name_prefix="spectra")
             # The work holds the queue, not the solver, which may be forgotten.
@@ -117,6 +129,13 @@ class Solver:
     def _check_process(self) -> None:
         if self._process != os.getpid():  # its lock may be held by a thread that is not
             self._reset()
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class _Job:

@@ -27,7 +27,7 @@ def problems(step: int, rows: int = 5) -> list[Reduced]:
 
 @pytest.fixture
 def solver():
-    made = Solver()
+    made = Solver(threaded=True)
     yield made
     made.close()
 
@@ -67,7 +67,7 @@ def test_the_thread_starts_late_and_stops(solver):
 
 def test_a_forgotten_solver_stops_its_thread():
     before = threads()
-    forgotten = Solver()
+    forgotten = Solver(threaded=True)
     forgotten.submit(problems(0))
     forgotten.drain()
     gone = weakref.ref(forgotten)
@@ -163,7 +163,7 @@ from spectral_mlops.spectra.groups import Groups
 from spectral_mlops.spectra.reduce import LayerFactors, reduce_layers
 from spectral_mlops.spectra.solver import Solver
 
-solver = Solver()
+solver = Solver(threaded=True)
 groups = Groups(300, [None])
 for i in range(20):
     rows = torch.randn(300, 1, 400)
@@ -175,3 +175,17 @@ for i in range(20):
             [sys.executable, "-c", code], capture_output=True, text=True, check=False
         )
         assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_the_thread_is_only_used_where_a_core_is_idle(monkeypatch):
+    monkeypatch.setattr(module, "_cores", lambda: 4)
+    for number, idle in ((1, True), (3, True), (4, False), (8, False)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda n=number: n)
+        assert Solver().beside is idle
+        assert Solver(threaded=True).beside
+        assert not Solver(threaded=False).beside
+    before = threads()
+    own = Solver()
+    own.submit(problems(3))
+    assert threads() == before
+    assert len(own.drain()) == 3
