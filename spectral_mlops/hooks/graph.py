@@ -1,4 +1,4 @@
-"""How often the graph of a step uses a parameter, beside the calls of its layers."""
+"""Where the graph of a step uses a parameter: beside its layers' calls, inside one."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -7,6 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from spectral_mlops.hooks.survey import Site
+
+_FACTORS = {"AddmmBackward0": "_saved_mat1", "MmBackward0": "_saved_self"}
+"""Kinds of products ``x Wᵀ``, with a bias or without, and where they keep ``x``."""
 
 
 def used_outside(
@@ -38,6 +41,39 @@ def edges_between(outputs: Iterable[Tensor], inputs: Iterable[Tensor]) -> Counte
     """Count the edges that end at each leaf in one layer's part of the graph."""
     ends = frozenset(x.grad_fn for x in inputs if x.grad_fn is not None)
     return _walk((x.grad_fn for x in outputs), ends)[0]
+
+
+def product_with(
+    weight: Tensor, outputs: Iterable[Tensor], inputs: Iterable[Tensor]
+) -> tuple[Any, Tensor | None]:
+    """Find the one product ``x Wᵀ`` with a weight in one layer's part of the graph.
+
+    Args:
+        weight: A leaf.
+        outputs: What the layer returned.
+        inputs: What it was called with.
+
+    Returns:
+        Its node and what stands for the saved ``x``, with rows flattened; None twice if
+        there are several products, or of another kind.
+    """
+    waiting = [x.grad_fn for x in outputs if x.grad_fn is not None]
+    seen = {*waiting, *(x.grad_fn for x in inputs)}
+    found = []
+    while waiting:
+        node = waiting.pop()
+        for following, _ in node.next_functions:
+            if following is None:
+                continue
+            if following.name() == "TBackward0":
+                if _leaf(following.next_functions[0][0]) is weight:
+                    found.append(node)
+            elif following not in seen and not hasattr(following, "variable"):
+                seen.add(following)
+                waiting.append(following)
+    only = found[0] if len(found) == 1 else None
+    saved = _FACTORS.get(only.name()) if only is not None else None
+    return (None, None) if saved is None else (only, getattr(only, saved))
 
 
 def _walk(starts: Iterable[Any], ends: frozenset[Any]) -> tuple[Counter[int], set[Any]]:

@@ -35,6 +35,7 @@ from spectral_mlops.hooks.replay import (
 from spectral_mlops.hooks.rows import (
     Call,
     Contributions,
+    Inner,
     RandomState,
     RowRule,
     first,
@@ -64,6 +65,8 @@ class Watched:
     state: Any
     recomputed: bool
     """Whether the call was made inside of a backward pass (by a checkpoint)."""
+    inside: Inner | None = None
+    """What the rule wants from inside of the call."""
     rows: dict[str, Contributions] = field(default_factory=dict)
     waiting: dict[int, Tensor] = field(default_factory=dict)
     """Adjoints of some of several outputs, until all have arrived."""
@@ -165,7 +168,7 @@ class Recorder:
             while self._handles:
                 self._handles.pop().remove()
             for call in self.calls:
-                call.nodes = ()
+                call.nodes, call.inside = (), None
             self._states.clear()
             self._learning.clear()
             self._replay.release()
@@ -330,11 +333,30 @@ class Recorder:
         if self._survey.outside is None:
             call.edges = edges_between(returned, tensors_in(given))
             call.nodes = tuple(x.grad_fn for x in returned if x.grad_fn is not None)
+        self._look_inside(rule, call, given, returned)
         hidden = rule.hidden(layer, given)
         self.hidden |= {site.name: hidden} if hidden else {}
         for i, x in enumerate(returned):
             if x.requires_grad:
                 self._hook_output(call, i, len(returned), x, bool(hidden))
+
+    def _look_inside(
+        self,
+        rule: RowRule,
+        call: Watched,
+        given: Mapping[str, Any],
+        returned: list[Tensor],
+    ) -> None:
+        """Note adjoints inside of a call, where its rule finds their place.
+
+        Not where somebody else keeps what autograd saves (a checkpoint, offloading).
+        """
+        if type(rule).inner is RowRule.inner or _saving_is_managed():
+            return
+        call.inside = rule.inner(call.site.module, given, returned)
+        if call.inside is not None:
+            hook = partial(self._on_inner, call)
+            self._handles.append(call.inside.node.register_prehook(hook))
 
     def _why_not(self, site: Site, given: Mapping[str, Any], complex_: bool) -> str:
         """Say why a call cannot be seen as rows of samples, if so: it is replayed."""
@@ -455,12 +477,21 @@ class Recorder:
             call.adjoints.append((gradient, gradient._version))
         adjoint = wide if self.scale is None else wide / self.scale
         assert call.site.rule is not None
-        if not (call.site.rule.together and self._learning[call.site.name]):
+        together = call.site.rule.together and self._learning[call.site.name]
+        if not (together or call.inside):
             self._take(call, tuple(adjoint if k == i else None for k in range(outputs)))
             return
         before = call.waiting.get(i)
         call.waiting[i] = adjoint if before is None else before + adjoint
         call.outputs = outputs
+
+    def _on_inner(self, call: Watched, gradients: tuple[Tensor | None, ...]) -> None:
+        """Take in the adjoint inside of a call; those of its outputs have arrived."""
+        gradient = gradients[0]
+        if gradient is None or not (call.waiting and self._counts(call)):
+            return
+        adjoint = widen(gradient.detach())
+        self._complete(call, adjoint if self.scale is None else adjoint / self.scale)
 
     def _on_complete(self, site: Site, gradient: Tensor | None) -> None:
         """Turn the adjoints of several outputs into rows."""
@@ -468,11 +499,19 @@ class Recorder:
             return
         for call in self.calls:
             if call.site is site and call.waiting:
-                adjoints = tuple(call.waiting.get(i) for i in range(call.outputs))
-                call.waiting = {}
-                self._take(call, adjoints)
+                self._complete(call)
 
-    def _take(self, call: Watched, adjoints: tuple[Tensor | None, ...]) -> None:
+    def _complete(self, call: Watched, inner: Tensor | None = None) -> None:
+        adjoints = tuple(call.waiting.get(i) for i in range(call.outputs))
+        call.waiting = {}
+        self._take(call, adjoints, inner)
+
+    def _take(
+        self,
+        call: Watched,
+        adjoints: tuple[Tensor | None, ...],
+        inner: Tensor | None = None,
+    ) -> None:
         """Turn one call's adjoints into rows, while the layer is as it was."""
         assert call.site.rule is not None
         device = next(x for x in adjoints if x is not None).device
@@ -488,6 +527,8 @@ class Recorder:
                     call.state,
                     call.random,
                     call.precision,
+                    inner,
+                    None if call.inside is None else call.inside.kept,
                 ),
             )
         parts = {"": found} if isinstance(found, Contributions) else found
@@ -520,6 +561,11 @@ class Recorder:
         fresh = gradient.detach()
         fresh = fresh.to_dense() if fresh.is_sparse else fresh
         self.reaching[name] = fresh.clone() if total is None else total + fresh
+
+
+def _saving_is_managed() -> bool:
+    """Whether hooks pack what autograd saves; unpacking it would wake them."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def _autocast(device: str) -> bool:

@@ -16,10 +16,10 @@ layer (a subclass may compute something else), and extended from outside by
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,9 @@ class Call:
         state: What `RowRule.state` gave at the time.
         random: Random state before the call, for rules that ask for it.
         precision: What autocast computed the call in, if it did.
+        inner: The adjoint at the place inside of the layer that `RowRule.inner` told,
+            if one arrived there.
+        kept: The tensor from inside of the layer that it told.
     """
 
     given: Mapping[str, Any]
@@ -56,6 +59,8 @@ class Call:
     state: Any = None
     random: "RandomState | None" = None
     precision: torch.dtype | None = None
+    inner: Tensor | None = None
+    kept: Tensor | None = None
 
     def as_used(self, x: Tensor) -> Tensor:
         """Return an input or a weight with the digits that the call used."""
@@ -73,6 +78,19 @@ class Call:
         found = self.adjoints[0]
         assert found is not None  # its hook would not have fired
         return found
+
+
+class Inner(NamedTuple):
+    """What a rule wants from inside of a call.
+
+    Attributes:
+        node: Of the graph, with one output, whose adjoint is to be noted; it comes
+            after those of all the call's outputs.
+        kept: A tensor of the call that autograd has saved.
+    """
+
+    node: Any
+    kept: Tensor
 
 
 class Contributions(ABC):
@@ -392,6 +410,15 @@ class RowRule(ABC):
         One backward pass through the layer per group: exact, without factors.
         """
         return ""
+
+    def inner(
+        self, layer: Any, given: Mapping[str, Any], returned: Sequence[Tensor]
+    ) -> Inner | None:
+        """Return what is wanted from inside of a call, where its graph shows it.
+
+        Asked in the forward pass, where nothing else manages what autograd saves.
+        """
+        return None
 
     @abstractmethod
     def rows(self, layer: Any, call: Call) -> Contributions | dict[str, Contributions]:

@@ -9,6 +9,8 @@ from torch import nn
 
 from spectral_mlops import SpectralMonitor, capture
 from spectral_mlops.errors import CaptureError, InputError
+from spectral_mlops.hooks import recorder
+from spectral_mlops.hooks.layers import attention
 from tests.cases import Bare, Checkpointed, Folded, Gain, Recurrent, build
 from tests.hooks.conftest import LABELS, everything_in, hooks_on, loss_of, trained
 
@@ -547,3 +549,38 @@ def test_an_optimizer_that_steps_in_the_backward_pass():
         with capture(case.model, LABELS) as captured:
             loss_of(case.model(*case.inputs)).backward()
         assert max(captured.additivity_error().values()) < 1e-10
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("again", [False, True])
+def test_attention_seen_inside_is_attention_computed_again(monkeypatch, dropout, again):
+    """What the graph shows, against an independent backward pass per group."""
+    if again:  # as where somebody else manages what autograd saves
+        monkeypatch.setattr(recorder, "_saving_is_managed", lambda: True)
+    torch.manual_seed(1)
+    model = nn.MultiheadAttention(6, 2, dropout, batch_first=True).double()
+    x = torch.randn(5, 4, 6).double()
+    labels, computed = list("abbab"), []
+    attend = attention._attend
+    monkeypatch.setattr(
+        attention, "_attend", lambda *given: computed.append(1) or attend(*given)
+    )
+    with capture(model, labels) as captured:
+        output, shares = model(x, x, x)
+        loss = output.square().sum((1, 2)) + shares.square().sum((1, 2))
+        gradients = {
+            group: torch.autograd.grad(
+                loss[[i for i, label in enumerate(labels) if label == group]].sum(),
+                list(model.parameters()),
+                retain_graph=True,
+            )
+            for group in "ab"
+        }
+        before = len(captured._recorder.calls[0].rows)
+        assert before  # several passes add up: rows of both groups' passes
+    found = captured.group_gradients()
+    for group, expected in gradients.items():
+        pairs = zip(model.named_parameters(), expected, strict=True)
+        for (name, _), gradient in pairs:
+            torch.testing.assert_close(found[group][name], gradient)
+    assert bool(computed) is again

@@ -1,8 +1,11 @@
 """``nn.MultiheadAttention``: the projections of query, key and value, and its output's.
 
-The layer's inner products are computed once more from the projected inputs, for all
-samples and groups together, with the dropout drawn again from the random state
-before the call; one backward pass through them gives the adjoints of the projections.
+Self-attention is seen from inside: the adjoint of the stacked projections, and what
+the output projection takes, stand in the step's own graph. Where they do not (cross
+attention, added keys, checkpoints) the layer's inner products are computed once more
+from the projected inputs, for all samples and groups together, with the dropout drawn
+again from the random state before the call; one backward pass through them gives the
+adjoints of the projections.
 
 The maps are ``in_proj_weight`` (query, key and value stacked as the weight stacks
 them; one row serves all three where they are one tensor, and each has rows of its
@@ -11,7 +14,7 @@ own, zero elsewhere, where they are not) or ``q_proj_weight``, ``k_proj_weight``
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spectral_mlops.hooks.graph import product_with
 from spectral_mlops.hooks.rows import (
     Call,
     Contributions,
+    Inner,
     RowRule,
     Rows,
     VectorRows,
@@ -62,9 +67,25 @@ class AttentionRule(RowRule):
         """Whether there is dropout on the attention weights."""
         return layer.training and layer.dropout > 0
 
+    def inner(
+        self, layer: Any, given: Mapping[str, Any], returned: Sequence[Tensor]
+    ) -> Inner | None:
+        """Find the projections in the graph: one product with each weight."""
+        if layer.in_proj_weight is None or layer.bias_k is not None:
+            return None
+        inputs = [given[name] for name in self.saved]
+        projections, _ = product_with(layer.in_proj_weight, returned, inputs)
+        _, context = product_with(layer.out_proj.weight, returned, inputs)
+        if projections is None or context is None:
+            return None
+        return Inner(projections, context.detach())
+
     def rows(self, layer: Any, call: Call) -> dict[str, Contributions]:
-        """Project, attend, and go back to the projections."""
+        """Take what was seen inside; else project, attend, and go back."""
         inputs = [call.given[name] for name in self.saved]
+        one = inputs[0] is inputs[1] is inputs[2]
+        if one and call.inner is not None and call.kept is not None:
+            return _seen_inside(layer, call, call.inner, call.kept)
         x_q, x_k, x_v = (_batch_first(layer, call.as_used(x)) for x in inputs)
         weights, biases = _projections(layer, call)
         leaves = [
@@ -114,6 +135,33 @@ class AttentionRule(RowRule):
             bias=None if layer.out_proj.bias is None else "out_proj.bias",
         )
         return parts
+
+
+def _seen_inside(
+    layer: Any, call: Call, adjoint: Tensor, context: Tensor
+) -> dict[str, Contributions]:
+    """Rows of self-attention, whose products hold time-first rows ``[L·N, ·]``."""
+    x = _batch_first(layer, call.as_used(call.given["query"]))
+    shape = (x.shape[1], x.shape[0], -1)
+    adjoint = adjoint.reshape(shape).transpose(0, 1)
+    context = call.as_used(context).reshape(shape).transpose(0, 1)
+    d_out = call.adjoints[0]
+    heads = _Heads(layer.embed_dim, layer.num_heads)
+    return {
+        "in_proj_weight": Rows(
+            x,
+            adjoint,
+            weight="in_proj_weight",
+            bias=None if layer.in_proj_bias is None else "in_proj_bias",
+            sections=heads.sections("qkv"),
+        ),
+        "out_proj": Rows(
+            context,
+            torch.zeros_like(context) if d_out is None else _batch_first(layer, d_out),
+            weight="out_proj.weight",
+            bias=None if layer.out_proj.bias is None else "out_proj.bias",
+        ),
+    }
 
 
 def _batch_first(layer: Any, x: Tensor) -> Tensor:
