@@ -62,10 +62,12 @@ class Cell:
 # -- people ----------------------------------------------------------------------
 
 
-def rows_of(rng: np.random.Generator, persons: Tensor, owner: Tensor) -> Tensor:
+def rows_of(
+    rng: np.random.Generator, persons: Tensor, owner: Tensor, noise: float
+) -> Tensor:
     """Rows around each person's own, which are ``[n, d]``."""
-    noise = torch.from_numpy(rng.normal(size=(len(owner), persons.shape[1])))
-    return persons[owner] + 0.5 * noise
+    errors = torch.from_numpy(rng.normal(size=(len(owner), persons.shape[1])))
+    return persons[owner] + noise * errors
 
 
 def people(rng: np.random.Generator, sizes: Array | None = None) -> list[Tensor]:
@@ -77,11 +79,15 @@ def people(rng: np.random.Generator, sizes: Array | None = None) -> list[Tensor]
 
 
 def factors(
-    rng: np.random.Generator, persons: Sequence[Tensor], rows: Sequence[int]
+    rng: np.random.Generator,
+    persons: Sequence[Tensor],
+    rows: Sequence[int],
+    noise: float = 1.0,
 ) -> RelabelFactors:
     """So many rows of each person."""
     owner = torch.repeat_interleave(torch.arange(PEOPLE), torch.tensor(rows))
-    return RelabelFactors(*(rows_of(rng, own, owner) for own in persons), owner)
+    a, d = (rows_of(rng, own, owner, noise) for own in persons)
+    return RelabelFactors(a, d, owner)
 
 
 def split(first: int) -> list[str]:
@@ -116,19 +122,21 @@ def unequal_rows(rng: np.random.Generator) -> Cohort:
 
 
 def confounded(rng: np.random.Generator) -> Cohort:
-    """Rows depend on the target; 75 % of one class, 25 % of the other are in a."""
+    """One class's rows are flatter; 85 % of it, 15 % of the other are in a."""
     target = np.arange(PEOPLE) % 2
-    labels = np.where(rng.uniform(size=PEOPLE) < np.where(target, 0.75, 0.25), "a", "b")
-    shift = torch.from_numpy(target * 2.0).unsqueeze(1)
-    persons = [own * (1 + shift) ** 0.5 + shift for own in people(rng)]
-    seen = factors(rng, persons, [1] * PEOPLE)
+    share = np.where(target, 0.85, 0.15)
+    labels = np.where(rng.uniform(size=PEOPLE) < share, "a", "b")
+    steep = torch.from_numpy(2.0 * (1 - target)).unsqueeze(1)
+    persons = [own * torch.exp(steep - torch.arange(own.shape[1]) * steep / 2)
+               for own in people(rng)]  # fmt: skip
+    seen = factors(rng, persons, [1] * PEOPLE, noise=0.1)
     return Cohort([seen], labels.tolist(), target.astype(str).tolist())
 
 
 def several_passes(rng: np.random.Generator) -> Cohort:
     """The same people in eight batches; their rows differ by noise."""
     own = people(rng)
-    seen = [factors(rng, own, [1] * PEOPLE) for _ in range(PASSES)]
+    seen = [factors(rng, own, [1] * PEOPLE, noise=0.1) for _ in range(PASSES)]
     return Cohort(seen, split(20), ["all"] * PEOPLE)
 
 

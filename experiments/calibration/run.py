@@ -37,7 +37,7 @@ def rate_rows(
     name: str, title: str, method: str, wrong: Counter[str], data_sets: int
 ) -> Iterator[Row]:
     """One row per quantity: how often p ≤ ALPHA where nothing differs."""
-    for quantity in QUANTITIES:
+    for quantity in wrong:
         yield {
             "cell": name,
             "title": title,
@@ -50,15 +50,19 @@ def rate_rows(
 
 
 def measure_cell(
-    name: str, cell: Cell, data_sets: int, permutations: int = PERMUTATIONS
+    name: str,
+    cell: Cell,
+    data_sets: int,
+    permutations: int = PERMUTATIONS,
+    quantities: Sequence[str] = QUANTITIES,
 ) -> Iterator[Row]:
     """Rates of the valid method and of the others, on the same cohorts."""
     methods = {PACKAGE: cell.valid} | cell.others
-    wrong: dict[str, Counter[str]] = {method: Counter() for method in methods}
+    wrong = {method: Counter(dict.fromkeys(quantities, 0)) for method in methods}
     for seed in range(data_sets):
         cohort = draw_cohort(name, cell, seed)
         for label, method in methods.items():
-            for quantity in QUANTITIES:
+            for quantity in quantities:
                 values = method(cohort, quantity, permutations, seed)
                 wrong[label][quantity] += bool(p_value(values) <= ALPHA)
     for label in methods:
@@ -187,7 +191,7 @@ def main() -> None:
         rows: list[Row] = []
         for name, cell in CELLS.items():
             rows += measure_cell(name, cell, arguments.data_sets)
-            print(name, flush=True)
+            print(f"{time.strftime('%H:%M:%S')} {name}", flush=True)
         write(folder, "rows", about, judge(rows))
     if "trained" in arguments.parts:
         rows = measure_trained(arguments.trained, arguments.minutes)

@@ -121,13 +121,13 @@ def test_clusters_are_those_of_mne_under_the_same_relabellings(rng, layers):
     values = np.stack(recorded.values)  # [P + 1, epochs × layers]
     assert values.shape == (200, epochs * layers)
     standardised = Recorded((values.mean(0), values.std(0)))
-    _, clusters, p, null = with_mne(groups, 1.0, standardised, adjacency)
+    _, clusters, p, null = with_mne(groups, 0.3, standardised, adjacency)
     expected = sorted(
         (index[0][0] % layers, index[0][0] // layers, index[0][-1] // layers + 1, q)
         for index, q in zip((np.sort(c) for c in clusters), p, strict=True)
     )
 
-    found = cluster_test(values.reshape(200, epochs, layers), threshold=1.0)
+    found = cluster_test(values.reshape(200, epochs, layers), threshold=0.3)
     assert [(c.layer, c.start, c.stop, c.p) for c in found.clusters] == [
         pytest.approx(x) for x in expected
     ]
