@@ -7,7 +7,10 @@ for each of them and averaging would break the dependence that the null needs.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import product
+from math import factorial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,14 +41,119 @@ def draw_relabellings(
             f"{len(labels)} labels, {len(strata)} strata, {permutations=}: give one "
             "stratum per label and no negative number of permutations."
         )
-    codes = np.unique(np.asarray(labels, dtype=str), return_inverse=True)[1]
-    drawn = np.tile(codes.astype(np.int64), (permutations + 1, 1))
-    generator = np.random.default_rng(seed)
-    where = np.asarray(strata, dtype=str)
-    for stratum in np.unique(where):
-        members = np.flatnonzero(where == stratum)
-        drawn[1:, members] = generator.permuted(drawn[1:, members], axis=1)
-    return drawn
+    return _permute(_codes(labels), strata, permutations, seed)
+
+
+def draw_orders(
+    strata: Sequence[str], permutations: int, seed: int
+) -> NDArray[np.int64]:
+    """Draw the moves behind `draw_relabellings`: whose label each subject gets.
+
+    The same strata, number and seed give the same moves: ``codes[orders]`` is what
+    `draw_relabellings` gives for any labels, so that statistics which move people
+    (`nuisance.freedman_lane`) and statistics which move labels share one null.
+
+    Args:
+        strata: One stratum per subject, length ``n``.
+        permutations: Number ``P`` of relabellings beside the observed one.
+        seed: Of the draw.
+
+    Returns:
+        Indices of subjects, shape ``[P + 1, n]``, ``0 … n - 1`` first.
+
+    Raises:
+        InputError: If ``permutations`` is negative.
+    """
+    if permutations < 0:
+        raise InputError(f"{permutations=}: no negative number of permutations.")
+    return _permute(np.arange(len(strata)), strata, permutations, seed)
+
+
+def distinct_relabellings(labels: Sequence[str], strata: Sequence[str]) -> int:
+    """Count the relabellings that differ, the observed one among them.
+
+    The product over strata ``s`` of ``n_s! / Π_g n_sg!``. With ``D`` of them no p
+    is below ``1 / D``, however many are drawn.
+
+    Args:
+        labels: One label per subject, length ``n``.
+        strata: One stratum per subject.
+
+    Raises:
+        InputError: If the lengths differ.
+    """
+    if len(labels) != len(strata):
+        raise InputError(
+            f"{len(labels)} labels, {len(strata)} strata: give one stratum per label."
+        )
+    orders = 1
+    for size in Counter(map(str, strata)).values():
+        orders *= factorial(size)
+    cells = zip(map(str, strata), map(str, labels), strict=True)
+    for size in Counter(cells).values():
+        orders //= factorial(size)
+    return orders
+
+
+def enumerate_relabellings(
+    labels: Sequence[str], strata: Sequence[str], permutations: int
+) -> NDArray[np.int64]:
+    """List every distinct relabelling once; the observed labels come first.
+
+    In the place of `draw_relabellings` where no more than ``permutations + 1`` exist
+    (`distinct_relabellings`): p is then exact, and nothing is left to chance.
+
+    Args:
+        labels: One label per subject, length ``n``.
+        strata: One stratum per subject; labels never leave it.
+        permutations: The most relabellings beside the observed one.
+
+    Returns:
+        Codes into ``sorted(set(labels))``, shape ``[D, n]``.
+
+    Raises:
+        InputError: If there are more of them than that.
+    """
+    number = distinct_relabellings(labels, strata)
+    if number > permutations + 1:
+        raise InputError(
+            f"There are {number} relabellings, more than permutations + 1 = "
+            f"{permutations + 1}: draw some of them with draw_relabellings."
+        )
+    codes, where = _codes(labels), np.asarray(strata, dtype=str)
+    members = [np.flatnonzero(where == stratum) for stratum in np.unique(where)]
+    inside = product(*(list(_arrangements(codes[m].tolist())) for m in members))
+    result = np.tile(codes, (number, 1))
+    for row, parts in zip(result, inside, strict=True):
+        for places, part in zip(members, parts, strict=True):
+            row[places] = part
+    observed = int(np.flatnonzero((result == codes).all(1))[0])
+    result[[0, observed]] = result[[observed, 0]]
+    return result
+
+
+def spread_over_runs(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Average over seeds within a fold, then over folds, relabelling by relabelling.
+
+    Folds and seeds are never units of evidence: the same relabellings of the same
+    people hold in all of them, so the average is one statistic under each
+    relabelling, tested like any other (`significance.p_value`). Runs whose observed
+    value is NaN are left out under every relabelling; a relabelling that is NaN in
+    any run that is in becomes NaN, and so counts as reaching the observed one.
+
+    Args:
+        values: Shape ``[folds, seeds, P + 1]``, the observed labels first; NaN where
+            a fold has fewer seeds.
+
+    Returns:
+        Shape ``[P + 1]``; all NaN if no run has an observed value.
+    """
+    means = [
+        fold[known].mean(0) for fold in values if (known := ~np.isnan(fold[:, 0])).any()
+    ]
+    if not means:
+        return np.full(values.shape[-1], np.nan)
+    return np.asarray(np.mean(means, axis=0))
 
 
 def digest(subjects: Sequence[str], relabellings: NDArray[np.int64]) -> str:
@@ -54,3 +162,36 @@ def digest(subjects: Sequence[str], relabellings: NDArray[np.int64]) -> str:
     state = hashlib.sha256(who.encode())
     state.update(np.ascontiguousarray(relabellings, dtype="<i8").tobytes())
     return state.hexdigest()
+
+
+def _codes(labels: Sequence[str]) -> NDArray[np.int64]:
+    """Place of each label in ``sorted(set(labels))``."""
+    codes = np.unique(np.asarray(labels, dtype=str), return_inverse=True)[1]
+    return codes.astype(np.int64)
+
+
+def _permute(
+    row: NDArray[np.int64], strata: Sequence[str], permutations: int, seed: int
+) -> NDArray[np.int64]:
+    """Permute a row within strata, shape ``[P + 1, n]``; the row itself first."""
+    drawn = np.tile(row, (permutations + 1, 1))
+    generator = np.random.default_rng(seed)
+    where = np.asarray(strata, dtype=str)
+    for stratum in np.unique(where):
+        members = np.flatnonzero(where == stratum)
+        drawn[1:, members] = generator.permuted(drawn[1:, members], axis=1)
+    return drawn
+
+
+def _arrangements(codes: list[int]) -> Iterator[tuple[int, ...]]:
+    """Distinct orders of codes, lexicographically (Knuth's Algorithm L)."""
+    row = sorted(codes)
+    while True:
+        yield tuple(row)
+        rises = [i for i in range(len(row) - 1) if row[i] < row[i + 1]]
+        if not rises:
+            return
+        i = rises[-1]
+        j = max(j for j in range(i + 1, len(row)) if row[j] > row[i])
+        row[i], row[j] = row[j], row[i]
+        row[i + 1 :] = row[:i:-1]

@@ -67,6 +67,26 @@ def p_max_t(values: Array) -> Array:
     return result
 
 
+def holm(p: Array) -> Array:
+    """Family-wise p by Holm's step-down (Scandinavian J. Statistics 6, 1979).
+
+    Valid under any dependence; for tests that share no relabellings, where max-T
+    cannot be had. (The false discovery rate is `scipy.stats.false_discovery_control`.)
+
+    Args:
+        p: Shape ``[k]``.
+
+    Returns:
+        Shape ``[k]``; NaN stays NaN and counts as no test.
+    """
+    result = np.full(len(p), np.nan)
+    known = np.flatnonzero(~np.isnan(p))
+    order = known[np.argsort(p[known], kind="stable")]
+    steps = p[order] * np.arange(len(order), 0, -1)
+    result[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return result
+
+
 def combined_z(values: Array) -> Array:
     """The one number: mean over layers of the standardised divergence, standardised.
 

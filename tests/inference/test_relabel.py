@@ -1,4 +1,5 @@
 from collections import Counter
+from math import comb
 
 import numpy as np
 import pytest
@@ -7,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spectral_mlops.errors import InputError
-from spectral_mlops.inference.relabel import digest, draw_relabellings
+from spectral_mlops.inference.relabel import (
+    digest,
+    distinct_relabellings,
+    draw_orders,
+    draw_relabellings,
+    enumerate_relabellings,
+    spread_over_runs,
+)
+from spectral_mlops.inference.significance import p_value
 from tests.reference import all_relabellings
 
 PEOPLE = st.lists(
@@ -107,3 +116,90 @@ def test_the_digest_is_of_values_not_of_memory():
     strided = np.asfortranarray(drawn)
     assert digest(people, drawn) == digest(tuple(people), strided)
     assert digest(people, drawn) == digest(people, drawn.astype(np.int32))
+
+
+def test_orders_are_the_moves_behind_the_relabellings():
+    labels, strata = list("abcabccab"), list("xxxyyyyxx")
+    orders = draw_orders(strata, 30, seed=6)
+    codes = np.unique(labels, return_inverse=True)[1]
+    np.testing.assert_array_equal(
+        codes[orders], draw_relabellings(labels, strata, 30, seed=6)
+    )
+    assert orders[0].tolist() == list(range(9))
+    assert (np.sort(orders, axis=1) == np.arange(9)).all()
+    with pytest.raises(InputError, match="permutations=-1"):
+        draw_orders(strata, -1, seed=0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(people=PEOPLE.map(lambda people: people[:7]))
+def test_all_relabellings_are_counted_and_listed_once(people):
+    labels = [label for label, _ in people]
+    strata = [stratum for _, stratum in people]
+    known = sorted(set(labels))
+    possible = all_relabellings([known.index(x) for x in labels], strata)
+    number = distinct_relabellings(labels, strata)
+    assert number == len(possible)
+    listed = enumerate_relabellings(labels, strata, number - 1)
+    assert listed.dtype == np.int64
+    assert len(listed) == number
+    assert set(map(tuple, listed.tolist())) == possible
+    assert [known[code] for code in listed[0]] == labels
+
+
+def test_many_people_are_counted_exactly_and_not_listed():
+    labels, strata = ["a"] * 60 + ["b"] * 90, ["x"] * 100 + ["y"] * 50
+    number = distinct_relabellings(labels, strata)
+    assert number == comb(100, 60)
+    assert type(number) is int
+    with pytest.raises(InputError, match=rf"{number} relabellings.*= 1000"):
+        enumerate_relabellings(labels, strata, 999)
+    long = enumerate_relabellings(["a"] * 3000, ["x"] * 3000, 0)
+    assert long.shape == (1, 3000)
+    with pytest.raises(InputError, match="3 labels, 2 strata"):
+        distinct_relabellings(list("aab"), list("xy"))
+
+
+def test_enumerated_relabellings_give_the_exact_test():
+    data = np.array([0.3, 1.9, 2.2, -0.4, 3.1, 0.0, 1.0])
+    labels = enumerate_relabellings(list("abbabaa"), ["x"] * 7, 34)
+    values = np.array([abs(data[r == 0].mean() - data[r == 1].mean()) for r in labels])
+    exact = scipy.stats.permutation_test(
+        (data[labels[0] == 0], data[labels[0] == 1]),
+        lambda a, b: abs(a.mean() - b.mean()),
+        alternative="greater",
+        n_resamples=10**4,
+    ).pvalue
+    assert p_value(values) == pytest.approx(exact)
+
+
+def test_runs_are_averaged_over_seeds_then_folds():
+    values = np.array(
+        [
+            [[1.0, 2.0, 3.0], [3.0, 6.0, 9.0]],
+            [[10.0, 0.0, 4.0], [np.nan, 100.0, 100.0]],  # a run without a value
+            [[np.nan] * 3, [np.nan] * 3],  # a fold without one
+        ]
+    )
+    assert spread_over_runs(values).tolist() == [6, 2, 5]
+    values[0, 1, 2] = np.nan  # counts as reaching
+    assert np.isnan(spread_over_runs(values)).tolist() == [False, False, True]
+    assert np.isnan(spread_over_runs(values[2:])).all()
+
+
+def test_many_runs_of_the_same_people_are_no_more_evidence():
+    generator = np.random.default_rng(4)
+    joint = apart = 0
+    for seed in range(400):
+        labels = draw_relabellings(list("aaaaaaaabbbbbbbb"), ["x"] * 16, 39, seed)
+        people = generator.normal(size=16)
+        runs = people + 0.3 * generator.normal(size=(3, 5, 16))
+        weight = np.where(labels == 0, 1.0, -1.0) / 8
+        values = runs @ weight.T  # [folds, seeds, P + 1]
+        joint += p_value(spread_over_runs(values)) <= 0.05
+        observed = values[:, :, 0].ravel()
+        apart += scipy.stats.ttest_1samp(observed, 0, alternative="greater").pvalue < (
+            0.05
+        )
+    assert scipy.stats.binomtest(int(joint), 400, 0.05).pvalue > 1e-3
+    assert apart > 100  # runs as units

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from spectral_mlops.inference.relabel import draw_relabellings
 from spectral_mlops.inference.significance import (
     combined_z,
+    holm,
     p_max_t,
     p_value,
     standardise,
@@ -142,6 +143,26 @@ def test_a_nan_relabelling_reaches_every_layer():
 def test_one_layer_alone_has_its_own_p(rng):
     values = rng.normal(size=(60, 1))
     assert p_max_t(values)[0] == p_value(values)[0]
+
+
+def test_holm_by_hand():
+    p = np.array([0.01, 0.04, 0.03, 0.005])  # Times 4, 3, 2, 1 in order of size.
+    np.testing.assert_allclose(holm(p), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(holm(np.array([0.5, 0.9])), [1, 1])
+    assert holm(np.array([])).shape == (0,)
+    with_nan = holm(np.array([0.01, np.nan, 0.04]))
+    np.testing.assert_allclose(with_nan, [0.02, np.nan, 0.04])
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0.01, 0.99))
+def test_holm_rejects_what_the_step_down_rejects(values, alpha):
+    rejected = set()
+    for step, i in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        if values[i] * (len(values) - step) > alpha:
+            break
+        rejected.add(i)
+    assert set(np.flatnonzero(holm(np.array(values)) <= alpha)) == rejected
 
 
 def test_combined_z_by_a_direct_formula(rng):
