@@ -15,6 +15,7 @@ from spectral_mlops.cohorts import (
     Cohort,
     Fold,
     Probe,
+    check_apart,
     check_cohort,
     fold_splits,
     load_cohort,
@@ -46,6 +47,9 @@ class Plan:
         probe: Held-out people, or ``None`` where the cohort is too small.
         probe_note: What the probe holds, or why there is none.
         folds: Training and validation people of each fold.
+
+    Raises:
+        InputError: If the probe holds people of a fold.
     """
 
     config: RunConfig
@@ -55,6 +59,9 @@ class Plan:
     probe: Probe | None
     probe_note: str
     folds: tuple[Fold, ...]
+
+    def __post_init__(self) -> None:
+        check_apart(self.probe, self.folds)
 
     @property
     def primary(self) -> str:
