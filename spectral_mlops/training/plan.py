@@ -22,7 +22,7 @@ from spectral_mlops.cohorts import (
     set_probe_aside,
 )
 from spectral_mlops.config import RunConfig, merge, validate
-from spectral_mlops.errors import UnknownNameError
+from spectral_mlops.errors import InputError, UnknownNameError
 from spectral_mlops.models import check_model
 from spectral_mlops.records import QUANTITIES, Quantity, check_quantities
 from spectral_mlops.registry import nearest
@@ -72,6 +72,15 @@ class Plan:
     def quantities(self) -> tuple[Quantity, ...]:
         """What is watched."""
         return check_quantities(self.config.spectra.quantities)
+
+    @property
+    def primary_quantity(self) -> Quantity:
+        """The quantity of the primary outcome: as declared, activation if not."""
+        declared = self.config.comparison.primary_quantity
+        watched = self.quantities
+        if declared is not None:
+            return declared
+        return "activation" if "activation" in watched else watched[0]
 
     @property
     def notes(self) -> list[str]:
@@ -145,6 +154,18 @@ def make_plan(
                 f"comparison.groupings names '{name}', which is no column of the "
                 f"people of {cohort.source}: choose from {', '.join(columns)}."
                 f"{nearest(name, columns)}"
+            )
+    declared, watched = config.comparison.primary_quantity, config.spectra.quantities
+    if declared and watched and declared not in watched:
+        raise InputError(
+            f"comparison.primary_quantity='{declared}' is not watched: choose from "
+            f"spectra.quantities ({', '.join(watched)}), or add it there."
+        )
+    for name in config.controls.nuisance_columns:
+        if name not in columns:
+            raise UnknownNameError(
+                f"controls.nuisance_columns names '{name}', which is no column of the "
+                f"people: choose from {', '.join(columns)}.{nearest(name, columns)}"
             )
     probe, note = set_probe_aside(
         cohort.people,

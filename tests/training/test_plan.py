@@ -1,8 +1,10 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from spectral_mlops.cohorts import Probe
 from spectral_mlops.errors import InputError, UnknownNameError
 from spectral_mlops.training import make_plan
 
@@ -63,6 +65,21 @@ def test_epochs_with_a_null_end_with_the_last(small):
     assert make_plan(small(), Path()).null_epochs() == {2, 1}
 
 
+def test_the_primary_quantity_is_the_declared_one_or_activation(small):
+    assert make_plan(small(), Path()).primary_quantity == "activation"
+    only = small(spectra={"quantities": ["gradient", "adjoint"]})
+    assert make_plan(only, Path()).primary_quantity == "gradient"
+    declared = small(comparison={"primary_quantity": "adjoint"})
+    assert make_plan(declared, Path()).primary_quantity == "adjoint"
+
+
+def test_a_probe_of_people_who_train_is_refused(small):
+    plan = make_plan(small(), Path())
+    probe = Probe((plan.folds[0].train_ids[0],), ("group",))
+    with pytest.raises(InputError, match="1 people who train"):
+        replace(plan, probe=probe)
+
+
 def test_a_cohort_too_small_for_a_probe_says_so(small):
     plan = make_plan(small(comparison={"probe_fraction": 0.2}), Path())
     assert plan.probe is None
@@ -79,6 +96,14 @@ def test_a_cohort_too_small_for_a_probe_says_so(small):
         ({"cohort": {"name": "cobre"}}, "simulated"),
         ({"cohort": {"settings": {"presett": "easy"}}}, "Did you mean 'preset'"),
         ({"training": {"folds": 40}}, "folds=40"),
+        (
+            {
+                "spectra": {"quantities": ["adjoint"]},
+                "comparison": {"primary_quantity": "gradient"},
+            },
+            "primary_quantity='gradient' is not watched",
+        ),
+        ({"controls": {"nuisance_columns": ["ages"]}}, "Did you mean 'age'"),
         ({"spectra": {"quantities": ["weights"]}}, "quantities"),
     ],
 )
