@@ -2,15 +2,17 @@
 
 Most only pass other people, other labels or other weights through the probe's path;
 `unrelated-target` alone trains again, unwatched. Each gives the primary outcome under
-the control. *The trained networks beat a control* if trained less control is, among
-the same relabellings, as rare as ``controls.level`` (`Outcome.beyond`); people of
-equal loss are fewer and others, so there the difference has to show by itself.
+the control. *The trained networks beat a control* if trained less control is rare, p
+at most ``controls.level``, among the same relabellings (`Outcome.beyond`). Each of the
+two is standardised by its own relabellings, as other networks have another scale;
+surrogate people pass through the same networks and are measured on the scale of the
+real ones. People of equal loss are fewer people with relabellings of their own: among
+them the difference has to show by itself.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +43,6 @@ from spectral_mlops.training.verdict import ControlRow
 
 FEWEST = 6
 """People per group below which a control of fewer people says nothing."""
-MATCHES = "people of equal loss"
 
 Job = Callable[[], Iterator[ControlRow]]
 
@@ -116,7 +117,8 @@ class Controls:
         for _ in range(self._plan.config.controls.draws):
             for name, groups in names.items():
                 mixing = torch.from_numpy(surrogate_mixing(groups, random))
-                draws[name].append(self._probe(mix=partial(_mixed, mixing)))
+                outcome = self._probe(mix=partial(_mixed, mixing))
+                draws[name].append(outcome.on_scale_of(self._trained))
         found = {name: mean_outcome(outcomes) for name, outcomes in draws.items()}
         yield self._subtracted(
             "input-surrogate",
@@ -129,14 +131,11 @@ class Controls:
     def _loss_rows(self) -> Iterator[ControlRow]:
         said = [p for fold in self._folds if (p := fold.predict_probe()) is not None]
         losses = np.mean([one.losses for one in said], axis=0)
-        matches = match_by_loss(losses, self._labels, self._within)
+        matches = match_by_loss(losses, self._labels)
         if len(matches) < FEWEST:
             outcome = no_outcome(f"{len(matches)} people per group have an equal loss")
         else:
-            chosen = sorted(i for match in matches for i in match)
-            numbers = {i: str(k) for k, match in enumerate(matches) for i in match}
-            strata = {MATCHES: {self._ids[i]: numbers[i] for i in chosen}}
-            outcome = self._probe(chosen, strata=strata)
+            outcome = self._probe(sorted(i for match in matches for i in match))
         shown = bool(outcome.p <= self._level)
         says = "a difference stays" if shown else "no difference is shown"
         passes = shown if np.isfinite(outcome.p) else None
@@ -228,7 +227,6 @@ class Controls:
         chosen: Sequence[int] | None = None,
         *,
         labels: Sequence[str] | None = None,
-        strata: Any = "auto",
         mix: Callable[[Tensor], Tensor] | None = None,
         models: Sequence[torch.nn.Module] | None = None,
     ) -> Outcome:
@@ -237,7 +235,6 @@ class Controls:
         Args:
             chosen: Which people; all if not given.
             labels: Group of each of all people; their own if not given.
-            strata: See `EpochSpectra.comparisons`.
             mix: What is done to the inputs.
             models: Instead of the folds' own.
         """
@@ -265,7 +262,6 @@ class Controls:
             compared.append(
                 monitor.probe([batch]).comparisons(
                     settings.permutations,
-                    strata=strata,
                     seed=settings.seed,
                     divergence=settings.divergence,
                     relabel="everyone",

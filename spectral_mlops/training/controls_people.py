@@ -51,37 +51,36 @@ def surrogate_mixing(
 
 
 def match_by_loss(
-    losses: NDArray[np.float64], groups: Sequence[str], strata: Sequence[str]
+    losses: NDArray[np.float64], groups: Sequence[str]
 ) -> list[list[int]]:
     """Match people of all groups by nearest loss, each at most once.
 
-    Within each stratum every person of its smallest group gets the nearest of each
-    other group such that the differences add up to the least; matches further apart
-    than `CALIPER` are dropped.
+    Every person of the smallest group gets the nearest of each other group such that
+    the differences add up to the least; matches further apart than `CALIPER` are
+    dropped.
 
     Args:
         losses: Of each person, shape ``[n]``.
         groups: Group of each person.
-        strata: People are matched within these.
 
     Returns:
-        Matches, each with one person per group.
+        Matches, each with one person per group, the smallest group's first.
     """
-    labels, cells = np.asarray(groups, dtype=str), np.asarray(strata, dtype=str)
-    names = np.unique(labels)
+    labels = np.asarray(groups, dtype=str)
+    names = np.unique(labels).tolist()
+    members = {name: np.flatnonzero(labels == name) for name in names}
+    first = min(names, key=lambda name: len(members[name]))
     limit = CALIPER * float(losses.std())
-    matches = []
-    for cell in np.unique(cells):
-        members = {g: np.flatnonzero((labels == g) & (cells == cell)) for g in names}
-        first = min(names, key=lambda g: len(members[g]))
-        matched = {int(i): [int(i)] for i in members[first]}
-        for group in names[names != first]:
-            gaps = abs(losses[members[first]][:, None] - losses[members[group]])
-            for i, j in zip(*linear_sum_assignment(gaps), strict=True):
-                if gaps[i, j] <= limit:
-                    matched[int(members[first][i])].append(int(members[group][j]))
-        matches += [match for match in matched.values() if len(match) == len(names)]
-    return matches
+    matched = {i: [i] for i in members[first].tolist()}
+    for name in names:
+        if name == first:
+            continue
+        gaps = abs(losses[members[first]][:, None] - losses[members[name]])
+        cost = np.where(gaps <= limit, gaps, len(losses) * (limit + 1.0))
+        for i, j in zip(*linear_sum_assignment(cost), strict=True):
+            if gaps[i, j] <= limit:
+                matched[int(members[first][i])].append(int(members[name][j]))
+    return [match for match in matched.values() if len(match) == len(names)]
 
 
 def equal_sizes(groups: Sequence[str], random: np.random.Generator) -> list[int]:

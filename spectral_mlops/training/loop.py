@@ -189,7 +189,9 @@ def _finish(
             rows = controls.rows(progress)
             table = controls_table(primary, rows)
             verdict += "\n" + verdict_of(plan, primary, rows)
-            metrics |= {f"controls/{row.name}": row.outcome.z for row in rows}
+            metrics |= {
+                f"controls/{safe_name(row.name)}": row.outcome.z for row in rows
+            }
     tracker.log_metrics(metrics, step=plan.config.training.epochs - 1)
     divergences = to_divergences(average(compared))
     return RunResult(

@@ -3,12 +3,12 @@
 An outcome is the combined z of one quantity over all layers (`combined_z`), under the
 observed labels and under every relabelling. Because the relabellings are the same,
 two outcomes of the same people can be subtracted relabelling by relabelling: *one
-beats the other* if the observed difference is as rare among the relabelled ones as
-its p says. That asks whether the groups are more detectable in one than in the other
-than by relabelling these people.
+beats the other* if so large an observed difference is rare among the relabelled ones,
+p at most ``controls.level``: relabelling these people does not make their groups that
+much more detectable in the one than in the other.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,21 +30,26 @@ class Outcome:
     """One quantity, two or more groups, all layers together.
 
     Attributes:
-        values: z under every relabelling, the observed one first; ``[1]`` holding
-            NaN where there is none.
+        values: z under every relabelling, the observed one first, shape ``[P + 1]``;
+            ``[1]`` holding NaN where there is none.
+        layers: Divergence under every relabelling, by layer and pair of groups,
+            shape ``[P + 1]`` each.
         statistic: Mean over layers of the standardised divergence.
         null: Which relabellings of whom; equal texts mean the same ones.
         strata: What labels moved within.
         people: People per group, in words.
         reason: Why something is missing, or empty.
+        scale: The values whose relabellings p counts, if not its own.
     """
 
     values: Array
+    layers: Mapping[str, Array]
     statistic: float
     null: str
     strata: str
     people: str
     reason: str = ""
+    scale: Array | None = None
 
     @property
     def z(self) -> float:
@@ -54,7 +59,10 @@ class Outcome:
     @property
     def p(self) -> float:
         """Share of relabellings that reach it, the observed one included."""
-        return float(p_value(self.values)) if len(self.values) > 1 else float("nan")
+        null = (self.values if self.scale is None else self.scale)[1:]
+        if len(self.values) < 2:
+            return float("nan")
+        return float(p_value(np.concatenate([self.values[:1], null])))
 
     def beyond(self, other: "Outcome") -> "Outcome":
         """Return this outcome less another, relabelling by relabelling.
@@ -68,15 +76,40 @@ class Outcome:
         """
         if self.null != other.null or len(self.values) != len(other.values):
             return no_outcome(other.reason or "other people or relabellings")
-        difference = self.values - other.values
+        difference = standardise(self.values - other.values)
         if not np.isfinite(difference[0]):
-            return no_outcome(self.reason or other.reason)
-        return Outcome(
-            standardise(difference),
-            self.statistic - other.statistic,
-            self.null,
-            self.strata,
-            self.people,
+            same = "the trained networks show just the same"
+            return no_outcome(self.reason or other.reason or same)
+        return replace(
+            self,
+            values=difference,
+            layers={},
+            scale=None,
+            statistic=self.statistic - other.statistic,
+        )
+
+    def on_scale_of(self, other: "Outcome") -> "Outcome":
+        """Measure by the means and SDs of another outcome's relabellings.
+
+        Of the same networks, whose divergences are on one scale: people who vary less
+        among themselves would else seem to differ more for the same divergence.
+
+        Args:
+            other: With the same layers.
+        """
+        if not (np.isfinite(self.z) and self.layers.keys() == other.layers.keys()):
+            return self
+        theirs = np.stack([*other.layers.values()], axis=1)
+        mine = np.stack([self.layers[name] for name in other.layers], axis=1)
+        eligible = np.isfinite(standardise(theirs)[0])
+        mean, sd = np.nanmean(theirs, axis=0), np.nanstd(theirs, axis=0)
+        t = [((x - mean) / sd)[:, eligible] for x in (mine, theirs)]
+        over_layers, reference = (x.mean(1) for x in t)
+        return replace(
+            self,
+            values=(over_layers - reference.mean()) / reference.std(),
+            statistic=float(over_layers[0]),
+            scale=other.values,
         )
 
     @property
@@ -118,7 +151,7 @@ class Outcome:
 def no_outcome(reason: str) -> Outcome:
     """Return an outcome that there is not, and why."""
     nothing = float("nan")
-    return Outcome(np.array([nothing]), nothing, "none", "none", "", reason)
+    return Outcome(np.array([nothing]), {}, nothing, "none", "none", "", reason)
 
 
 def p_text(p: float) -> str:
@@ -157,6 +190,7 @@ def outcome_of(
     sizes |= {item.group_b: item.subjects_b for item in usable}
     return Outcome(
         values=z,
+        layers={f"{x.layer}: {x.group_a}, {x.group_b}": x.values for x in usable},
         statistic=float(layers[np.isfinite(layers)].mean()),
         null=usable[0].null,
         strata=usable[0].strata,
@@ -176,5 +210,6 @@ def mean_outcome(draws: Sequence[Outcome]) -> Outcome:
     return replace(
         known[0],
         values=np.mean([draw.values for draw in known], axis=0),
+        layers={},
         statistic=float(np.mean([draw.statistic for draw in known])),
     )

@@ -74,6 +74,14 @@ class Plan:
         return check_quantities(self.config.spectra.quantities)
 
     @property
+    def compared(self) -> str:
+        """The primary grouping's groups, in words."""
+        groups = sorted(set(self._columns[self.primary].tolist()))
+        if len(groups) == 2:
+            return f"{groups[0]} and {groups[1]}"
+        return f"the {len(groups)} groups of {self.primary}"
+
+    @property
     def primary_quantity(self) -> Quantity:
         """The quantity of the primary outcome: as declared, activation if not."""
         declared = self.config.comparison.primary_quantity
@@ -174,6 +182,10 @@ def make_plan(
         strata=(cohort.target, *STRATA),
         seed=config.comparison.probe_seed,
     )
+    if probe is None and config.controls.run:
+        raise InputError(
+            f"--controls (controls.run) holds the probe against controls. {note}"
+        )
     folds = fold_splits(
         cohort.people,
         config.training.folds,

@@ -69,8 +69,8 @@ def verdict_of(plan: Plan, primary: Outcome, rows: Sequence[ControlRow]) -> str:
     quantity, level = plan.primary_quantity, plan.config.controls.level
     if not primary.p <= level:
         return (
-            f"Verdict: no difference in {quantity} between groups of {plan.primary} is "
-            "shown, so there is nothing to explain."
+            f"Verdict: no difference in {quantity} between {plan.compared} is shown: "
+            "there is nothing to explain."
         )
     found = {row.name: row for row in rows}
     decisive = [found[name] for name in DECISIVE if name in found]
@@ -92,8 +92,8 @@ def verdict_of(plan: Plan, primary: Outcome, rows: Sequence[ControlRow]) -> str:
         return f"Verdict: undecided without {_listed(unseen)}{f' ({why})' * bool(why)}."
     said = "; ".join(f"{row.name}{_numbers(row)}" for row in decisive)
     return (
-        f"Verdict: different dynamics in {quantity} between groups of {plan.primary}, "
-        f"beyond {_listed([row.name for row in decisive])} ({said})."
+        f"Verdict: different dynamics in {quantity} between {plan.compared}, beyond "
+        f"{_listed([row.name for row in decisive])} ({said})."
     )
 
 
