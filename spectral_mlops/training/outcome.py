@@ -102,8 +102,9 @@ class Outcome:
         theirs = np.stack([*other.layers.values()], axis=1)
         mine = np.stack([self.layers[name] for name in other.layers], axis=1)
         eligible = np.isfinite(standardise(theirs)[0])
+        mine, theirs = mine[:, eligible], theirs[:, eligible]
         mean, sd = np.nanmean(theirs, axis=0), np.nanstd(theirs, axis=0)
-        t = [((x - mean) / sd)[:, eligible] for x in (mine, theirs)]
+        t = [(x - mean) / sd for x in (mine, theirs)]
         over_layers, reference = (x.mean(1) for x in t)
         return replace(
             self,
