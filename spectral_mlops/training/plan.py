@@ -3,7 +3,7 @@
 The people, who is set aside, the folds, the model's settings.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -85,16 +85,20 @@ class Plan:
     def primary_quantity(self) -> Quantity:
         """The quantity of the primary outcome: as declared, activation if not."""
         declared = self.config.comparison.primary_quantity
-        watched = self.quantities
-        if declared is not None:
-            return declared
-        return "activation" if "activation" in watched else watched[0]
+        return declared or _default_quantity(self.quantities)
 
     @property
     def notes(self) -> list[str]:
         """What the user should be told before training starts."""
         fold_notes = dict.fromkeys(fold.note for fold in self.folds if fold.note)
-        return [*self.cohort.notes, self.probe_note, *fold_notes]
+        outcome = []
+        if self.probe is not None:
+            outcome.append(
+                f"Primary outcome: {self.primary_quantity} between {self.compared} on "
+                "the probe, at the checkpoints chosen by validation loss "
+                f"({self.config.comparison.divergence}, all layers together)."
+            )
+        return [*self.cohort.notes, self.probe_note, *outcome, *fold_notes]
 
     @cached_property
     def targets(self) -> NDArray[np.int64]:
@@ -199,8 +203,16 @@ def make_plan(
         "cohort": {"settings": check_cohort(config.cohort).model_dump(mode="json")},
         "model": {"settings": model.model_dump(mode="json")},
         "spectra": {"quantities": config.spectra.quantities or QUANTITIES},
-        "comparison": {"groupings": groupings},
+        "comparison": {
+            "groupings": groupings,
+            "primary_quantity": declared or _default_quantity(watched or QUANTITIES),
+        },
     }
     resolved = merge(config.model_dump(mode="json"), settings)
     config = validate(RunConfig, resolved, "resolved settings")
     return Plan(config, cohort, tuple(classes), groupings, probe, note, tuple(folds))
+
+
+def _default_quantity(watched: Sequence[Quantity]) -> Quantity:
+    """Return what is compared if nothing was declared."""
+    return "activation" if "activation" in watched else watched[0]

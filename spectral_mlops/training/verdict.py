@@ -101,8 +101,12 @@ def _numbers(row: ControlRow) -> str:
     shown = row.beyond or row.outcome
     if not np.isfinite(shown.p):
         return ""
-    what = "trained less control" if row.beyond else "by itself"
-    return f", {what} z = {shown.z:.2f}, {p_text(shown.p)}"
+    text = f"z = {shown.z:.2f}, {p_text(shown.p)}"
+    if row.beyond:
+        return f", trained less control {text}"
+    if row.passes is False:
+        text += f", where z = {shown.smallest_detectable:.2f} shows with 80 % power"
+    return f", {shown.people} people: {text}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -195,6 +195,11 @@ def test_different_dynamics_needs_all_three():
         assert "not shown to be different dynamics" in said
     both = verdict_of(Run, clear, decisive(init=False, loss=False))
     assert "explained by init and loss-matched" in both
+    few = decisive()[2].outcome
+    assert both.endswith(
+        f", 13 + 12 people: z = {few.z:.2f}, {p_text(few.p)}, where z = "
+        f"{few.smallest_detectable:.2f} shows with 80 % power)."
+    )
     assert "nothing to explain" in verdict_of(Run, faint, decisive())
 
 

@@ -31,6 +31,7 @@ def test_the_settings_of_a_plan_name_what_was_left_to_defaults(small):
     assert flat["cohort.settings.modality"] == "fnc"
     assert flat["spectra.quantities"] == "gradient-activation-adjoint"
     assert flat["comparison.groupings"] == "group"
+    assert flat["comparison.primary_quantity"] == "activation"
     again = make_plan(make_plan(config, Path()).config, Path())
     assert again.config.flat() == flat
 
@@ -66,7 +67,9 @@ def test_epochs_with_a_null_end_with_the_last(small):
 
 
 def test_the_primary_quantity_is_the_declared_one_or_activation(small):
-    assert make_plan(small(), Path()).primary_quantity == "activation"
+    plan = make_plan(small(), Path())
+    assert plan.primary_quantity == "activation"
+    assert "Primary outcome: activation between control and patient" in plan.notes[-1]
     only = small(spectra={"quantities": ["gradient", "adjoint"]})
     assert make_plan(only, Path()).primary_quantity == "gradient"
     declared = small(comparison={"primary_quantity": "adjoint"})
