@@ -134,6 +134,15 @@ def train(
     groupings: Groupings = None,
     permutations: Permutations = None,
     seed: Seed = None,
+    controls: Annotated[
+        bool | None,
+        typer.Option(
+            "--controls/--no-controls",
+            help="Hold the primary outcome against controls: the untrained network, "
+            "surrogate inputs, people of equal loss, nuisance groups, others.",
+            show_default=False,
+        ),
+    ] = None,
     tracking: TrackingUri = None,
     experiment: Experiment = None,
     device: Device = "cpu",
@@ -168,13 +177,14 @@ def train(
             "model.settings.dropout": dropout,
             "comparison.groupings": groupings.split(",") if groupings else None,
             "comparison.permutations": permutations,
+            "controls.run": controls,
             "tracking.uri": tracking,
             "tracking.experiment": experiment,
         }
     )
     settings = _settings(config, flags)
     _prepare_torch(device, threads)
-    from spectral_mlops.report.console import show_run
+    from spectral_mlops.report.console import show_controls, show_run
     from spectral_mlops.tracking import MlflowTracker
     from spectral_mlops.training import make_plan, run
 
@@ -199,9 +209,14 @@ def train(
             name=name,
             on_epoch=on_epoch,
             device=device,
+            progress=_reporter(bar),
         )
     result = finished.result
     show_run(console, finished.layers, result.groups, result.metrics)
+    if result.controls is not None:
+        show_controls(console, result.controls)
+    if result.verdict:
+        console.print(result.verdict, highlight=False, markup=False)
     console.print(f"Files of this run: {finished.folder}", highlight=False)
     console.print(f"Look at it:  {tracker.where}", highlight=False, soft_wrap=True)
     if tracker.undelivered:

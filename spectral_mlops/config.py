@@ -70,12 +70,42 @@ class ComparisonConfig(Settings):
     groupings: tuple[str, ...] = Field(
         (), description="columns of the people table; the target if not given"
     )
+    primary_quantity: Literal["gradient", "activation", "adjoint"] | None = Field(
+        None,
+        description="the one outcome declared beforehand: of the first grouping, on "
+        "the probe, at the checkpoints chosen by validation loss; activation where "
+        "watched, if not given; all else is exploratory",
+    )
     divergence: str = Field("js", description="distance of two spectra")
     permutations: int = Field(199, ge=19, description="subject relabellings")
     seed: int = Field(0, ge=0, description="of the relabellings")
     probe_fraction: float = Field(0.25, gt=0, lt=1, description="held-out people")
     probe_seed: int = Field(0, ge=0, description="of who is held out")
     null_epochs: int = Field(5, ge=1, description="evenly spaced, with a null")
+
+
+class ControlsConfig(Settings):
+    """What the primary outcome is held against (``train --controls``)."""
+
+    run: bool = Field(False, description="as --controls does")
+    init: bool = Field(True, description="the untrained network")
+    input_surrogate: bool = Field(
+        True, description="Gaussian people with each group's mean and covariance"
+    )
+    loss_matched: bool = Field(True, description="people of equal loss")
+    matched: bool = Field(True, description="groups of equal size")
+    permuted: bool = Field(True, description="labels permuted within strata")
+    pseudo: bool = Field(True, description="random halves for groups")
+    unrelated_target: bool = Field(
+        True, description="networks trained on a random target"
+    )
+    nuisance: bool = Field(True, description="age, sex, site, motion for groups")
+    input_spectrum: bool = Field(True, description="the spectrum of the inputs")
+    nuisance_columns: tuple[str, ...] = Field(
+        (), description="columns for groups; found by name if not given"
+    )
+    draws: int = Field(3, ge=1, description="of surrogate people")
+    level: float = Field(0.05, gt=0, lt=1, description="p at which one beats another")
 
 
 class TrackingConfig(Settings):
@@ -93,6 +123,7 @@ class RunConfig(Settings):
     training: TrainingConfig = TrainingConfig()
     spectra: SpectraConfig = SpectraConfig()
     comparison: ComparisonConfig = ComparisonConfig()
+    controls: ControlsConfig = ControlsConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     def flat(self) -> dict[str, str | int | float | bool]:

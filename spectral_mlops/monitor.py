@@ -32,7 +32,7 @@ from spectral_mlops.hooks.rows import Rows
 from spectral_mlops.hooks.survey import Survey
 from spectral_mlops.hooks.window import Window
 from spectral_mlops.inference.comparison import Comparison, to_divergences
-from spectral_mlops.probe import ProbeBatch, margin, undisturbed
+from spectral_mlops.probe import ProbeBatch, classes_of, margin, undisturbed
 from spectral_mlops.records import (
     QUANTITIES,
     EpochRecord,
@@ -41,6 +41,7 @@ from spectral_mlops.records import (
     as_columns,
     check_quantities,
 )
+from spectral_mlops.reformed import Reformed, reform
 from spectral_mlops.schedule import Decided, EveryNth, Schedule, TimeBudget
 from spectral_mlops.spectra.reduced import Reduced
 from spectral_mlops.spectra.solver import Solver
@@ -64,7 +65,10 @@ class EpochSpectra:
         source: ``train`` or ``probe``.
         spectra: One record per watched batch, layer, quantity and group.
         batches: Number of watched batches, of all ranks.
+        reformed: Of a probe with ``adjoint="reformed"``: the null of loss gradients.
     """
+
+    reformed: Reformed | None = None
 
     def __init__(
         self,
@@ -193,7 +197,7 @@ class EpochSpectra:
         """Free the factors kept for the null; called by ``tracker.log``."""
         if self._compared is None:
             self.comparisons(permutations=0)
-        self._observed, self._released = [], True
+        self._observed, self._released, self.reformed = [], True, None
 
 
 class SpectralMonitor:
@@ -318,6 +322,7 @@ class SpectralMonitor:
         self._fixed = None if groups is None else read_fixed(groups, missing)
         self._distributed = distributed
         self._observed: list[Observed] = []
+        self._trained_on: set[str] = set()
         self._batches = 0
         self._survey = Survey(model, self._settings["layers"])
         self._capture([0])  # refuse bad settings now
@@ -389,6 +394,8 @@ class SpectralMonitor:
             lasting=True,
         )
         self._refuse_unlisted(captured)
+        if captured.labelling.identified:
+            self._trained_on.update(captured.labelling.subjects)
         self._active = captured.__enter__()
         self._spend(began)
         return self._active
@@ -434,6 +441,8 @@ class SpectralMonitor:
         if self._active is not None:
             self._active.relabel(groups, subjects, targets)
             self._refuse_unlisted(self._active)
+            if self._active.labelling.identified:
+                self._trained_on.update(self._active.labelling.subjects)
 
     def collect(self, epoch: int | None = None) -> EpochSpectra:
         """Return what was watched since the last call, and empty the monitor.
@@ -497,7 +506,7 @@ class SpectralMonitor:
         batches: Iterable[ProbeBatch | tuple[Any, Any, Groups, Labels]],
         loss_function: LossFunction | None = None,
         epoch: int = 0,
-        adjoint: Literal["margin", "loss"] = "margin",
+        adjoint: Literal["margin", "loss", "reformed"] = "margin",
     ) -> EpochSpectra:
         """Pass held-out people in evaluation mode; nothing of the model changes.
 
@@ -506,28 +515,73 @@ class SpectralMonitor:
 
         Args:
             batches: ``(inputs, targets, groups, subjects)`` each.
-            loss_function: Of ``(outputs, targets)``; needed for ``"loss"``.
+            loss_function: Of ``(outputs, targets)``; needed for ``"loss"`` and
+                ``"reformed"``.
             epoch: Written into the result.
             adjoint: ``"margin"``: adjoints of `margin` summed over people, which
                 knows no labels, so that groups may be compared even where they
-                are the target; ``"loss"``: adjoints of the loss.
+                are the target; ``"loss"``: adjoints of the loss; ``"reformed"``:
+                the same, and beside them the loss taken at each class for
+                everybody, for the null of a grouping that is the target
+                (``result.reformed``, `reformed.Reformed`).
 
         Returns:
             The same as `collect`, with ``source="probe"``.
 
         Raises:
-            InputError: If there are no batches, or the loss is missing.
+            InputError: If there are no batches, the loss is missing, or somebody
+                was watched in training by this monitor.
         """
-        if adjoint not in ("margin", "loss"):
-            raise InputError(f"adjoint='{adjoint}': choose 'margin' or 'loss'.")
-        if adjoint == "loss" and loss_function is None:
-            raise InputError("adjoint='loss' needs the loss_function.")
+        if adjoint not in ("margin", "loss", "reformed"):
+            raise InputError(
+                f"adjoint='{adjoint}': choose 'margin', 'loss' or 'reformed'."
+            )
+        if adjoint != "margin" and loss_function is None:
+            raise InputError(f"adjoint='{adjoint}' needs the loss_function.")
+        held = [ProbeBatch(*batch) for batch in batches]
+        if not held:
+            raise InputError("probe: there are no batches of held-out people.")
+        classes = classes_of(held) if adjoint == "reformed" else {}
+
+        def scalar_of(outputs: Any, targets: Any) -> Tensor:
+            if adjoint == "margin" or loss_function is None:
+                return margin(outputs).sum()
+            return loss_function(outputs, targets)
+
+        free = adjoint == "margin"
+        passed = self._pass_probe(held, scalar_of, label_free=free)
+        layers = passed[0]
+        observed = []
+        if layers:
+            observed.append(_observe(layers, trained_on=False, label_free=free))
+        result = EpochSpectra(
+            epoch, "probe", measure(*passed), 1, observed, self._strata
+        )
+        if adjoint == "reformed" and layers:
+
+            def at(value: float) -> LossFunction:
+                return lambda outputs, y: scalar_of(outputs, torch.full_like(y, value))
+
+            by_class = {
+                name: self._pass_probe(held, at(value))[0]
+                for name, value in classes.items()
+            }
+            result.reformed = reform(layers, by_class, self._strata)
+        return result
+
+    def _pass_probe(
+        self,
+        batches: Iterable[ProbeBatch],
+        scalar_of: LossFunction,
+        label_free: bool = False,
+    ) -> tuple[list[LayerRows], Iterable[LoneMatrix], Wanted, frozenset[str]]:
+        """Pass all batches once; give what `measure` takes."""
         trained = [p for p in self.model.parameters() if p.requires_grad]
         together: dict[str, LayerRows] = {}
         lone: dict[str, LoneMatrix] = {}
         wanted, elsewhere = Wanted(self.quantities), frozenset[str]()
         scale = self._scale | {"scaler": None}  # nothing scales the loss here
-        if adjoint == "margin":
+        if label_free:
             scale |= {"reduction": "sum", "loss_scale": None}
         with undisturbed(self.model), torch.enable_grad():
             for inputs, targets, groups, subjects in batches:
@@ -538,11 +592,8 @@ class SpectralMonitor:
                     additivity=False,
                     **scale,
                 ) as captured:
-                    outputs = self.model(inputs)
-                    if adjoint == "loss" and loss_function is not None:
-                        scalar = loss_function(outputs, targets)
-                    else:
-                        scalar = margin(outputs).sum()
+                    self._refuse_trained_on(captured)
+                    scalar = scalar_of(self.model(inputs), targets)
                     torch.autograd.grad(scalar, trained, allow_unused=True)
                 rows, matrices, wanted, elsewhere = captured.measurable(self._pooled)
                 for layer in rows:
@@ -553,15 +604,17 @@ class SpectralMonitor:
                 for matrix in matrices:
                     name = matrix.parameter
                     lone[name] = lone[name].plus(matrix) if name in lone else matrix
-        if not (together or lone):
-            raise InputError("probe: there are no batches of held-out people.")
-        layers = list(together.values())
-        spectra = measure(layers, lone.values(), wanted, elsewhere)
-        observed = []
-        if layers:
-            free = adjoint == "margin"
-            observed.append(_observe(layers, trained_on=False, label_free=free))
-        return EpochSpectra(epoch, "probe", spectra, 1, observed, self._strata)
+        return list(together.values()), list(lone.values()), wanted, elsewhere
+
+    def _refuse_trained_on(self, captured: capture) -> None:
+        """Refuse held-out people who were watched in training."""
+        if not captured.labelling.identified:
+            return
+        if known := sorted(self._trained_on & {*captured.labelling.subjects}):
+            raise InputError(
+                f"probe: {len(known)} people were watched in training, the first "
+                f"{known[0]}; pass people whom training never touches."
+            )
 
     # -- inside ------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """Held-out people: what is passed, in what mode, and a label-free output."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spectral_mlops.errors import InputError
-from spectral_mlops.hooks.groups import Groups, Labels
+from spectral_mlops.hooks.groups import Groups, Labels, label_texts
 
 
 class ProbeBatch(NamedTuple):
@@ -45,6 +45,28 @@ def margin(outputs: Any) -> Tensor:
         return outputs[:, 1] - outputs[:, 0]
     top = outputs.topk(2, dim=1).values
     return top[:, 0] - top[:, 1]
+
+
+def classes_of(batches: Sequence[ProbeBatch]) -> dict[str, float]:
+    """Return the values that targets take, by their text.
+
+    Args:
+        batches: Of the probe.
+
+    Returns:
+        At least one class, sorted by value.
+
+    Raises:
+        InputError: If targets are no tensors of one number per sample.
+    """
+    for batch in batches:
+        if not isinstance(batch.targets, Tensor) or batch.targets.ndim != 1:
+            raise InputError(
+                "adjoint='reformed' takes the loss at each class in turn and needs "
+                "targets of shape [N], one class number per sample."
+            )
+    values = torch.cat([batch.targets for batch in batches]).unique()
+    return dict(zip(label_texts(values), values.tolist(), strict=True))
 
 
 @contextmanager

@@ -138,6 +138,49 @@ def test_the_simulated_cohort_by_volume(command):
     assert (Path("cohort") / "easy-24-0" / "sub-001" / "anat").is_dir()
 
 
+def test_controls_end_to_end(command, small_folder):
+    words = ["--people", 56, "--preset", "easy", "--cohort-seed", 3, *QUICK]
+    config = Path("run.toml")
+    config.write_text(
+        f"""
+        [cohort.settings]
+        folder = "{small_folder}"
+        components = 12
+        volumes = false
+        [comparison]
+        probe_fraction = 0.45
+        primary_quantity = "gradient"
+        [controls]
+        nuisance_columns = ["sex"]
+        """
+    )
+    code, out, _ = command("train", "--controls", "--config", config, *words)
+    assert code == 0
+    for name in ("trained", "init", "input-surrogate", "loss-matched", "nuisance sex"):
+        assert f" {name} " in out
+    assert "nuisance age" not in out
+    assert "among relabellings of these subjects within site" in out
+    assert "difference in gradient" in out
+    assert "\nVerdict: " in out
+    (folder,) = Path("runs").iterdir()
+    for line in (folder / "verdict.txt").read_text().splitlines():
+        assert line in " ".join(out.split())
+    table = pd.read_csv(folder / "controls.tsv", sep="\t").set_index("control")
+    assert 0 < table.loc["trained", "p"] <= 1
+    command("train", "--config", config, *words)
+    plain = max(Path("runs").iterdir(), key=lambda run: run.stat().st_mtime)
+    sentence = (folder / "verdict.txt").read_text().splitlines()[0]
+    assert (plain / "verdict.txt").read_text() == sentence + "\n"
+
+
+def test_controls_without_a_probe_are_refused(command, cohort_files):
+    code, _, err = command(*fnc(cohort_files), "--controls")
+    assert code == 2
+    assert "--controls" in err
+    assert "larger cohort or fraction" in err
+    assert len(err.strip().splitlines()) == 1
+
+
 def test_simulate_makes_a_cohort_once_and_refuses_another_in_its_place(command):
     words = ["simulate", "made", "--people", 12, "--components", 8, "--no-volumes"]
     assert command(*words)[0] == 0

@@ -59,7 +59,7 @@ def test_an_unknown_key_at_the_top():
     message = refusal({"trainin": {}})
     assert message == (
         "run.toml: unknown key 'trainin'; known here are cohort, model, training, "
-        "spectra, comparison, tracking. Did you mean 'training'?"
+        "spectra, comparison, controls, tracking. Did you mean 'training'?"
     )
 
 
@@ -96,6 +96,10 @@ def test_an_unknown_key_beside_a_component():
         ("comparison", "probe_fraction", 0.0),
         ("comparison", "permutations", 18),
         ("comparison", "groupings", "sex"),
+        ("comparison", "primary_quantity", "weights"),
+        ("controls", "draws", 0),
+        ("controls", "level", 1.0),
+        ("controls", "init", "yes"),
         ("tracking", "experiment", ""),
         ("tracking", "uri", 3),
         ("cohort", "settings", [1]),

@@ -64,7 +64,8 @@ def test_watched_training_is_bit_for_bit_the_unwatched_one():
             result = monitor.collect(number)
             if every:
                 result.divergences(permutations=19)
-                monitor.probe([(x, y, {"dx": y}, who)], epoch=number)
+                held = [f"held-{person}" for person in who]
+                monitor.probe([(x, y, {"dx": y}, held)], epoch=number)
             else:
                 assert result.spectra == []
         trained.append(
@@ -289,6 +290,21 @@ def test_probe_refuses_no_people_and_a_loss_without_function():
         monitor.probe([], adjoint="loss")
 
 
+def test_people_who_were_watched_in_training_are_no_probe():
+    x, y, _, who = people()
+    model = network()
+    monitor = SpectralMonitor(model)
+    with monitor.watch({"dx": y[:4]}, who[:4]):
+        cross_entropy(model(x[:4]), y[:4]).backward()
+    monitor.probe([(x[4:], y[4:], {"dx": y[4:]}, who[4:])])
+    with pytest.raises(InputError, match=r"2 people .* training, the first sub-02"):
+        monitor.probe([(x[2:], y[2:], {"dx": y[2:]}, who[2:])])
+    fresh = SpectralMonitor(model)  # whoever stands behind samples was not told
+    with fresh.watch({"dx": y}):
+        cross_entropy(model(x), y).backward()
+    fresh.probe([(x, y, {"dx": y}, None)])
+
+
 def test_a_model_may_change_between_steps():
     x, y, _, who = people()
     torch.manual_seed(0)
@@ -421,8 +437,9 @@ def test_a_model_without_rows_is_described_by_replay():
         "lstm.weight_ih_l0",
         "lstm.weight_hh_l0",
     }
-    one = monitor.probe([(x, y, {"dx": y}, who)])
-    two = monitor.probe(probe_batches(x, y, who))
+    held = [f"held-{person}" for person in who]
+    one = monitor.probe([(x, y, {"dx": y}, held)])
+    two = monitor.probe(probe_batches(x, y, held))
     for a, b in zip(one.spectra, two.spectra, strict=True):
         assert (a.group, a.samples, a.batch_samples) == (
             b.group,

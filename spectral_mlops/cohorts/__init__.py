@@ -21,6 +21,8 @@ from spectral_mlops.cohorts.split_files import read_splits, write_splits
 from spectral_mlops.cohorts.splits import (
     Fold,
     Probe,
+    check_apart,
+    crossfit_probes,
     fold_splits,
     set_probe_aside,
 )
@@ -34,7 +36,9 @@ __all__ = [
     "Fold",
     "Probe",
     "Progress",
+    "check_apart",
     "check_cohort",
+    "crossfit_probes",
     "fold_splits",
     "load_cohort",
     "read_splits",

@@ -1,7 +1,9 @@
 """Who trains, who validates, and who is set aside: by person, never by sample.
 
 The probe is drawn first and never touched again; folds are drawn over the rest.
-Both depend on ids and seed, not on the order of rows.
+Both depend on ids and seed, not on the order of rows. Members of a family (column
+``family`` or ``family_id``) are never apart: relatives are alike, and one of them in
+training would tell of the other.
 """
 
 import hashlib
@@ -11,9 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from spectral_mlops.cohorts.families import draw_families, families_of
 from spectral_mlops.errors import InputError, UnknownNameError
 from spectral_mlops.registry import nearest
 
+MINIMUM = 12
+"""Fewest held-out people per group that make a probe worth having."""
 UNKNOWN = "n/a"
 """Stratum of people whose site (or other secondary column) is not known."""
 
@@ -57,17 +62,18 @@ def set_probe_aside(
     people: pd.DataFrame,
     grouping: str,
     fraction: float = 0.25,
-    minimum: int = 12,
+    minimum: int = MINIMUM,
     strata: Sequence[str] = ("group", "site"),
     seed: int = 0,
 ) -> tuple[Probe | None, str]:
     """Draw the probe: the same fraction of each group, spread over strata.
 
     Each group gives ``round(fraction · n_g)`` people, shared among its strata by
-    largest remainder.
+    largest remainder. Families come as a whole, and then only nearly so.
 
     Args:
-        people: Index of ids; columns ``grouping`` and, where present, ``strata``.
+        people: Index of ids; columns ``grouping`` and, where present, ``strata``
+            and ``family`` or ``family_id``.
         grouping: Column of the groups that will be compared.
         fraction: Share of each group, between 0 and 1.
         minimum: Fewest people per group that make a probe worth having.
@@ -97,14 +103,29 @@ def set_probe_aside(
             f"'{short[0]}' needs at least {minimum}; use a larger cohort or fraction."
         )
     rng = np.random.default_rng([seed, len(table)])
-    chosen: list[str] = []
+    share_of: dict[str, int] = {}
     for group, members in table.groupby(grouping):
-        cells = [cell for _, cell in members.groupby(columns)]
-        shares = _allocate([len(cell) for cell in cells], quota[str(group)])
-        for cell, share in zip(cells, shares, strict=True):
-            chosen += rng.permutation(cell.index.to_numpy())[:share].tolist()
+        sizes = members[columns].agg(_CELL.join, axis=1).value_counts().sort_index()
+        shares = _allocate(sizes.tolist(), quota[str(group)])
+        share_of |= dict(zip(sizes.index, shares, strict=True))
+    cells = table[columns].agg(_CELL.join, axis=1)
+    families = families_of(people)
+    if families is None:
+        chosen = [
+            who
+            for cell, share in share_of.items()
+            for who in rng.permutation(cells.index[cells == cell].to_numpy())[:share]
+        ]
+        kept = ""
+    else:
+        chosen = draw_families(families, cells, table[grouping], share_of, rng)
+        drawn = table.loc[chosen, grouping].value_counts()
+        counts = ", ".join(f"{drawn[group]} {group}" for group in quota)
+        kept = ", families together"
     probe = Probe(tuple(sorted(chosen)), tuple(columns))
-    return probe, f"Probe of {len(chosen)} people ({counts}), by {' × '.join(columns)}."
+    return probe, (
+        f"Probe of {len(chosen)} people ({counts}), by {' × '.join(columns)}{kept}."
+    )
 
 
 def fold_splits(
@@ -126,16 +147,15 @@ def fold_splits(
         probe: People to leave out.
 
     Returns:
-        One fold after another; validation parts are disjoint and cover everyone.
+        One fold after another; validation parts are disjoint and cover everyone, and
+        families are never apart.
 
     Raises:
-        InputError: If a group is smaller than the number of folds, or a label is
-            missing.
+        InputError: If a group is smaller than the number of folds, a label is
+            missing, or the probe holds part of a family.
         UnknownNameError: If the target is no column, or the probe is of other
             people.
     """
-    from sklearn.model_selection import StratifiedKFold
-
     if folds < 2:
         raise InputError(f"folds={folds}: a cross-validation has at least 2.")
     target = strata[0]
@@ -149,6 +169,14 @@ def fold_splits(
                 f"the first {strangers[0]}; use the probe of this cohort."
             )
         table = table.drop(index=list(probe.ids))
+    families = families_of(people)
+    if families is not None and probe is not None:
+        both = set(families[list(probe.ids)]) & set(families[table.index])
+        if both:
+            raise InputError(
+                f"Family '{min(both)}' stands in the probe and outside; draw the probe "
+                "with set_probe_aside, which keeps families together."
+            )
     sizes = table[target].value_counts()
     if len(sizes) == 0 or sizes.min() < folds:
         smallest = f"'{sizes.idxmin()}' has {sizes.min()}" if len(sizes) else "it has 0"
@@ -157,19 +185,92 @@ def fold_splits(
             "probe, fewer than folds; ask for fewer folds."
         )
     note = ""
-    cells = table[columns].agg("\x1f".join, axis=1)
+    cells = table[columns].agg(_CELL.join, axis=1)
     if len(columns) > 1 and cells.value_counts().min() < folds:
         note = (
             f"Folds are balanced over '{target}' alone: some combinations of "
             f"{' × '.join(columns)} have fewer than {folds} people."
         )
         columns, cells = [target], table[target]
-    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
     ids = table.index.to_numpy()
+    related = None if families is None else families[table.index]
     return [
         Fold(tuple(ids[train]), tuple(ids[held]), tuple(columns), note)
-        for train, held in splitter.split(ids, cells.to_numpy(dtype=object))
+        for train, held in _split(cells, folds, seed, related)
     ]
+
+
+def crossfit_probes(
+    people: pd.DataFrame,
+    k: int = 3,
+    grouping: str = "group",
+    strata: Sequence[str] = ("group", "site"),
+    seed: int = 0,
+) -> list[Probe]:
+    """Deal everyone into ``k`` disjoint probes, for cohorts too small for one.
+
+    The run is repeated ``k`` times, each with one of them held out; the p-values are
+    combined by ``min(1, 2 · mean p)``, which holds however they depend on one
+    another (everyone trains in ``k − 1`` of the runs).
+
+    Args:
+        people: See `set_probe_aside`.
+        k: Number of probes, at least 2.
+        grouping: Column of the groups that will be compared.
+        strata: Further columns to balance; those absent, or too small for ``k``
+            parts, are left out.
+        seed: Of the draw.
+
+    Returns:
+        Probes that are disjoint, cover everyone, and keep families together.
+
+    Raises:
+        InputError: If a group has fewer people than there are probes, or a label is
+            missing.
+    """
+    others = [name for name in strata if name != grouping]
+    return [
+        Probe(fold.validation_ids, fold.strata)
+        for fold in fold_splits(people, k, seed, (grouping, *others))
+    ]
+
+
+def check_apart(probe: Probe | None, folds: Sequence[Fold]) -> None:
+    """Refuse a probe of people who train or validate.
+
+    Raises:
+        InputError: Naming the first of them.
+    """
+    aside = set(probe.ids) if probe else set()
+    used = {who for fold in folds for who in (*fold.train_ids, *fold.validation_ids)}
+    if touched := sorted(aside & used):
+        raise InputError(
+            f"The probe holds {len(touched)} people who train or validate, the first "
+            f"{touched[0]}; draw the folds outside the probe (fold_splits(probe=…))."
+        )
+
+
+_CELL = "\x1f"
+"""Between the labels of a combination of strata."""
+
+
+def _split(
+    cells: pd.Series, folds: int, seed: int, families: pd.Series | None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return training and held-out positions of each fold."""
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    labels = cells.to_numpy(dtype=object)
+    if families is None:
+        splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
+        return list(splitter.split(labels, labels))
+    if families.nunique() < folds:
+        raise InputError(
+            f"folds={folds}: outside the probe there are {families.nunique()} families "
+            "and they stay together; ask for fewer folds."
+        )
+    grouped = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    return list(grouped.split(labels, labels, families.to_numpy()))
 
 
 def _present(people: pd.DataFrame, first: str, others: Sequence[str]) -> list[str]:

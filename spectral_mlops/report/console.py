@@ -64,6 +64,35 @@ def show_run(
         )
 
 
+def show_controls(console: Console, controls: pd.DataFrame) -> None:
+    """Print what a primary outcome was held against.
+
+    Args:
+        console: Where to.
+        controls: Columns ``control, z, p, beyond_z, beyond_p, says``, at least.
+    """
+    table = Table(
+        title="Controls: the primary outcome under each; beyond: trained less control",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+    )
+    table.add_column("control", no_wrap=True)
+    for name in ("z", "p", "beyond", "p"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("what it says")
+    for row in controls.to_dict("records"):
+        table.add_row(
+            str(row["control"]),
+            _number(row["z"], "+.2f"),
+            _number(row["p"], ".3f"),
+            _number(row["beyond_z"], "+.2f"),
+            _number(row["beyond_p"], ".3f"),
+            str(row["says"]),
+        )
+    console.print(table)
+
+
 def show_trials(console: Console, trials: pd.DataFrame) -> None:
     """Print a study, one line a trial.
 

@@ -33,9 +33,20 @@ class FoldRun:
         plan: The run.
         number: Which fold, counted from 0.
         device: Where tensors live.
+        targets: Class of every person, in the cohort's order, to train on instead of
+            their own (as some controls do).
+        watched: Whether training batches are watched.
     """
 
-    def __init__(self, plan: Plan, number: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        number: int,
+        device: torch.device,
+        *,
+        targets: NDArray[np.int64] | None = None,
+        watched: bool = True,
+    ) -> None:
         self.plan, self.number, self.device = plan, number, device
         config, fold = plan.config, plan.folds[number]
         self.train_rows = plan.cohort.rows(fold.train_ids)
@@ -59,13 +70,16 @@ class FoldRun:
             null_batches=config.spectra.batches_per_epoch,
             strata=plan.strata(),
             seed=config.comparison.seed,
+            epochs=None if watched else (),
         )
         self.inputs = self._tensor(self.train_rows)
-        self.targets = torch.from_numpy(plan.targets[self.train_rows]).to(device)
+        learned = plan.targets if targets is None else targets
+        self.targets = torch.from_numpy(learned[self.train_rows]).to(device)
         self.validation_inputs = self._tensor(self.validation_rows)
-        self._probe_batch = self._make_probe_batch()
+        self.probe_batch = self._make_probe_batch()
         self.best_loss, self.best_epoch = float("inf"), -1
         self.best_weights = copy.deepcopy(self.model.state_dict())
+        self.initial_weights = copy.deepcopy(self.model.state_dict())
 
     def train_epoch(self, epoch: int) -> tuple[EpochSpectra, float]:
         """Pass over the training people once, watching scheduled batches.
@@ -109,16 +123,16 @@ class FoldRun:
 
     def probe(self, epoch: int) -> EpochSpectra | None:
         """Pass the held-out people, if there are any; nothing of the model changes."""
-        if self._probe_batch is None:
+        if self.probe_batch is None:
             return None
-        return self.monitor.probe([self._probe_batch], epoch=epoch)
+        return self.monitor.probe([self.probe_batch], epoch=epoch)
 
     def predict_probe(self) -> Predictions | None:
         """Predict the held-out people, if there are any."""
-        if self._probe_batch is None or self.plan.probe is None:
+        if self.probe_batch is None or self.plan.probe is None:
             return None
         rows = self.plan.cohort.rows(self.plan.probe.ids)
-        return self._predict(rows, self._probe_batch.inputs)
+        return self._predict(rows, self.probe_batch.inputs)
 
     def _predict(self, rows: NDArray[np.intp], inputs: torch.Tensor) -> Predictions:
         self.model.eval()

@@ -23,11 +23,18 @@ from spectral_mlops.monitor import EpochSpectra
 from spectral_mlops.records import Divergence, EpochRecord
 from spectral_mlops.tracking import Tracker
 from spectral_mlops.tracking.metrics import safe_name
+from spectral_mlops.training.controls import Controls
 from spectral_mlops.training.fold import FoldRun
+from spectral_mlops.training.outcome import outcome_of
 from spectral_mlops.training.performance import Predictions
 from spectral_mlops.training.plan import Plan
+from spectral_mlops.training.verdict import controls_table, verdict_of
 
 OnEpoch = Callable[[int, Mapping[str, float]], None]
+Progress = Callable[[str, int, int], None]
+
+UNTRAINED = -1
+"""Epoch of what the probe shows before training."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +54,11 @@ class RunResult:
             reached a parameter, on the first watched batch of every fold.
         weights: State dict of the chosen checkpoint of each fold.
         scalers: What each fold's features were scaled with before the network.
+        init: On the probe at the untrained networks, averaged over folds.
+        controls: What the primary outcome was held against (`controls_table`), if
+            it was.
+        verdict: What the primary outcome means, and what the controls leave of it;
+            empty where there is no probe.
     """
 
     metrics: dict[str, float]
@@ -59,6 +71,9 @@ class RunResult:
     additivity: float
     weights: list[dict[str, torch.Tensor]]
     scalers: list[FeatureScaler]
+    init: list[Divergence]
+    controls: pd.DataFrame | None
+    verdict: str
 
 
 class _EpochOfFolds:
@@ -86,6 +101,7 @@ def train(
     tracker: Tracker,
     on_epoch: OnEpoch | None = None,
     device: str = "cpu",
+    progress: Progress | None = None,
 ) -> RunResult:
     """Train every fold, watch it, and log each epoch.
 
@@ -95,6 +111,7 @@ def train(
         on_epoch: Called with the epoch and its metrics after they are logged; what
             it raises ends the run.
         device: Where tensors live.
+        progress: Told ``(what, done, total)`` while controls are computed.
 
     Returns:
         What was found.
@@ -103,6 +120,8 @@ def train(
     null_epochs = plan.null_epochs()
     last: list[EpochRecord] = []
     training_comparisons: list[list[Comparison]] = []
+    untrained = [x for fold in folds if (x := fold.probe(UNTRAINED)) is not None]
+    init, init_folds = _on_probe(plan, untrained)
     for epoch in range(plan.config.training.epochs):
         with_null = epoch in null_epochs
         trained = [fold.train_epoch(epoch) for fold in folds]
@@ -115,11 +134,17 @@ def train(
         if epoch == plan.config.training.epochs - 1:
             last = [r for r in shown.to_records() if r.source == "train"]
         metrics = _epoch_metrics(plan, [loss for _, loss in trained], said)
-        metrics |= _headlines(plan, held_out, "divergence/{}")
+        metrics |= _headlines(plan, _on_probe(plan, held_out)[0], "divergence/{}")
         tracker.log(shown, metrics)
+        if untrained:  # after the first epoch, whose keys open a run's page
+            before = _EpochOfFolds([*enumerate(untrained)])
+            tracker.log(before, _headlines(plan, init, "init/divergence_{}"))
+            untrained = []
         if on_epoch is not None:
             on_epoch(epoch, metrics)
-    return _finish(plan, tracker, folds, last, training_comparisons)
+    found = _finish(plan, tracker, folds, last, training_comparisons, init, progress)
+    rows = to_divergences(average(init_folds))
+    return replace(found, init=[row for row in rows if row.grouping == plan.primary])
 
 
 def _finish(
@@ -128,14 +153,17 @@ def _finish(
     folds: list[FoldRun],
     last: list[EpochRecord],
     training_comparisons: list[list[Comparison]],
+    init: list[Comparison],
+    progress: Progress | None,
 ) -> RunResult:
     """Measure the checkpoints chosen by validation loss."""
     for fold in folds:
         fold.restore_best()
     said = [fold.validate(fold.best_epoch) for fold in folds]
     held_out = [x for fold in folds if (x := fold.probe(fold.best_epoch)) is not None]
-    metrics = _headlines(plan, held_out, "final/divergence_{}")
-    compared = [_compare(plan, x, True) for x in held_out] or training_comparisons
+    together, each_fold = _on_probe(plan, held_out)
+    metrics = _headlines(plan, together, "final/divergence_{}")
+    compared = each_fold or training_comparisons
     predicted = [p for fold in folds if (p := fold.predict_probe()) is not None]
     validation = Predictions.join(said)
     aucs = [x.auc for x in said]
@@ -150,12 +178,26 @@ def _finish(
         metrics["final/probe_loss"] = float(np.mean([x.loss for x in predicted]))
     gaps = [max((f.monitor.additivity or {"": np.nan}).values()) for f in folds]
     metrics["final/additivity"] = float(np.max(gaps))
+    verdict, table = "", None
+    if held_out:
+        about = plan.primary_quantity, plan.primary
+        primary = outcome_of(together, *about)
+        verdict = primary.sentence(*about, plan.config.controls.level)
+        metrics["final/primary_p"] = primary.p
+        if plan.config.controls.run:
+            controls = Controls(plan, folds, primary, outcome_of(init, *about))
+            rows = controls.rows(progress)
+            table = controls_table(primary, rows)
+            verdict += "\n" + verdict_of(plan, primary, rows)
+            metrics |= {
+                f"controls/{safe_name(row.name)}": row.outcome.z for row in rows
+            }
     tracker.log_metrics(metrics, step=plan.config.training.epochs - 1)
-    rows = to_divergences(average(compared))
+    divergences = to_divergences(average(compared))
     return RunResult(
         metrics=metrics,
         last_epoch=last,
-        divergences=[row for row in rows if row.grouping == plan.primary],
+        divergences=[x for x in divergences if x.grouping == plan.primary],
         validation=validation,
         groups=validation.per_group(
             plan.labels(plan.cohort.rows(validation.ids))[plan.primary]
@@ -165,6 +207,9 @@ def _finish(
         additivity=metrics["final/additivity"],
         weights=[fold.best_weights for fold in folds],
         scalers=[fold.scaler for fold in folds],
+        init=[],
+        controls=table,
+        verdict=verdict,
     )
 
 
@@ -183,15 +228,28 @@ def _compare(
     )
 
 
-def _headlines(plan: Plan, held_out: list[EpochSpectra], name: str) -> dict[str, float]:
-    """The one number per quantity: z over layers, averaged over folds first."""
-    if not held_out:
-        return {}
-    together = average([_compare(plan, x, True, "everyone") for x in held_out])
+def _on_probe(
+    plan: Plan, held_out: list[EpochSpectra]
+) -> tuple[list[Comparison], list[list[Comparison]]]:
+    """Compare groups on the probe.
+
+    Returns:
+        With everyone's labels moving together, averaged over folds; and with those of
+        each pair alone, which is what is recorded, per fold.
+    """
+    everyone = [_compare(plan, x, True, "everyone") for x in held_out]
+    together = average(everyone)
     primary = [item for item in together if item.grouping == plan.primary]
-    for spectra in held_out:  # what is recorded are the pairs' own relabellings
-        if len(plan.groupings) > 1 or len(_groups(primary)) > 2:
-            _compare(plan, spectra, True)
+    if len(plan.groupings) > 1 or len(_groups(primary)) > 2:
+        return together, [_compare(plan, x, True) for x in held_out]
+    return together, everyone
+
+
+def _headlines(plan: Plan, together: list[Comparison], name: str) -> dict[str, float]:
+    """The one number per quantity: z over layers, averaged over folds first."""
+    primary = [item for item in together if item.grouping == plan.primary]
+    if not primary:
+        return {}
     return {
         name.format(quantity): headline(primary, quantity)
         for quantity in plan.quantities

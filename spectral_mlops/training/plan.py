@@ -3,7 +3,7 @@
 The people, who is set aside, the folds, the model's settings.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +15,14 @@ from spectral_mlops.cohorts import (
     Cohort,
     Fold,
     Probe,
+    check_apart,
     check_cohort,
     fold_splits,
     load_cohort,
     set_probe_aside,
 )
 from spectral_mlops.config import RunConfig, merge, validate
-from spectral_mlops.errors import UnknownNameError
+from spectral_mlops.errors import InputError, UnknownNameError
 from spectral_mlops.models import check_model
 from spectral_mlops.records import QUANTITIES, Quantity, check_quantities
 from spectral_mlops.registry import nearest
@@ -46,6 +47,9 @@ class Plan:
         probe: Held-out people, or ``None`` where the cohort is too small.
         probe_note: What the probe holds, or why there is none.
         folds: Training and validation people of each fold.
+
+    Raises:
+        InputError: If the probe holds people of a fold.
     """
 
     config: RunConfig
@@ -55,6 +59,9 @@ class Plan:
     probe: Probe | None
     probe_note: str
     folds: tuple[Fold, ...]
+
+    def __post_init__(self) -> None:
+        check_apart(self.probe, self.folds)
 
     @property
     def primary(self) -> str:
@@ -67,10 +74,31 @@ class Plan:
         return check_quantities(self.config.spectra.quantities)
 
     @property
+    def compared(self) -> str:
+        """The primary grouping's groups, in words."""
+        groups = sorted(set(self._columns[self.primary].tolist()))
+        if len(groups) == 2:
+            return f"{groups[0]} and {groups[1]}"
+        return f"the {len(groups)} groups of {self.primary}"
+
+    @property
+    def primary_quantity(self) -> Quantity:
+        """The quantity of the primary outcome: as declared, activation if not."""
+        declared = self.config.comparison.primary_quantity
+        return declared or _default_quantity(self.quantities)
+
+    @property
     def notes(self) -> list[str]:
         """What the user should be told before training starts."""
         fold_notes = dict.fromkeys(fold.note for fold in self.folds if fold.note)
-        return [*self.cohort.notes, self.probe_note, *fold_notes]
+        outcome = []
+        if self.probe is not None:
+            outcome.append(
+                f"Primary outcome: {self.primary_quantity} between {self.compared} on "
+                "the probe, at the checkpoints chosen by validation loss "
+                f"({self.config.comparison.divergence}, all layers together)."
+            )
+        return [*self.cohort.notes, self.probe_note, *outcome, *fold_notes]
 
     @cached_property
     def targets(self) -> NDArray[np.int64]:
@@ -139,6 +167,18 @@ def make_plan(
                 f"people of {cohort.source}: choose from {', '.join(columns)}."
                 f"{nearest(name, columns)}"
             )
+    declared, watched = config.comparison.primary_quantity, config.spectra.quantities
+    if declared and watched and declared not in watched:
+        raise InputError(
+            f"comparison.primary_quantity='{declared}' is not watched: choose from "
+            f"spectra.quantities ({', '.join(watched)}), or add it there."
+        )
+    for name in config.controls.nuisance_columns:
+        if name not in columns:
+            raise UnknownNameError(
+                f"controls.nuisance_columns names '{name}', which is no column of the "
+                f"people: choose from {', '.join(columns)}.{nearest(name, columns)}"
+            )
     probe, note = set_probe_aside(
         cohort.people,
         groupings[0],
@@ -146,6 +186,10 @@ def make_plan(
         strata=(cohort.target, *STRATA),
         seed=config.comparison.probe_seed,
     )
+    if probe is None and config.controls.run:
+        raise InputError(
+            f"--controls (controls.run) holds the probe against controls. {note}"
+        )
     folds = fold_splits(
         cohort.people,
         config.training.folds,
@@ -159,8 +203,16 @@ def make_plan(
         "cohort": {"settings": check_cohort(config.cohort).model_dump(mode="json")},
         "model": {"settings": model.model_dump(mode="json")},
         "spectra": {"quantities": config.spectra.quantities or QUANTITIES},
-        "comparison": {"groupings": groupings},
+        "comparison": {
+            "groupings": groupings,
+            "primary_quantity": declared or _default_quantity(watched or QUANTITIES),
+        },
     }
     resolved = merge(config.model_dump(mode="json"), settings)
     config = validate(RunConfig, resolved, "resolved settings")
     return Plan(config, cohort, tuple(classes), groupings, probe, note, tuple(folds))
+
+
+def _default_quantity(watched: Sequence[Quantity]) -> Quantity:
+    """Return what is compared if nothing was declared."""
+    return "activation" if "activation" in watched else watched[0]

@@ -15,7 +15,7 @@ import torch
 from spectral_mlops.cohorts import write_splits
 from spectral_mlops.report import layer_table
 from spectral_mlops.tracking import Tracker
-from spectral_mlops.training.loop import OnEpoch, RunResult, train
+from spectral_mlops.training.loop import OnEpoch, Progress, RunResult, train
 from spectral_mlops.training.plan import Plan
 
 PACKAGES = ("spectral-mlops", "torch", "numpy", "mlflow", "optuna", "nibabel")
@@ -45,6 +45,7 @@ def run(
     tags: Mapping[str, str] | None = None,
     on_epoch: OnEpoch | None = None,
     device: str = "cpu",
+    progress: Progress | None = None,
 ) -> FinishedRun:
     """Start the tracker, train, and log everything a reader will ask for.
 
@@ -59,6 +60,7 @@ def run(
         tags: Beside those of the run itself.
         on_epoch: See `train`.
         device: Where tensors live.
+        progress: See `train`.
 
     Returns:
         The finished run.
@@ -90,14 +92,17 @@ def run(
     for path in sorted((folder / "splits").rglob("*.tsv")):
         inside = path.parent.relative_to(folder)
         tracker.log_file(path, inside.as_posix())
-    result = train(plan, tracker, on_epoch, device)
+    result = train(plan, tracker, on_epoch, device, progress)
     layers = layer_table(result.last_epoch, result.divergences, plan.primary)
     tracker.log_table(layers, "layers")
+    if result.controls is not None:
+        tracker.log_table(result.controls, "controls")
     _leave_results(folder, result, layers)
     for path in sorted((folder / "checkpoints").iterdir()):
         tracker.log_file(path, "checkpoints")
-    for path in (folder / "predictions.tsv", folder / "layers.tsv"):
-        tracker.log_file(path)
+    for left in ("predictions.tsv", "layers.tsv", "controls.tsv", "verdict.txt"):
+        if (folder / left).exists():
+            tracker.log_file(folder / left)
     return FinishedRun(result, layers, folder)
 
 
@@ -123,6 +128,10 @@ def _leave_results(folder: Path, result: RunResult, layers: pd.DataFrame) -> Non
         {"participant_id": said.ids, "target": said.targets, **columns}
     ).to_csv(folder / "predictions.tsv", sep="\t", index=False)
     layers.to_csv(folder / "layers.tsv", sep="\t", index=False)
+    if result.controls is not None:
+        result.controls.to_csv(folder / "controls.tsv", sep="\t", index=False)
+    if result.verdict:
+        (folder / "verdict.txt").write_text(result.verdict + "\n", encoding="utf-8")
     final = {name: value for name, value in result.metrics.items() if value == value}
     text = json.dumps(final, indent=2) + "\n"
     (folder / "final.json").write_text(text, encoding="utf-8")

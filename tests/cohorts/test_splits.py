@@ -2,7 +2,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from spectral_mlops.cohorts import Probe, fold_splits, set_probe_aside
+from spectral_mlops.cohorts import (
+    Probe,
+    check_apart,
+    crossfit_probes,
+    fold_splits,
+    set_probe_aside,
+)
 from spectral_mlops.errors import InputError, UnknownNameError
 
 
@@ -140,3 +146,86 @@ def test_more_folds_than_people_of_a_group():
 def test_a_probe_of_other_people_is_refused(big_people):
     with pytest.raises(UnknownNameError, match=r"1 people who are not .*sub-999"):
         fold_splits(big_people, 5, probe=Probe(("sub-001", "sub-999"), ("group",)))
+
+
+@pytest.fixture
+def related(big_people):
+    """Every third person has a sibling, often of the other group; one is a triplet."""
+    family = pd.Series(
+        [f"f{i // 2 if i % 6 < 2 else 1000 + i}" for i in range(len(big_people))],
+        index=big_people.sample(frac=1, random_state=2).index,
+    )
+    family.iloc[5] = family.iloc[0]
+    family.iloc[[8, 9]] = None
+    return big_people.assign(Family_ID=family)
+
+
+def parts_of(people, parts):
+    """In how many parts each family has members."""
+    place = {who: i for i, part in enumerate(parts) for who in part}
+    table = people.assign(part=people.index.map(place)).dropna(subset="Family_ID")
+    return table.groupby("Family_ID")["part"].nunique(dropna=False)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_families_are_never_apart(related, seed):
+    probe, note = set_probe_aside(related, "group", seed=seed)
+    assert "families together" in note
+    assert (parts_of(related, [probe.ids]) == 1).all()
+    counts = related.loc[list(probe.ids), "group"].value_counts()
+    assert counts.between(18, 20).all()
+    assert all(f"{n} {group}" in note for group, n in counts.items())
+    sites = related.loc[list(probe.ids), "site"].value_counts()
+    assert (abs(sites - related["site"].value_counts() * 0.25) <= 4).all()
+    folds = fold_splits(related, 5, seed=seed, probe=probe)
+    check_apart(probe, folds)
+    held = [fold.validation_ids for fold in folds]
+    assert (parts_of(related, [*held, probe.ids]) == 1).all()
+    assert sorted([*probe.ids, *(who for part in held for who in part)]) == sorted(
+        related.index
+    )
+
+
+def test_a_family_column_without_relatives_changes_nothing(big_people):
+    alone = big_people.assign(family=[f"f{i}" for i in range(len(big_people))])
+    assert set_probe_aside(alone, "group") == set_probe_aside(big_people, "group")
+    assert fold_splits(alone, 4) == fold_splits(big_people, 4)
+
+
+def test_everyone_in_large_families_still_makes_a_probe(big_people):
+    families = big_people.assign(family=[f"f{i // 8}" for i in range(len(big_people))])
+    probe, _ = set_probe_aside(families, "group")
+    counts = families.loc[list(probe.ids), "group"].value_counts()
+    assert counts.min() >= 18
+    assert len(probe.ids) % 8 in (0, len(big_people) % 8)
+    few = families.assign(family=["one"] * 100 + ["two"] * (len(families) - 100))
+    with pytest.raises(InputError, match=r"folds=3: .* 2 families .* fewer folds"):
+        fold_splits(few, 3)
+
+
+def test_a_probe_that_holds_half_a_family_is_refused(related):
+    who = related.index[related["Family_ID"] == related["Family_ID"].mode()[0]][0]
+    with pytest.raises(InputError, match=r"Family .* in the probe and outside; draw"):
+        fold_splits(related, 3, probe=Probe((who,), ("group",)))
+
+
+def test_a_probe_of_people_who_train_is_refused(big_people):
+    folds = fold_splits(big_people, 3)
+    check_apart(None, folds)
+    with pytest.raises(InputError, match=r"2 people who train .* sub-001; draw"):
+        check_apart(Probe(("sub-001", "sub-002"), ("group",)), folds)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_crossfitted_probes_are_disjoint_and_cover_everyone(related, k):
+    probes = crossfit_probes(related, k, seed=1)
+    assert len(probes) == k
+    everyone = [who for probe in probes for who in probe.ids]
+    assert sorted(everyone) == sorted(related.index)
+    assert (parts_of(related, [probe.ids for probe in probes]) == 1).all()
+    for probe in probes:
+        counts = related.loc[list(probe.ids), "group"].value_counts()
+        assert (abs(counts - related["group"].value_counts() / k) <= 3).all()
+    assert crossfit_probes(related, k, seed=1) == probes
+    with pytest.raises(InputError, match="folds=1"):
+        crossfit_probes(related, 1)

@@ -1,8 +1,10 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from spectral_mlops.cohorts import Probe
 from spectral_mlops.errors import InputError, UnknownNameError
 from spectral_mlops.training import make_plan
 
@@ -29,6 +31,7 @@ def test_the_settings_of_a_plan_name_what_was_left_to_defaults(small):
     assert flat["cohort.settings.modality"] == "fnc"
     assert flat["spectra.quantities"] == "gradient-activation-adjoint"
     assert flat["comparison.groupings"] == "group"
+    assert flat["comparison.primary_quantity"] == "activation"
     again = make_plan(make_plan(config, Path()).config, Path())
     assert again.config.flat() == flat
 
@@ -63,6 +66,23 @@ def test_epochs_with_a_null_end_with_the_last(small):
     assert make_plan(small(), Path()).null_epochs() == {2, 1}
 
 
+def test_the_primary_quantity_is_the_declared_one_or_activation(small):
+    plan = make_plan(small(), Path())
+    assert plan.primary_quantity == "activation"
+    assert "Primary outcome: activation between control and patient" in plan.notes[-1]
+    only = small(spectra={"quantities": ["gradient", "adjoint"]})
+    assert make_plan(only, Path()).primary_quantity == "gradient"
+    declared = small(comparison={"primary_quantity": "adjoint"})
+    assert make_plan(declared, Path()).primary_quantity == "adjoint"
+
+
+def test_a_probe_of_people_who_train_is_refused(small):
+    plan = make_plan(small(), Path())
+    probe = Probe((plan.folds[0].train_ids[0],), ("group",))
+    with pytest.raises(InputError, match="1 people who train"):
+        replace(plan, probe=probe)
+
+
 def test_a_cohort_too_small_for_a_probe_says_so(small):
     plan = make_plan(small(comparison={"probe_fraction": 0.2}), Path())
     assert plan.probe is None
@@ -79,6 +99,14 @@ def test_a_cohort_too_small_for_a_probe_says_so(small):
         ({"cohort": {"name": "cobre"}}, "simulated"),
         ({"cohort": {"settings": {"presett": "easy"}}}, "Did you mean 'preset'"),
         ({"training": {"folds": 40}}, "folds=40"),
+        (
+            {
+                "spectra": {"quantities": ["adjoint"]},
+                "comparison": {"primary_quantity": "gradient"},
+            },
+            "primary_quantity='gradient' is not watched",
+        ),
+        ({"controls": {"nuisance_columns": ["ages"]}}, "Did you mean 'age'"),
         ({"spectra": {"quantities": ["weights"]}}, "quantities"),
     ],
 )

@@ -1,0 +1,96 @@
+"""The inputs' own spectrum per group, under the relabellings of the outcome."""
+
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spectral_mlops.inference.comparison import Comparison
+from spectral_mlops.inference.relabel import digest, draw_relabellings
+from spectral_mlops.spectra.divergences import DIVERGENCES
+from spectral_mlops.spectra.null import CHUNK_BYTES, compress, rows_of_group
+from spectral_mlops.spectra.singular import factor_singular_values
+
+
+def input_comparisons(
+    inputs: Tensor,
+    people: dict[str, str],
+    within: dict[str, str],
+    *,
+    rows: Literal["uncentred", "centred"],
+    grouping: str,
+    strata: str,
+    permutations: int,
+    seed: int,
+    divergence: str,
+) -> list[Comparison]:
+    """Compare the singular values of groups' input rows, network or not.
+
+    Args:
+        inputs: What the network is given, shape ``[n, *]``, a row a person.
+        people: Group of each person by id, in the order of rows.
+        within: Stratum of each person; labels never leave it.
+        rows: As they are, as a first layer sees them, or less their group's mean
+            (under relabelling the relabelled group's).
+        grouping: Name of the groups.
+        strata: What the strata are called.
+        permutations: Relabellings beside the observed labels.
+        seed: Of the relabellings.
+        divergence: Name of the divergence.
+
+    Returns:
+        One comparison per pair of groups, with layer ``input``.
+    """
+    ids = sorted(people)
+    codes = draw_relabellings(
+        [people[i] for i in ids], [within[i] for i in ids], permutations, seed
+    )
+    at = {person: row for row, person in enumerate(people)}
+    order = torch.tensor([at[person] for person in ids])
+    compressed = compress(inputs.detach().flatten(1).cpu()[order])
+    groups = sorted(set(people.values()))
+    spectra = []
+    for code in range(len(groups)):
+        member = torch.from_numpy(codes == code)
+        index = rows_of_group(torch.arange(len(ids)), member)  # [P + 1, n_g], no -1
+        spectra.append(_singular_values(compressed, index, rows == "centred"))
+    counts = np.bincount(codes[0], minlength=len(groups)).tolist()
+    null = (
+        f"{permutations} relabellings ({digest(ids, codes)[:12]}) of {len(ids)} people"
+    )
+    return [
+        Comparison(
+            layer="input",
+            quantity="activation",
+            grouping=grouping,
+            group_a=groups[a],
+            group_b=groups[b],
+            divergence=divergence,
+            values=DIVERGENCES.get(divergence)(spectra[a], spectra[b]).numpy(),
+            n_a=counts[a],
+            n_b=counts[b],
+            subjects_a=counts[a],
+            subjects_b=counts[b],
+            source="probe",
+            null=null,
+            strata=strata,
+            valid_for="held-out people; no network",
+            testable=True,
+            reason="",
+        )
+        for a, b in combinations(range(len(groups)), 2)
+    ]
+
+
+def _singular_values(rows: Tensor, index: Tensor, centred: bool) -> Tensor:
+    """Singular values of chosen rows, ``[P + 1, n_g]`` of ``[n, k]``."""
+    found = []
+    size = 8 * max(1, index.shape[1] * rows.shape[1])
+    for part in index.split(max(1, CHUNK_BYTES // size)):
+        chosen = rows[part]  # [P, n_g, k]
+        if centred:
+            chosen = chosen - chosen.mean(1, keepdim=True)
+        found.append(factor_singular_values(chosen).values)
+    return torch.cat(found)

@@ -1,0 +1,137 @@
+"""People for controls: surrogates, people of equal loss, groups that mean nothing."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.linalg import helmert
+from scipy.optimize import linear_sum_assignment
+
+from spectral_mlops.cohorts.columns import concept_of, plain
+
+CALIPER = 0.2
+"""Largest difference of losses within a match, in SDs of all of them."""
+CONCEPTS = ("age", "sex", "site", "fd")
+MEASURES = ("scanlength", "volumes", "nvolumes", "timepoints", "duration", "motion")
+"""Columns that control `nuisance` looks for: by concept, and by plain name."""
+FEW = 5
+"""Different numbers up to which a column names groups; more are split at the median."""
+
+
+def surrogate_mixing(
+    groups: Sequence[str], random: np.random.Generator
+) -> NDArray[np.float64]:
+    """Return the mixing that makes Gaussian people out of people.
+
+    Multiplied from the left with the input rows of people, it gives rows with exactly
+    the mean and the covariance of each group, and otherwise Gaussian ones: given those
+    two, Gaussian samples are distributed as a random rotation of each other. No
+    covariance is estimated, so none is too large, singular or in need of shrinkage.
+
+    Args:
+        groups: Group of each person, length ``n``.
+        random: Of the draw.
+
+    Returns:
+        An orthogonal matrix, shape ``[n, n]``, zero between groups.
+    """
+    labels = np.asarray(groups, dtype=str)
+    mixing = np.zeros((len(labels), len(labels)))
+    for group in np.unique(labels):
+        members = np.flatnonzero(labels == group)
+        n = len(members)
+        block = np.full((n, n), 1 / n)
+        if n > 1:
+            contrasts = helmert(n).T  # [n, n - 1], orthonormal, each of sum zero
+            q, r = np.linalg.qr(random.standard_normal((n - 1, n - 1)))
+            block += contrasts @ (q * np.sign(np.diag(r))) @ contrasts.T
+        mixing[np.ix_(members, members)] = block
+    return mixing
+
+
+def match_by_loss(
+    losses: NDArray[np.float64], groups: Sequence[str]
+) -> list[list[int]]:
+    """Match people of all groups by nearest loss, each at most once.
+
+    Every person of the smallest group gets the nearest of each other group such that
+    the differences add up to the least; matches further apart than `CALIPER` are
+    dropped.
+
+    Args:
+        losses: Of each person, shape ``[n]``.
+        groups: Group of each person.
+
+    Returns:
+        Matches, each with one person per group, the smallest group's first.
+    """
+    labels = np.asarray(groups, dtype=str)
+    names = np.unique(labels).tolist()
+    members = {name: np.flatnonzero(labels == name) for name in names}
+    first = min(names, key=lambda name: len(members[name]))
+    limit = CALIPER * float(losses.std())
+    matched = {i: [i] for i in members[first].tolist()}
+    for name in names:
+        if name == first:
+            continue
+        gaps = abs(losses[members[first]][:, None] - losses[members[name]])
+        cost = np.where(gaps <= limit, gaps, len(losses) * (limit + 1.0))
+        for i, j in zip(*linear_sum_assignment(cost), strict=True):
+            if gaps[i, j] <= limit:
+                matched[int(members[first][i])].append(int(members[name][j]))
+    return [match for match in matched.values() if len(match) == len(names)]
+
+
+def equal_sizes(groups: Sequence[str], random: np.random.Generator) -> list[int]:
+    """Return as many people of each group as the smallest has, in order."""
+    labels = np.asarray(groups, dtype=str)
+    names, counts = np.unique(labels, return_counts=True)
+    chosen = [
+        random.permutation(np.flatnonzero(labels == name))[: counts.min()]
+        for name in names
+    ]
+    return sorted(np.concatenate(chosen).tolist())
+
+
+def permuted_within(
+    labels: Sequence[str], strata: Sequence[str], random: np.random.Generator
+) -> list[str]:
+    """Permute labels within strata."""
+    moved, cells = np.asarray(labels, dtype=str), np.asarray(strata, dtype=str)
+    for cell in np.unique(cells):
+        members = np.flatnonzero(cells == cell)
+        moved[members] = random.permutation(moved[members])
+    return moved.tolist()
+
+
+def random_halves(n: int, random: np.random.Generator) -> list[str]:
+    """Deal ``n`` people into two halves, of equal size if ``n`` is even."""
+    return [f"half {1 + i % 2}" for i in random.permutation(n)]
+
+
+def nuisance_columns(people: pd.DataFrame, wanted: Sequence[str] = ()) -> list[str]:
+    """Return the columns named, or those that look like age, sex, site or motion."""
+    if wanted:
+        return list(wanted)
+    names = [str(name) for name in people.columns]
+    return [n for n in names if concept_of(n) in CONCEPTS or plain(n) in MEASURES]
+
+
+def nuisance_groups(column: "pd.Series[str]") -> list[str | None]:
+    """Turn a column into groups: labels as they are, many numbers at the median.
+
+    Args:
+        column: One value a person.
+
+    Returns:
+        A group per person; None where the value is not known.
+    """
+    numbers = pd.to_numeric(column, errors="coerce")
+    if numbers.notna().sum() == column.notna().sum() and numbers.nunique() > FEW:
+        middle = numbers.median()
+        return [
+            None if x != x else f"≤ {middle:g}" if x <= middle else f"> {middle:g}"
+            for x in numbers
+        ]
+    return [None if pd.isna(x) else str(x) for x in column]

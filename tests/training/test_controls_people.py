@@ -1,0 +1,110 @@
+from itertools import permutations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from spectral_mlops.training.controls_people import (
+    CALIPER,
+    equal_sizes,
+    match_by_loss,
+    nuisance_columns,
+    nuisance_groups,
+    permuted_within,
+    random_halves,
+    surrogate_mixing,
+)
+
+GROUPS = [*"abbabbbaab", "c"]
+
+
+@pytest.fixture
+def random():
+    return np.random.default_rng(4)
+
+
+def test_surrogates_have_the_mean_and_covariance_of_their_group(random):
+    mixing = surrogate_mixing(GROUPS, random)
+    np.testing.assert_allclose(mixing @ mixing.T, np.eye(11), atol=1e-12)
+    people = random.exponential(size=(11, 30))
+    drawn = mixing @ people
+    labels = np.array(GROUPS)
+    for group in "ab":
+        one, other = (rows[labels == group] for rows in (people, drawn))
+        np.testing.assert_allclose(one.mean(0), other.mean(0))
+        np.testing.assert_allclose(np.cov(one.T), np.cov(other.T), atol=1e-12)
+        assert abs(one - other).max() > 0.1
+    np.testing.assert_allclose(people[-1], drawn[-1])  # somebody alone stays
+
+
+def test_surrogates_are_gaussian_over_draws(random):
+    """Of a spike, too: each person is as likely anywhere on the sphere of contrasts."""
+    spike = np.zeros(40)
+    spike[3] = 1.0
+    drawn = np.array([surrogate_mixing(["a"] * 40, random) @ spike for _ in range(400)])
+    away = (drawn - 1 / 40) / np.sqrt((39 / 40) / 40)
+    assert abs(away.mean()) < 1e-10
+    assert away.var() == pytest.approx(1, abs=1e-10)
+    assert (away**4).mean() == pytest.approx(3, abs=0.25)  # the spike itself has 38
+    assert abs(np.corrcoef(drawn[:, 0], drawn[:, 3])[0, 1] + 1 / 39) < 0.2
+
+
+def test_matches_are_the_nearest_there_are(random):
+    """Against every assignment there is."""
+    losses = random.uniform(size=9)
+    losses[:4] *= 1.5
+    groups = [*"aaaa", *"bbbbb"]
+    limit = CALIPER * losses.std()
+    found = match_by_loss(losses, groups)
+
+    def score(order):
+        gaps = [abs(losses[i] - losses[4 + j]) for i, j in enumerate(order)]
+        near = [gap for gap in gaps if gap <= limit]
+        return -len(near), sum(near)
+
+    best = min(score(order) for order in permutations(range(5), 4))
+    gaps = [abs(losses[i] - losses[j]) for i, j in found]
+    assert (-len(found), pytest.approx(sum(gaps))) == best
+    assert max(gaps) <= limit
+    assert len({i for match in found for i in match}) == 2 * len(found)
+
+
+def test_matches_of_several_groups_have_one_of_each():
+    losses = np.array([0.0, 1.0, 0.01, 1.02, 5.0, 1.01, 0.02])
+    groups = [*"aa", *"bbb", *"cc"]
+    assert match_by_loss(losses, groups) == [[0, 2, 6], [1, 3, 5]]
+    apart = np.array([0.0, 0.1, 8.0, 9.0])
+    assert match_by_loss(apart, [*"aabb"]) == []
+
+
+def test_equal_sizes_and_permuted_labels(random):
+    chosen = equal_sizes([*"aabbbbb", "a"], random)
+    assert [[*"aabbbbb", "a"][i] for i in chosen].count("b") == 3
+    assert chosen == sorted(set(chosen))
+    labels, strata = [*"aabbabbb"] * 9, [*"xxxxyyyy"] * 9
+    moved = permuted_within(labels, strata, random)
+    assert moved != labels
+    for cell in "xy":
+        of_cell = [
+            sorted(x for x, s in zip(column, strata, strict=True) if s == cell)
+            for column in (labels, moved)
+        ]
+        assert of_cell[0] == of_cell[1]
+    halves = random_halves(21, random)
+    assert sorted(map(halves.count, set(halves))) == [10, 11]
+
+
+def test_nuisance_columns_are_found_by_name_or_named():
+    people = pd.DataFrame(
+        columns=["group", "Current Age", "gender", "Scan_Length", "mean_fd", "iq"]
+    )
+    found = ["Current Age", "gender", "Scan_Length", "mean_fd"]
+    assert nuisance_columns(people) == found
+    assert nuisance_columns(people, ("iq",)) == ["iq"]
+
+
+def test_many_numbers_are_split_at_the_median():
+    ages = pd.Series(["20", "30", "31", None, "44", "52", "60"])
+    assert nuisance_groups(ages) == [*["≤ 37.5"] * 3, None, *["> 37.5"] * 3]
+    assert nuisance_groups(pd.Series([1, 2, 2, None])) == ["1.0", "2.0", "2.0", None]
+    assert nuisance_groups(pd.Series(["f", None, "m"])) == ["f", None, "m"]
