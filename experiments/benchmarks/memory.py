@@ -4,6 +4,7 @@ Run as a module it is one of those processes: it prints its peak and leaves.
 """
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -67,8 +68,10 @@ def compare_peaks(
 def _tensor_peak(training: Unwatched, steps: int) -> float:
     """High-water mark of living tensors over a window, in MiB, past those at start.
 
-    What the allocator of the C library keeps of freed ones is not in it.
+    What the allocator of the C library keeps of freed ones is not in it. The profiler
+    sees one thread: with as many torch threads as cores nothing is done on another.
     """
+    torch.set_num_threads(os.cpu_count() or 1)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         for _ in range(steps):
             training.step()
