@@ -6,16 +6,21 @@ gradients add up, ``Σ_g I[g, h] = −lr ⟨G, G_h⟩``, the change by the whole
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from spectral_mlops.errors import InputError
 from spectral_mlops.hooks.context import capture
+from spectral_mlops.hooks.groups import Labelling
+from spectral_mlops.hooks.rows import Rows
 from spectral_mlops.records import ALL_LAYERS, Influence
+
+PIECE = 2**20
+"""Entries of a gradient that are widened to float64 at once."""
 
 LearningRate = float | torch.optim.Optimizer
 _Cell = tuple[str, str, str, str]
@@ -54,6 +59,13 @@ def group_influence(
     return means.records(epoch, source, fold)
 
 
+class _Products(NamedTuple):
+    """Inner products of the groups' gradients of one parameter, ``[G, G]``."""
+
+    groups: tuple[str, ...]
+    inner: Tensor
+
+
 class InfluenceMeans:
     """Influence averaged over the watched batches of an epoch.
 
@@ -62,18 +74,15 @@ class InfluenceMeans:
     """
 
     def __init__(self) -> None:
-        self._seen: dict[_Cell, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
+        self._seen: dict[_Cell, list[tuple[float, float, float]]] = defaultdict(list)
 
     def add(self, captured: capture, learning_rate: LearningRate) -> None:
         """Take in a batch (`group_influence`)."""
-        found: Any = captured.group_gradients()
-        if not captured.labelling.named:
-            found = dict.fromkeys(captured.labelling.groupings, found)
         rates = _rates(captured, learning_rate)
         with torch.no_grad():
-            for grouping, groups in found.items():
-                for layer, gradients in _by_layer(groups, list(rates)):
-                    self._add(grouping, layer, gradients, rates)
+            for grouping, products in _products(captured).items():
+                for layer, names in _by_layer(products, list(rates)):
+                    self._add(grouping, layer, [(products[n], rates[n]) for n in names])
 
     def records(
         self, epoch: int, source: str = "train", fold: int = 0
@@ -82,7 +91,7 @@ class InfluenceMeans:
         seen, self._seen = self._seen, defaultdict(list)
         found = []
         for (layer, grouping, a, b), batches in seen.items():
-            value, cosine, rate = (torch.stack(x) for x in zip(*batches, strict=True))
+            value, cosine, rate = torch.tensor(batches, dtype=torch.float64).mT
             found.append(
                 Influence(
                     epoch=epoch,
@@ -101,51 +110,106 @@ class InfluenceMeans:
         return found
 
     def _add(
-        self,
-        grouping: str,
-        layer: str,
-        gradients: Mapping[str, Mapping[str, Tensor]],
-        rates: Mapping[str, float],
+        self, grouping: str, layer: str, products: Sequence[tuple[_Products, float]]
     ) -> None:
-        """Take in one layer: ``{group: {parameter: gradient}}``."""
-        names = next(iter(gradients.values())).keys()
-        products, weighted = 0.0, 0.0  # type: Any, Any
+        """Take in one layer: the products of its parameters, and their rates."""
+        groups = sorted({group for of, _ in products for group in of.groups})
+        total, weighted = torch.zeros(2, len(groups), len(groups), dtype=torch.float64)
+        for of, rate in products:
+            at = torch.tensor([groups.index(group) for group in of.groups])
+            place = at[:, None], at
+            total[place] += of.inner
+            weighted[place] += rate * of.inner
+        lengths = total.diagonal().sqrt()
+        cosines = (total / (lengths[:, None] * lengths)).clamp(-1.0, 1.0)  # 0 / 0: NaN
+        rate = sum(rate for _, rate in products) / len(products)
+        for i, j in product(range(len(groups)), repeat=2):
+            cell = layer, grouping, groups[i], groups[j]
+            found = -weighted[i, j].item(), cosines[i, j].item(), rate
+            self._seen[cell].append(found)
+
+
+def _products(captured: capture) -> dict[str, dict[str, _Products]]:
+    """Return ``{grouping: {parameter: products}}``.
+
+    Where a layer has few rows, ``⟨G_g, G_h⟩`` is the sum of ``(A Aᵀ) ∘ (Δ Δᵀ)`` over
+    the rows of both groups and no gradient is formed.
+    """
+    found: dict[str, dict[str, _Products]] = {
+        grouping: {} for grouping in captured.labelling.groupings
+    }
+    for who, rows, parameters in _short(captured):
+        a, d = (x.flatten(0, 1).double().cpu() for x in (rows.activation, rows.adjoint))
+        adjoints = d @ d.mT
+        inner = {rows.weight: (a @ a.mT) * adjoints, rows.bias: adjoints}
+        for grouping, groups in who.groupings.items():
+            member = torch.zeros(len(groups), *rows.adjoint.shape[:2])
+            for g, samples in enumerate(groups.values()):
+                member[g, samples] = 1.0
+            chosen = member.flatten(1).double()
+            for local, name in parameters.items():
+                small = chosen @ inner[local] @ chosen.mT
+                found[grouping][name] = _Products(tuple(groups), small)
+    done = {name for of in found.values() for name in of}
+    for grouping, by_group in captured.gradients_without(done).items():
+        names = dict.fromkeys(name for of in by_group.values() for name in of)
         for name in names:
-            flat = torch.stack([g[name].flatten().double() for g in gradients.values()])
-            gram = (flat @ flat.mT).cpu()
-            products, weighted = products + gram, weighted + rates[name] * gram
-        lengths = products.diagonal().sqrt()
-        cosines = products / (lengths[:, None] * lengths)  # 0 / 0 is NaN
-        rate = torch.tensor([rates[name] for name in names], dtype=torch.float64).mean()
-        for (i, a), (j, b) in product(enumerate(gradients), repeat=2):
-            cell = layer, grouping, a, b
-            cosine = cosines[i, j].clamp(-1.0, 1.0)
-            self._seen[cell].append((-weighted[i, j], cosine, rate))
+            groups = tuple(group for group, of in by_group.items() if name in of)
+            inner_products = _inner([by_group[group][name] for group in groups])
+            found[grouping][name] = _Products(groups, inner_products)
+    return found
+
+
+def _short(captured: capture) -> Iterator[tuple[Labelling, Rows, dict[str, str]]]:
+    """Yield layers whose gradients take more than their rows: one call, plain rows.
+
+    With the names of their parameters; tied ones, which get gradients from elsewhere
+    too, are left out.
+    """
+    by_rows = {row.parameter for row in captured.coverage() if row.method == "rows"}
+    sites = {
+        site.layer(part): site
+        for site in captured.survey.sites
+        for part in site.parts.values()
+    }
+    for layer in captured.reached_layers():
+        calls = captured.layer_rows(layer).calls
+        (who, rows), site = calls[0], sites.get(layer)
+        if len(calls) > 1 or not isinstance(rows, Rows) or site is None:
+            continue
+        d_in, d_out = rows.shape
+        count = rows.activation.shape[:2].numel()
+        if count * (d_in + d_out) > d_in * d_out:
+            continue
+        local = [name for name in (rows.weight, rows.bias) if name is not None]
+        names = {k: site.parameters[k] for k in local if k in site.parameters}
+        if by_rows.issuperset(names.values()) and captured.survey.tied.isdisjoint(
+            names.values()
+        ):
+            yield who, rows, names
+
+
+def _inner(gradients: Sequence[Tensor]) -> Tensor:
+    """Inner products of groups' gradients, ``[G, G]``, float64, piece by piece."""
+    total = torch.zeros(len(gradients), len(gradients), dtype=torch.float64)
+    for pieces in zip(*(x.flatten().split(PIECE) for x in gradients), strict=True):
+        some = torch.stack(pieces).double()
+        total += (some @ some.mT).cpu()
+    return total
 
 
 def _by_layer(
-    groups: Mapping[str, Mapping[str, Tensor]], order: Sequence[str]
-) -> Iterator[tuple[str, dict[str, dict[str, Tensor]]]]:
-    """Yield the group gradients of every layer, in model order, and of all of them.
-
-    A group that a batch lacks has no gradients, and stays out.
-    """
-    present = {group: of for group, of in groups.items() if of}
-    blank = {k: torch.zeros_like(x) for of in present.values() for k, x in of.items()}
+    names: Iterable[str], order: Sequence[str]
+) -> Iterator[tuple[str, list[str]]]:
+    """Yield the parameters of every layer, in model order, and of all of them."""
     layers: dict[str, list[str]] = defaultdict(list)
+    known = set(names)
     for name in order:
-        if name in blank:
+        if name in known:
             layers[name.rpartition(".")[0]].append(name)
     if layers:
         layers[ALL_LAYERS] = [name for inside in layers.values() for name in inside]
-    for layer, names in layers.items():
-        yield (
-            layer,
-            {
-                group: {name: of.get(name, blank[name]) for name in names}
-                for group, of in present.items()
-            },
-        )
+    yield from layers.items()
 
 
 def _rates(captured: capture, learning_rate: LearningRate) -> dict[str, float]:

@@ -10,16 +10,11 @@ import torch
 from torch import Tensor
 
 from spectral_mlops.spectra.drivers import FAILURES
-from spectral_mlops.spectra.null import (
-    CHUNK_BYTES,
-    RelabelFactors,
-    choose,
-    rows_of_group,
-)
 
 RESOLVED = 1e-6
 """Directions whose singular value is below this share of the first are not given:
 rows of float32 do not determine them."""
+CHUNK_BYTES = 64 * 2**20
 SAME = 1e-9
 """Loadings this close to the largest one, relatively, count as equally large."""
 
@@ -138,7 +133,9 @@ def principal_angles(a: Tensor, b: Tensor, rank: int) -> Tensor:
 
 def relabelled_angles(
     quantity: str,
-    factors: RelabelFactors,
+    activation: Tensor,
+    adjoint: Tensor,
+    owner: Tensor,
     codes: Tensor,
     pair: tuple[int, int],
     rank: int = 3,
@@ -146,11 +143,13 @@ def relabelled_angles(
     """Largest principal angle of two groups' leading subspaces, per relabelling.
 
     The subspaces lie in the layer's input space (in its output space for the
-    adjoint). Compressed rows give the same angles as the rows themselves.
+    adjoint). Compressed rows, of the same Gram, give the same angles.
 
     Args:
         quantity: ``gradient``, ``activation`` or ``adjoint``.
-        factors: Of one layer.
+        activation: Rows of A, shape ``[r, d_in]``.
+        adjoint: Rows of Δ, shape ``[r, d_out]``.
+        owner: Index of the person behind each row, shape ``[r]``.
         codes: Group of each person under each relabelling, shape ``[P + 1, n]``,
             -1 for people who take no part; the observed labels first.
         pair: Codes of the two groups.
@@ -160,32 +159,24 @@ def relabelled_angles(
         Shape ``[P + 1]``, radians, float64; NaN where a group has fewer than ``rank``
         directions, or the rows' space no more than that, where the angle is always 0.
     """
-    a, d = factors.activation, factors.adjoint
-    width = d.shape[1] if quantity == "adjoint" else a.shape[1]
-    if rank >= min(width, len(factors.owner)):
+    a, d = activation.to(torch.float64), adjoint.to(torch.float64)
+    rows = d if quantity == "adjoint" else a
+    if rank >= min(rows.shape):
         return torch.full((len(codes),), torch.nan, dtype=torch.float64)
-    most = int(max(((codes == code).sum(1).max()) for code in pair))
-    rows = most * -(-len(factors.owner) // max(1, codes.shape[1]))
-    each = 8 * (rows + width) * (a.shape[1] + d.shape[1] + 2 * rank)
+    other = d.shape[1] if quantity == "gradient" else len(rows)
+    if other < rank:
+        return torch.full((len(codes),), torch.nan, dtype=torch.float64)
+    each = 8 * (rows.shape[1] * (other + len(rows)) + d.numel())
     found = []
-    for part in codes.split(max(1, CHUNK_BYTES // max(1, each))):
+    for part in codes.split(max(1, CHUNK_BYTES // each)):
         spaces, enough = [], torch.ones(len(part), dtype=torch.bool)
         for code in pair:
-            index = rows_of_group(factors.owner, part == code)
-            x = choose(d if quantity == "adjoint" else a, index).mT
-            if quantity == "gradient":
-                x = x @ choose(d, index)
-            if min(x.shape[1:]) < rank:
-                enough[:] = False
-                break
+            member = (part == code)[:, owner].unsqueeze(-1).to(rows)  # [P, r, 1]
+            x = a.mT @ (d * member) if quantity == "gradient" else (rows * member).mT
             u, values, _ = torch.linalg.svd(x, full_matrices=False)
             enough &= values[:, rank - 1] > RESOLVED * values[:, 0]
             spaces.append(u[..., :rank])
-        if len(spaces) == len(pair):
-            largest = _angles(*spaces)[..., -1]
-        else:
-            largest = torch.full((len(part),), torch.nan, dtype=torch.float64)
-        found.append(largest.masked_fill(~enough, torch.nan))
+        found.append(_angles(*spaces)[..., -1].masked_fill(~enough, torch.nan))
     return torch.cat(found)
 
 

@@ -5,7 +5,7 @@ relabelling by relabelling before z is formed.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -20,7 +20,7 @@ from spectral_mlops.inference.comparison import (
     to_divergences,
 )
 from spectral_mlops.monitor import EpochSpectra
-from spectral_mlops.records import Divergence, EpochRecord
+from spectral_mlops.records import Direction, Divergence, EpochRecord, Influence
 from spectral_mlops.tracking import Tracker
 from spectral_mlops.tracking.metrics import safe_name
 from spectral_mlops.training.fold import FoldRun
@@ -47,6 +47,8 @@ class RunResult:
             reached a parameter, on the first watched batch of every fold.
         weights: State dict of the chosen checkpoint of each fold.
         scalers: What each fold's features were scaled with before the network.
+        directions: Of the first layer at chosen epochs, all folds.
+        influence: Of each group's steps on each group's loss, all epochs and folds.
     """
 
     metrics: dict[str, float]
@@ -59,6 +61,8 @@ class RunResult:
     additivity: float
     weights: list[dict[str, torch.Tensor]]
     scalers: list[FeatureScaler]
+    directions: list[Direction] = field(default_factory=list)
+    influence: list[Influence] = field(default_factory=list)
 
 
 class _EpochOfFolds:
@@ -99,7 +103,10 @@ def train(
     Returns:
         What was found.
     """
-    folds = [FoldRun(plan, k, torch.device(device)) for k in range(len(plan.folds))]
+    folds = [
+        FoldRun(plan, k, torch.device(device), details=True)
+        for k in range(len(plan.folds))
+    ]
     null_epochs = plan.null_epochs()
     last: list[EpochRecord] = []
     training_comparisons: list[list[Comparison]] = []
@@ -165,6 +172,8 @@ def _finish(
         additivity=metrics["final/additivity"],
         weights=[fold.best_weights for fold in folds],
         scalers=[fold.scaler for fold in folds],
+        directions=[x for f in folds if f.details for x in f.details.directions],
+        influence=[x for f in folds if f.details for x in f.details.influence],
     )
 
 

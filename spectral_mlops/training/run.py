@@ -15,6 +15,7 @@ import torch
 from spectral_mlops.cohorts import write_splits
 from spectral_mlops.report import layer_table
 from spectral_mlops.tracking import Tracker
+from spectral_mlops.training.directions import leave_directions
 from spectral_mlops.training.loop import OnEpoch, RunResult, train
 from spectral_mlops.training.plan import Plan
 
@@ -45,6 +46,7 @@ def run(
     tags: Mapping[str, str] | None = None,
     on_epoch: OnEpoch | None = None,
     device: str = "cpu",
+    figures: bool = True,
 ) -> FinishedRun:
     """Start the tracker, train, and log everything a reader will ask for.
 
@@ -59,6 +61,7 @@ def run(
         tags: Beside those of the run itself.
         on_epoch: See `train`.
         device: Where tensors live.
+        figures: Whether directions are drawn; it takes seconds.
 
     Returns:
         The finished run.
@@ -98,6 +101,10 @@ def run(
         tracker.log_file(path, "checkpoints")
     for path in (folder / "predictions.tsv", folder / "layers.tsv"):
         tracker.log_file(path)
+    for path in leave_directions(
+        folder, plan, result.scalers, result.directions, result.influence, figures
+    ):
+        tracker.log_file(path, "" if path.parent == folder else path.parent.name)
     return FinishedRun(result, layers, folder)
 
 

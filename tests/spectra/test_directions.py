@@ -12,7 +12,6 @@ from spectral_mlops.spectra.directions import (
     principal_angles,
     relabelled_angles,
 )
-from spectral_mlops.spectra.null import RelabelFactors, compress
 from tests.reference import as_array
 
 
@@ -176,8 +175,7 @@ def test_relabelled_angles_against_groups_formed_anew(quantity, rank):
             [0, 1, 1, 1, 1, 0, 0, -1],
         ]
     )
-    factors = RelabelFactors(compress(a), compress(d), owner)
-    found = relabelled_angles(quantity, factors, codes, (0, 1), rank)
+    found = relabelled_angles(quantity, a, d, owner, codes, (0, 1), rank)
     assert found.shape == (3,)
     for angle, labels in zip(found.tolist(), codes, strict=True):
         spaces = []
@@ -191,8 +189,13 @@ def test_relabelled_angles_against_groups_formed_anew(quantity, rank):
 def test_relabelled_angles_without_enough_directions_are_nan():
     owner, a = torch.arange(4), normal(4, 6)
     codes = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 1]])
-    factors = RelabelFactors(compress(a), compress(a), owner)
-    found = relabelled_angles("activation", factors, codes, (0, 1), 2)
+    found = relabelled_angles("activation", a, a, owner, codes, (0, 1), 2)
     assert found.isnan().tolist() == [False, True]
-    assert relabelled_angles("activation", factors, codes, (0, 1), 4).isnan().all()
-    assert relabelled_angles("gradient", factors, codes[1:], (0, 1), 2).isnan().all()
+    for quantity, rank in (("activation", 4), ("gradient", 3)):
+        found = relabelled_angles(quantity, a, a, owner, codes, (0, 1), rank)
+        assert found.isnan().all()
+    assert (
+        relabelled_angles("gradient", a, a[:, :1], owner, codes, (0, 1), 2)
+        .isnan()
+        .all()
+    )
