@@ -10,7 +10,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from spectral_mlops.errors import InputError
@@ -63,7 +65,7 @@ class _Products(NamedTuple):
     """Inner products of the groups' gradients of one parameter, ``[G, G]``."""
 
     groups: tuple[str, ...]
-    inner: Tensor
+    inner: NDArray[np.float64]
 
 
 class InfluenceMeans:
@@ -114,18 +116,18 @@ class InfluenceMeans:
     ) -> None:
         """Take in one layer: the products of its parameters, and their rates."""
         groups = sorted({group for of, _ in products for group in of.groups})
-        total, weighted = torch.zeros(2, len(groups), len(groups), dtype=torch.float64)
-        for of, rate in products:
-            at = torch.tensor([groups.index(group) for group in of.groups])
-            place = at[:, None], at
-            total[place] += of.inner
-            weighted[place] += rate * of.inner
-        lengths = total.diagonal().sqrt()
-        cosines = (total / (lengths[:, None] * lengths)).clamp(-1.0, 1.0)  # 0 / 0: NaN
+        total, weighted = np.zeros((2, len(groups), len(groups)))
+        with np.errstate(all="ignore"):  # 0 / 0 is NaN, and NaN stays
+            for of, rate in products:
+                at = np.array([groups.index(group) for group in of.groups])
+                total[at[:, None], at] += of.inner
+                weighted[at[:, None], at] += rate * of.inner
+            lengths = np.sqrt(np.maximum(total.diagonal(), 0.0))
+            cosines = (total / (lengths[:, None] * lengths)).clip(-1.0, 1.0)
         rate = sum(rate for _, rate in products) / len(products)
         for i, j in product(range(len(groups)), repeat=2):
             cell = layer, grouping, groups[i], groups[j]
-            found = -weighted[i, j].item(), cosines[i, j].item(), rate
+            found = -float(weighted[i, j]), float(cosines[i, j]), rate
             self._seen[cell].append(found)
 
 
@@ -140,6 +142,8 @@ def _products(captured: capture) -> dict[str, dict[str, _Products]]:
     }
     for who, rows, parameters in _short(captured):
         a, d = (x.flatten(0, 1).double().cpu() for x in (rows.activation, rows.adjoint))
+        if not bool(a.isfinite().all() and d.isfinite().all()):
+            continue  # zero times NaN would reach all groups
         adjoints = d @ d.mT
         inner = {rows.weight: (a @ a.mT) * adjoints, rows.bias: adjoints}
         for grouping, groups in who.groupings.items():
@@ -149,14 +153,14 @@ def _products(captured: capture) -> dict[str, dict[str, _Products]]:
             chosen = member.flatten(1).double()
             for local, name in parameters.items():
                 small = chosen @ inner[local] @ chosen.mT
-                found[grouping][name] = _Products(tuple(groups), small)
+                found[grouping][name] = _Products(tuple(groups), small.numpy())
     done = {name for of in found.values() for name in of}
     for grouping, by_group in captured.gradients_without(done).items():
         names = dict.fromkeys(name for of in by_group.values() for name in of)
         for name in names:
-            groups = tuple(group for group, of in by_group.items() if name in of)
-            inner_products = _inner([by_group[group][name] for group in groups])
-            found[grouping][name] = _Products(groups, inner_products)
+            there = tuple(group for group, of in by_group.items() if name in of)
+            formed = _inner([by_group[group][name] for group in there])
+            found[grouping][name] = _Products(there, formed.numpy())
     return found
 
 

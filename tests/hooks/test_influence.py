@@ -1,5 +1,6 @@
 import copy
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch.nn import functional as F
 
 from spectral_mlops import capture, group_influence
 from spectral_mlops.errors import InputError
-from spectral_mlops.hooks import InfluenceMeans
+from spectral_mlops.hooks import InfluenceMeans, influence
 from spectral_mlops.records import ALL_LAYERS
 
 GROUPS = list("aabcabb")
@@ -17,8 +18,8 @@ GROUPS = list("aabcabb")
 def network():
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv1d(2, 3, 2, groups=1), nn.Flatten(), nn.LayerNorm(9), nn.Linear(9, 4),
-        nn.Tanh(), nn.Linear(4, 3),
+        nn.Conv1d(2, 3, 2, groups=1), nn.Flatten(), nn.LayerNorm(9), nn.Linear(9, 40),
+        nn.Tanh(), nn.Linear(40, 3),
     )  # fmt: skip
     return model.double()
 
@@ -154,3 +155,58 @@ def test_named_groupings_and_a_gradient_of_zero():
     assert {i.grouping for i in found} == {"dx", "sex"}
     nothing = [i for i in found if i.grouping == "dx" and "b" in (i.group_a, i.group_b)]
     assert all(i.value == 0 and math.isnan(i.cosine) for i in nothing)
+
+
+def test_few_rows_and_formed_gradients_say_the_same(monkeypatch):
+    """The sum over pairs of rows, and the product of the matrices."""
+    captured = watch(network())
+    short = [layer for _, _, layer in influence._short(captured)]
+    assert [list(names.values()) for names in short] == [["3.weight", "3.bias"]]
+    found = group_influence(captured, 0.1)
+    monkeypatch.setattr(influence, "_short", lambda captured: [])
+    for a, b in zip(found, group_influence(captured, 0.1), strict=True):
+        assert (a.layer, a.group_a, a.group_b) == (b.layer, b.group_a, b.group_b)
+        assert a.value == pytest.approx(b.value, rel=1e-12)
+        assert a.cosine == pytest.approx(b.cosine, rel=1e-12)
+
+
+@pytest.mark.parametrize("width", [2, 50])
+def test_rows_that_are_not_finite_give_nan_and_no_error(width):
+    model, x = nn.Linear(30, width), torch.randn(4, 30)
+    x[3, 0] = math.nan
+    with capture(model, list("aabb")) as captured:
+        model(x).square().sum().backward()
+    found = cells(group_influence(captured, 0.1))
+    for a, b in ("ab", "ba", "bb"):
+        assert math.isnan(found["", a, b].value)
+    assert found["", "a", "a"].value < 0
+
+
+def test_a_weight_that_two_layers_share():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 20), nn.Tanh(), nn.Linear(20, 20)).double()
+    model[2].weight = model[0].weight
+    x = torch.randn(3, 20, dtype=torch.float64)
+    with capture(model, list("aab")) as captured:
+        model(x).square().mean().backward()
+    found, gradients = cells(group_influence(captured, 1.0)), captured.group_gradients()
+    expected = -sum(
+        float((g * gradients["b"][k]).sum()) for k, g in gradients["a"].items()
+    )
+    assert found[ALL_LAYERS, "a", "b"].value == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_layer_used_twice_and_relabelled_batches():
+    torch.manual_seed(0)
+    layer = nn.Linear(20, 20).double()
+    model = nn.Sequential(layer, nn.Tanh(), layer)
+    x = torch.randn(3, 20, dtype=torch.float64)
+    with capture(model, list("aab")) as captured:
+        first = model(x).square().mean()
+        captured.relabel(list("bcc"))
+        (first + model(x + 1).square().mean()).backward()
+    found, gradients = cells(group_influence(captured, 1.0)), captured.group_gradients()
+    for a, b in product("abc", repeat=2):
+        pairs = [(g, gradients[b][k]) for k, g in gradients[a].items()]
+        expected = -sum(float((x * y).sum()) for x, y in pairs)
+        assert found[ALL_LAYERS, a, b].value == pytest.approx(expected, rel=1e-12)
