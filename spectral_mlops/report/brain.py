@@ -73,7 +73,8 @@ def connectome_figure(
                 panel.set_axis_off()
                 continue
             image = _draw(panel, stack[row], limit)
-            _name(panel, group, row, (shares or {}).get(group))
+            share = (shares or {}).get(group)
+            panel.set_title(f"{group}\n{_rank(row, share)}", fontsize=8.5)
             _borders(panel, domains, n, named_rows=column == 0)
     _scale(figure, axes, image, matrices, limit)
     return figure
@@ -88,7 +89,8 @@ def volume_figure(
 ) -> "Figure":
     """Draw the first direction over voxels: three slices per group.
 
-    The slices go through the largest absolute loading of the last group.
+    The slices go through the largest absolute loading of the last group; letters say
+    which side is left and which posterior.
 
     Args:
         volumes: Group to maps, shape ``[k, x, y, z]``, axes RAS; NaN is grey.
@@ -118,10 +120,21 @@ def volume_figure(
             image = _draw(panel, cut, limit, origin="lower")
             panel.set_xticks([])
             panel.set_yticks([])
-            panel.set_title(f"{letter} = {place[axis]:.0f} mm", fontsize=8)
-        share = (shares or {}).get(group)
-        told = f"\n{share[0]:.0%} of energy" if share is not None else ""
-        axes[row, 0].set_ylabel(f"{group}{told}", fontsize=9)
+            where = f"{letter} = {place[axis]:.0f} mm".replace("-", "−")
+            words = [where]
+            if axis == 0:
+                share = (shares or {}).get(group)
+                words.insert(0, f"{group}: {_rank(0, share)}")
+            panel.set_title("\n".join(words), fontsize=8.5, loc="left")
+            for side, word in enumerate("LR" if axis else "PA"):
+                panel.text(
+                    0.02 + 0.96 * side,
+                    0.02,
+                    word,
+                    fontsize=7,
+                    ha="right" if side else "left",
+                    transform=panel.transAxes,
+                )
     _scale(figure, axes, image, firsts, limit)
     return figure
 
@@ -242,13 +255,11 @@ def _draw(panel: "Axes", values: Array, limit: float, **more: Any) -> Any:
     )
 
 
-def _name(
-    panel: "Axes", group: str, row: int, shares: Sequence[float] | Array | None
-) -> None:
-    """Say whose direction it is, and how much it carries."""
+def _rank(row: int, shares: Sequence[float] | Array | None) -> str:
+    """Say which direction it is, and how much it carries."""
     rank = ORDINALS[row] if row < len(ORDINALS) else f"{row + 1}th"
     share = f", {shares[row]:.0%} of energy" if shares is not None else ""
-    panel.set_title(f"{group}\n{rank} direction{share}", fontsize=8.5)
+    return f"{rank} direction{share}"
 
 
 def _borders(

@@ -41,6 +41,10 @@ def overlaps(figure):
         for i, text in enumerate(dict.fromkeys(texts))
         if text is not None and text.get_text()
     }
+    whole = figure.bbox
+    for box in boxes.values():  # nothing is cut off
+        assert whole.x0 <= box.x0 <= box.x1 <= whole.x1
+        assert whole.y0 <= box.y0 <= box.y1 <= whole.y1
     return [(a, b) for a, b in combinations(boxes, 2) if boxes[a].overlaps(boxes[b])]
 
 
@@ -123,10 +127,12 @@ def test_slices_go_through_the_largest_loading():
     affine[:3, 3] = -10
     figure = volume_figure(maps, affine, {"a": [0.4, 0.2], "everyone": [0.3, 0.1]}, "T")
     panels = [axes for axes in figure.axes if axes.images]
-    assert [p.get_title() for p in panels[3:]] == ["x = 6 mm", "y = -2 mm", "z = -6 mm"]
+    assert [p.get_title("left") for p in panels[3:]] == [
+        "everyone: 1st direction, 30% of energy\nx = 6 mm", "y = −2 mm", "z = −6 mm"
+    ]  # fmt: skip
     for panel in panels[3:]:
         assert panel.images[0].get_array().min() == -0.9
-    assert "40% of energy" in panels[0].get_ylabel()
+    assert "40% of energy" in panels[0].get_title("left")
     assert not overlaps(figure)
 
 

@@ -21,14 +21,15 @@ def test_epochs():
     ]  # fmt: skip
 
 
-def finish(small, tmp_path, **changes):
+def finish(small, tmp_path, figures=True, **changes):
     plan = make_plan(small(**changes), Path())
     tracker = MemoryTracker()
-    return plan, tracker, run(plan, tracker, tmp_path / "run", name="x")
+    folder = tmp_path / "run"
+    return plan, tracker, run(plan, tracker, folder, name="x", figures=figures)
 
 
 def test_what_a_run_leaves(small, tmp_path):
-    plan, _, done = finish(small, tmp_path)
+    plan, tracker, done = finish(small, tmp_path)
     assert plan.probe is not None
     names = {
         "directions.parquet", "influence.parquet", "directions/angles.tsv",
@@ -37,6 +38,7 @@ def test_what_a_run_leaves(small, tmp_path):
     }  # fmt: skip
     there = {p.relative_to(done.folder).as_posix() for p in done.folder.rglob("*")}
     assert names <= there
+    assert names <= set(tracker.files)
     directions = read_directions(done.folder / "directions.parquet")
     assert {d.epoch for d in directions} == {0, 1, 2}
     assert {d.source for d in directions} == {"probe"}
@@ -52,12 +54,6 @@ def test_what_a_run_leaves(small, tmp_path):
     assert (own["value"] < 0).all()
     assert np.allclose(influence["learning_rate"], 3e-4)
     assert len(pd.read_csv(done.folder / "directions" / "angles.tsv", sep="\t")) == 12
-
-
-def test_files_are_logged_in_their_folders(small, tmp_path):
-    _, tracker, _ = finish(small, tmp_path)
-    assert {"directions.parquet", "influence.parquet"} <= set(tracker.files)
-    assert "directions/gradient.png" in tracker.files
 
 
 def test_directions_are_those_of_the_probe_after_the_epoch(small):
@@ -86,10 +82,27 @@ def test_directions_are_those_of_the_probe_after_the_epoch(small):
         assert abs(found[0].vector @ u[:, 0]) == pytest.approx(1, abs=1e-5)
 
 
+def test_keeping_them_changes_nothing(small):
+    plan = make_plan(small(), Path())
+    plain, kept = (
+        FoldRun(plan, 0, torch.device("cpu"), details=details)
+        for details in (False, True)
+    )
+    for epoch in range(3):
+        for fold in (plain, kept):
+            fold.train_epoch(epoch)
+            fold.validate(epoch)
+    assert kept.details.directions
+    assert kept.details.influence
+    pairs = zip(plain.model.parameters(), kept.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
 def test_without_a_probe_the_last_watched_batch(small, tmp_path):
     changes = {"comparison": {"probe_fraction": 0.1}}
-    plan, _, done = finish(small, tmp_path, **changes)
+    plan, _, done = finish(small, tmp_path, figures=False, **changes)
     assert plan.probe is None
+    assert [p.name for p in (done.folder / "directions").iterdir()] == ["angles.tsv"]
     assert {d.source for d in done.result.directions} == {"train"}
     assert max(d.samples for d in done.result.directions) <= 8
 
