@@ -141,11 +141,12 @@ def _products(captured: capture) -> dict[str, dict[str, _Products]]:
         grouping: {} for grouping in captured.labelling.groupings
     }
     for who, rows, parameters in _short(captured):
-        a, d = (x.flatten(0, 1).double().cpu() for x in (rows.activation, rows.adjoint))
+        a, d = (x.flatten(0, 1).double() for x in (rows.activation, rows.adjoint))
         if not bool(a.isfinite().all() and d.isfinite().all()):
             continue  # zero times NaN would reach all groups
         adjoints = d @ d.mT
-        inner = {rows.weight: (a @ a.mT) * adjoints, rows.bias: adjoints}
+        weight = (a @ a.mT) * adjoints
+        inner = {rows.weight: weight.cpu(), rows.bias: adjoints.cpu()}
         for grouping, groups in who.groupings.items():
             member = torch.zeros(len(groups), *rows.adjoint.shape[:2])
             for g, samples in enumerate(groups.values()):
