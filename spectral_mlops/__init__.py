@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spectral_mlops.hooks import capture as capture
+    from spectral_mlops.hooks import group_influence as group_influence
+    from spectral_mlops.hooks import leading_directions as leading_directions
     from spectral_mlops.hooks import register_rows as register_rows
     from spectral_mlops.monitor import EpochSpectra as EpochSpectra
     from spectral_mlops.monitor import SpectralMonitor as SpectralMonitor
@@ -21,6 +23,8 @@ _HOMES = {
     "SpectralMonitor": "monitor",
     "EpochSpectra": "monitor",
     "capture": "hooks",
+    "group_influence": "hooks",
+    "leading_directions": "hooks",
     "register_rows": "hooks",
     # tracking
     "MlflowTracker": "tracking",
@@ -34,6 +38,8 @@ __all__ = [
     "MlflowTracker",
     "SpectralMonitor",
     "capture",
+    "group_influence",
+    "leading_directions",
     "load_run",
     "register_rows",
 ]

@@ -62,6 +62,10 @@ class SpectraConfig(Settings):
     )
     batches_per_epoch: int = Field(8, ge=1, description="evenly spaced, watched")
     layers: tuple[str, ...] | None = Field(None, description="all if not given")
+    directions: int = Field(
+        3, ge=0, description="of the first layer, kept at first, middle, last epoch"
+    )
+    influence: bool = Field(True, description="of each group's step on each group")
 
 
 class ComparisonConfig(Settings):

@@ -190,6 +190,97 @@ class EpochRecord:
         object.__setattr__(self, "nonfinite", marked)
 
 
+ALL_LAYERS = "all layers"
+"""In the place of a layer's name where every parameter is meant; no layer's name has
+a space."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Direction:
+    """One leading singular direction of a layer's input space, for one group.
+
+    Of the gradient these are the left singular vectors of ``G_g`` (``[d_in, d_out]``),
+    of the activation the right ones of the rows of ``A_g``. A vector has no sign of its
+    own: the largest absolute loading is made positive. Vectors of (nearly) equal
+    ``value`` are any basis of their space.
+
+    Attributes:
+        epoch: Counted from 0.
+        source: ``train`` (the last watched batch of the epoch) or ``probe`` (held-out
+            people, margin adjoints).
+        fold: Cross-validation fold, counted from 0.
+        layer: Name of the layer.
+        quantity: ``gradient`` or ``activation``.
+        grouping: Name of the labelling, ``all`` for the pooled group.
+        group: Label within the grouping.
+        index: 0 for the direction of the largest singular value.
+        value: Singular value at scale ``batch``.
+        share: Share of its square in the sum of all squares.
+        vector: Unit length, shape ``[d_in]``, float32; NaN where ``status`` is not
+            ``ok``.
+        shape: Of the input space: ``(d_in,)``, of a convolution ``(C_in, *kernel)``.
+        samples: Number of samples of the group.
+        status: ``ok``, ``non-finite`` or ``not converged``.
+    """
+
+    epoch: int
+    source: str
+    fold: int
+    layer: str
+    quantity: Quantity
+    grouping: str
+    group: str
+    index: int
+    value: float
+    share: float
+    vector: NDArray[np.float32]
+    shape: tuple[int, ...]
+    samples: int
+    status: str = "ok"
+
+    @property
+    def pattern(self) -> NDArray[np.float32]:
+        """The vector in the shape of the input space; of a convolution a kernel."""
+        return self.vector.reshape(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Influence:
+    """What a step on one group's part of the gradient does to another group's loss.
+
+    ``value`` is ``−lr ⟨G_a, G_b⟩``, at scale ``batch``: the first-order change of group
+    b's part of the loss by a plain gradient step on group a's part. Negative is help.
+    For Adam and its like it is the plain-SGD form, not the step that was taken.
+
+    Attributes:
+        epoch: Counted from 0.
+        source: ``train``: the mean over the watched batches of the epoch.
+        fold: Cross-validation fold, counted from 0.
+        layer: Name of the layer, weights and biases together; `ALL_LAYERS` for their
+            sum.
+        grouping: Name of the labelling.
+        group_a: Whose step it is.
+        group_b: Whose loss it changes.
+        value: In units of the loss; summed over ``group_a`` the effect of the whole
+            step.
+        cosine: Of the two gradients, NaN where one is zero.
+        learning_rate: Mean over the watched batches.
+        batches: How many watched batches had both groups.
+    """
+
+    epoch: int
+    source: str
+    fold: int
+    layer: str
+    grouping: str
+    group_a: str
+    group_b: str
+    value: float
+    cosine: float
+    learning_rate: float
+    batches: int = 1
+
+
 @dataclass(frozen=True, slots=True)
 class CohortSummary:
     """Which people a run was trained on, without their data.

@@ -70,6 +70,18 @@ def test_the_capture_of_the_readme_runs():
     assert max(names["captured"].additivity_error().values()) < 1e-5
 
 
+def test_the_directions_of_the_readme_run():
+    model = nn.Sequential()
+    model.add_module("hidden", nn.Linear(4, 2))
+    with capture(model, groups=list("aab")) as captured:
+        cross_entropy(model(torch.randn(3, 4)), torch.tensor([0, 1, 1])).backward()
+    optimizer = torch.optim.Adam(model.parameters())
+    names = {"captured": captured, "optimizer": optimizer}
+    (code,) = (text for text in blocks("python") if "group_influence" in text)
+    exec(code.replace("\nleading", "\nfound = leading"), names)
+    assert {d.layer for d in names["found"]} == {"hidden"}
+
+
 def test_the_rule_of_the_readme_runs():
     names = {}
     exec(blocks("python")[2], names)

@@ -17,6 +17,7 @@ from spectral_mlops.cohorts.loaders import (
     register_cohort,
 )
 from spectral_mlops.cohorts.simulator import PRESETS, simulate
+from spectral_mlops.cohorts.space import FeatureSpace
 from spectral_mlops.cohorts.split_files import read_splits, write_splits
 from spectral_mlops.cohorts.splits import (
     Fold,
@@ -33,6 +34,7 @@ __all__ = [
     "Cohort",
     "CohortLoader",
     "FeatureScaler",
+    "FeatureSpace",
     "Fold",
     "Probe",
     "Progress",

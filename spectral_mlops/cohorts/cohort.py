@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from spectral_mlops.cohorts.space import SOMEWHERE, FeatureSpace
 from spectral_mlops.errors import InputError, UnknownNameError
 from spectral_mlops.records import CohortSummary
 from spectral_mlops.registry import nearest
@@ -41,6 +42,7 @@ class Cohort:
         positive: Label of the target counted as positive.
         source: Where the cohort came from, in words or as a path.
         notes: What was found and decided while reading, to be shown to the user.
+        space: Where the features stand, as far as it is known.
 
     Raises:
         InputError: If lengths disagree, ids repeat, a feature is not finite, a
@@ -54,6 +56,7 @@ class Cohort:
     positive: str
     source: str
     notes: tuple[str, ...] = ()
+    space: FeatureSpace = SOMEWHERE
 
     def __post_init__(self) -> None:
         people = self.people.copy()

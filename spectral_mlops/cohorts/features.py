@@ -104,6 +104,30 @@ class FeatureScaler:
         scaled[:, self.constant] = 0.0
         return scaled.astype(np.float32)
 
+    def restore(self, values: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Put values over the kept features back where the features stood.
+
+        Args:
+            values: Loadings, weights, one per kept feature, shape ``[*, kept]``; in
+                units of z-scored features, as a network saw them.
+
+        Returns:
+            Shape ``[*, *shape]``; NaN for features left out by the mask or constant
+            in training, of which the network knows nothing.
+
+        Raises:
+            InputError: If there are more or fewer values.
+        """
+        if values.shape[-1:] != (self.width,):
+            raise InputError(
+                f"Values of shape {values.shape} where {self.width} features were kept;"
+                " use the scaler of the same fold."
+            )
+        known = np.where(self.constant, np.nan, values)
+        full = np.full((*values.shape[:-1], *self.shape), np.nan)
+        full[..., self.mask] = known
+        return full
+
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
         """Return plain arrays to store, as `from_arrays` takes them."""
         return {

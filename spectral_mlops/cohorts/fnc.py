@@ -9,6 +9,7 @@ from pydantic import Field
 from spectral_mlops.cohorts.cohort import Cohort, listed
 from spectral_mlops.cohorts.labels import choose_positive
 from spectral_mlops.cohorts.loaders import Progress, register_cohort
+from spectral_mlops.cohorts.space import FeatureSpace, networks_of
 from spectral_mlops.cohorts.tables import read_people
 from spectral_mlops.cohorts.triangles import (
     Order,
@@ -89,6 +90,7 @@ def load_fnc(
         positive=positive,
         source=str(settings.features),
         notes=(*people.notes, chosen, *joined, *dropped, *connections),
+        space=FeatureSpace(settings.order, networks_of(vectors.names, settings.order)),
     )
 
 

@@ -11,6 +11,7 @@ from spectral_mlops.cohorts.cohort import Cohort
 from spectral_mlops.cohorts.fnc import FncSettings, load_fnc
 from spectral_mlops.cohorts.loaders import Progress, register_cohort
 from spectral_mlops.cohorts.simulator import Preset, simulate
+from spectral_mlops.cohorts.space import FeatureSpace
 from spectral_mlops.cohorts.tables import read_people
 from spectral_mlops.cohorts.volumes import read_volumes
 from spectral_mlops.config import Settings
@@ -95,6 +96,7 @@ def load_simulated(
             read.positive,
             source,
             (origin, *read.notes),
+            read.space,
         )
     people = read_people(folder / layout.PEOPLE)
     paths = {who: layout.volume_path(folder, who) for who in people.frame.index}
@@ -112,4 +114,5 @@ def load_simulated(
         POSITIVE,
         source,
         (origin, *people.notes, f"positive: '{POSITIVE}'", grid),
+        FeatureSpace(affine=affine),
     )

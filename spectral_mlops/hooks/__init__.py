@@ -2,15 +2,20 @@
 
 from spectral_mlops.hooks.context import GroupFactors, capture
 from spectral_mlops.hooks.coverage import CoverageRow
+from spectral_mlops.hooks.directions import leading_directions
+from spectral_mlops.hooks.influence import InfluenceMeans, group_influence
 from spectral_mlops.hooks.rows import Call, RowRule, Rows, VectorRows, register_rows
 
 __all__ = [
     "Call",
     "CoverageRow",
     "GroupFactors",
+    "InfluenceMeans",
     "RowRule",
     "Rows",
     "VectorRows",
     "capture",
+    "group_influence",
+    "leading_directions",
     "register_rows",
 ]

@@ -339,6 +339,11 @@ class capture:
         """
         return self._plain(self._group_gradients())
 
+    def gradients_without(self, left_out: Set[str]) -> ByGroup:
+        """`group_gradients` of all parameters but some, always by grouping."""
+        wanted = {row.parameter for row in self.coverage()} - left_out
+        return self._group_gradients(wanted)
+
     def factors(self, layer: str, max_bytes: int = MAX_BYTES) -> Any:
         """The rows that form each group's gradient at a layer.
 

@@ -1,11 +1,104 @@
-"""How two groups' gradients lie to each other: directions beside magnitudes.
+"""Leading singular directions, and how those of two groups lie to each other.
 
-Both depend on the groups' sizes like every other comparison here, and are judged
-under the same null.
+What compares groups depends on their sizes like every other comparison here, and is
+judged under the same null (`relabelled_angles`).
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from spectral_mlops.spectra.drivers import FAILURES
+
+RESOLVED = 1e-6
+"""Directions whose singular value is below this share of the first are not given:
+rows of float32 do not determine them."""
+CHUNK_BYTES = 64 * 2**20
+SAME = 1e-9
+"""Loadings this close to the largest one, relatively, count as equally large."""
+
+
+class Leading(NamedTuple):
+    """The leading left singular vectors of a matrix.
+
+    Attributes:
+        vectors: Shape ``[k, d]``, float64, orthonormal, the largest absolute loading
+            of each positive (the first one, where several are equally large). Fewer
+            than asked for where the rank is smaller. Vectors of equal singular values
+            are any basis of their space.
+        values: Shape ``[k]``, descending.
+        energy: Sum of all squared singular values, ``‖X‖²``.
+    """
+
+    vectors: Tensor
+    values: Tensor
+    energy: float
+
+    @property
+    def shares(self) -> Tensor:
+        """Share of each direction in the energy, shape ``[k]``."""
+        return self.values.square() / self.energy
+
+
+def gradient_columns(activation: Tensor, adjoint: Tensor) -> Tensor:
+    """Return a matrix with the left singular vectors and values of ``AᵀΔ``.
+
+    Args:
+        activation: Rows of A, shape ``[r, d_in]``.
+        adjoint: Rows of Δ, shape ``[r, d_out]``.
+
+    Returns:
+        Shape ``[d_in, min(r, d_out)]``, float64. With ``Δᵀ = Q R`` it is ``AᵀRᵀ``:
+        ``Q`` turns columns only.
+    """
+    a, d = activation.to(torch.float64), adjoint.to(torch.float64)
+    if d.shape[0] < d.shape[1]:
+        d = torch.linalg.qr(d.mT, mode="r").R.mT
+    return a.mT @ d
+
+
+def leading_left(matrix: Tensor, k: int) -> Leading:
+    """Find the leading left singular vectors by the Gram of the smaller side.
+
+    The leading eigenvectors of the smaller Gram span a subspace; the small matrix that
+    is left of ``X`` inside it is decomposed as it is, so that squaring costs no digits
+    of what is returned.
+
+    Args:
+        matrix: ``X``, finite, shape ``[d, m]``.
+        k: How many directions, at least 1.
+
+    Returns:
+        Those that stand above `RESOLVED`; all NaN if no driver converges.
+    """
+    x = matrix.to(torch.float64)
+    size = float(x.abs().amax()) if x.numel() else 0.0
+    if size == 0.0:
+        return Leading(x.new_zeros(0, len(x)), x.new_zeros(0), 0.0)
+    x = x / size  # squares neither over- nor underflow
+    wide = x.shape[0] <= x.shape[1]
+    gram = x @ x.mT if wide else x.mT @ x
+    count = min(k, len(gram))
+    energy = float(gram.diagonal().sum()) * size * size
+    try:
+        found = torch.linalg.eigh(gram).eigenvectors[:, -count:]
+        basis = found if wide else torch.linalg.qr(x @ found).Q
+        inner, values, _ = torch.linalg.svd(basis.mT @ x, full_matrices=False)
+    except FAILURES:
+        unknown = x.new_full((count, len(x)), torch.nan)
+        return Leading(unknown, unknown[:, :1].flatten(), energy)
+    kept = int((values > RESOLVED * values[0]).sum())
+    vectors = (basis @ inner[:, :kept]).mT
+    return Leading(_signed(vectors), values[:kept] * size, energy)
+
+
+def _signed(vectors: Tensor) -> Tensor:
+    """Make the largest absolute loading of each vector ``[k, d]`` positive."""
+    magnitude = vectors.abs()
+    largest = magnitude >= magnitude.amax(1, keepdim=True) * (1 - SAME)
+    first = largest.to(torch.int8).argmax(1, keepdim=True)
+    return vectors * torch.where(vectors.gather(1, first) < 0, -1.0, 1.0)
 
 
 def gradient_cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -35,6 +128,60 @@ def principal_angles(a: Tensor, b: Tensor, rank: int) -> Tensor:
     """
     u = torch.linalg.svd(a, full_matrices=False).U[..., :rank]
     v = torch.linalg.svd(b, full_matrices=False).U[..., :rank]
+    return _angles(u, v)
+
+
+def relabelled_angles(
+    quantity: str,
+    activation: Tensor,
+    adjoint: Tensor,
+    owner: Tensor,
+    codes: Tensor,
+    pair: tuple[int, int],
+    rank: int = 3,
+) -> Tensor:
+    """Largest principal angle of two groups' leading subspaces, per relabelling.
+
+    The subspaces lie in the layer's input space (in its output space for the
+    adjoint). Compressed rows, of the same Gram, give the same angles.
+
+    Args:
+        quantity: ``gradient``, ``activation`` or ``adjoint``.
+        activation: Rows of A, shape ``[r, d_in]``.
+        adjoint: Rows of Δ, shape ``[r, d_out]``.
+        owner: Index of the person behind each row, shape ``[r]``.
+        codes: Group of each person under each relabelling, shape ``[P + 1, n]``,
+            -1 for people who take no part; the observed labels first.
+        pair: Codes of the two groups.
+        rank: Dimension of both subspaces.
+
+    Returns:
+        Shape ``[P + 1]``, radians, float64; NaN where a group has fewer than ``rank``
+        directions, or the rows' space no more than that, where the angle is always 0.
+    """
+    a, d = activation.to(torch.float64), adjoint.to(torch.float64)
+    rows = d if quantity == "adjoint" else a
+    if rank >= min(rows.shape):
+        return torch.full((len(codes),), torch.nan, dtype=torch.float64)
+    other = d.shape[1] if quantity == "gradient" else len(rows)
+    if other < rank:
+        return torch.full((len(codes),), torch.nan, dtype=torch.float64)
+    each = 8 * (rows.shape[1] * (other + len(rows)) + d.numel())
+    found = []
+    for part in codes.split(max(1, CHUNK_BYTES // each)):
+        spaces, enough = [], torch.ones(len(part), dtype=torch.bool)
+        for code in pair:
+            member = (part == code)[:, owner].unsqueeze(-1).to(rows)  # [P, r, 1]
+            x = a.mT @ (d * member) if quantity == "gradient" else (rows * member).mT
+            u, values, _ = torch.linalg.svd(x, full_matrices=False)
+            enough &= values[:, rank - 1] > RESOLVED * values[:, 0]
+            spaces.append(u[..., :rank])
+        found.append(_angles(*spaces)[..., -1].masked_fill(~enough, torch.nan))
+    return torch.cat(found)
+
+
+def _angles(u: Tensor, v: Tensor) -> Tensor:
+    """Angles between the spans of orthonormal columns ``[*, d, k]``, ascending."""
     overlap = u.mT @ v
     cosines = torch.linalg.svdvals(overlap).clamp(0.0, 1.0)
     sines = torch.linalg.svdvals(v - u @ overlap).clamp(0.0, 1.0).flip(-1)

@@ -196,6 +196,7 @@ class Sweep:
             },
             on_epoch=each_epoch,
             device=self.device,
+            figures=False,
         )
         self._keep_divergence(trial, finished.result.metrics, "final/divergence_")
         return finished.result.metrics["final/auc"]

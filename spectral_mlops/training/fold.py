@@ -13,6 +13,7 @@ from spectral_mlops.models import build_model
 from spectral_mlops.monitor import EpochSpectra, SpectralMonitor
 from spectral_mlops.probe import ProbeBatch
 from spectral_mlops.schedule import EvenlySpaced
+from spectral_mlops.training.details import FoldDetails
 from spectral_mlops.training.performance import Predictions
 from spectral_mlops.training.plan import Plan
 
@@ -36,6 +37,7 @@ class FoldRun:
         targets: Class of every person, in the cohort's order, to train on instead of
             their own (as some controls do).
         watched: Whether training batches are watched.
+        details: Whether directions and influence are kept, as the settings say.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class FoldRun:
         *,
         targets: NDArray[np.int64] | None = None,
         watched: bool = True,
+        details: bool = False,
     ) -> None:
         self.plan, self.number, self.device = plan, number, device
         config, fold = plan.config, plan.folds[number]
@@ -77,6 +80,7 @@ class FoldRun:
         self.targets = torch.from_numpy(learned[self.train_rows]).to(device)
         self.validation_inputs = self._tensor(self.validation_rows)
         self.probe_batch = self._make_probe_batch()
+        self.details = FoldDetails(config, number) if details else None
         self.best_loss, self.best_epoch = float("inf"), -1
         self.best_weights = copy.deepcopy(self.model.state_dict())
         self.initial_weights = copy.deepcopy(self.model.state_dict())
@@ -102,11 +106,15 @@ class FoldRun:
             people = self.plan.cohort.people.index[rows]
             targets = self.targets[batch]
             self.optimizer.zero_grad()
-            with self.monitor.watch(self.plan.labels(rows), people, targets):
+            with self.monitor.watch(self.plan.labels(rows), people, targets) as seen:
                 loss = cross_entropy(self.model(self.inputs[batch]), targets)
                 loss.backward()
+                if self.details is not None and seen is not None:
+                    self.details.step(seen, self.optimizer)
             self.optimizer.step()
             total += loss.detach() * len(batch)
+        if self.details is not None:
+            self.details.end_epoch(epoch, self.model, self.probe_batch)
         return self.monitor.collect(epoch), float(total) / len(order)
 
     def validate(self, epoch: int) -> Predictions:

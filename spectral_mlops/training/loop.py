@@ -5,7 +5,7 @@ relabelling by relabelling before z is formed.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -20,7 +20,7 @@ from spectral_mlops.inference.comparison import (
     to_divergences,
 )
 from spectral_mlops.monitor import EpochSpectra
-from spectral_mlops.records import Divergence, EpochRecord
+from spectral_mlops.records import Direction, Divergence, EpochRecord, Influence
 from spectral_mlops.tracking import Tracker
 from spectral_mlops.tracking.metrics import safe_name
 from spectral_mlops.training.controls import Controls
@@ -59,6 +59,8 @@ class RunResult:
             it was.
         verdict: What the primary outcome means, and what the controls leave of it;
             empty where there is no probe.
+        directions: Of the first layer at chosen epochs, all folds.
+        influence: Of each group's steps on each group's loss, all epochs and folds.
     """
 
     metrics: dict[str, float]
@@ -74,6 +76,8 @@ class RunResult:
     init: list[Divergence]
     controls: pd.DataFrame | None
     verdict: str
+    directions: list[Direction] = field(default_factory=list)
+    influence: list[Influence] = field(default_factory=list)
 
 
 class _EpochOfFolds:
@@ -116,7 +120,10 @@ def train(
     Returns:
         What was found.
     """
-    folds = [FoldRun(plan, k, torch.device(device)) for k in range(len(plan.folds))]
+    folds = [
+        FoldRun(plan, k, torch.device(device), details=True)
+        for k in range(len(plan.folds))
+    ]
     null_epochs = plan.null_epochs()
     last: list[EpochRecord] = []
     training_comparisons: list[list[Comparison]] = []
@@ -210,6 +217,8 @@ def _finish(
         init=[],
         controls=table,
         verdict=verdict,
+        directions=[x for f in folds if f.details for x in f.details.directions],
+        influence=[x for f in folds if f.details for x in f.details.influence],
     )
 
 

@@ -15,6 +15,7 @@ import torch
 from spectral_mlops.cohorts import write_splits
 from spectral_mlops.report import layer_table
 from spectral_mlops.tracking import Tracker
+from spectral_mlops.training.directions import leave_directions
 from spectral_mlops.training.loop import OnEpoch, Progress, RunResult, train
 from spectral_mlops.training.plan import Plan
 
@@ -46,6 +47,7 @@ def run(
     on_epoch: OnEpoch | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
+    figures: bool = True,
 ) -> FinishedRun:
     """Start the tracker, train, and log everything a reader will ask for.
 
@@ -61,6 +63,7 @@ def run(
         on_epoch: See `train`.
         device: Where tensors live.
         progress: See `train`.
+        figures: Whether directions are drawn; it takes seconds.
 
     Returns:
         The finished run.
@@ -103,6 +106,10 @@ def run(
     for left in ("predictions.tsv", "layers.tsv", "controls.tsv", "verdict.txt"):
         if (folder / left).exists():
             tracker.log_file(folder / left)
+    for path in leave_directions(
+        folder, plan, result.scalers, result.directions, result.influence, figures
+    ):
+        tracker.log_file(path, "" if path.parent == folder else path.parent.name)
     return FinishedRun(result, layers, folder)
 
 

@@ -90,3 +90,20 @@ def test_bad_input_is_refused(rng):
         FeatureScaler.fit(volumes, threshold=2)
     with pytest.raises(InputError, match=r"\(2, 2, 2\) where .* fitted on \(3,\)"):
         FeatureScaler.fit(vectors).transform(volumes)
+
+
+def test_restore_puts_values_where_the_features_stood():
+    rng = np.random.default_rng(0)
+    volumes = rng.uniform(0.5, 1, size=(4, 3, 2, 2))
+    volumes[:, 1] = 0.01  # left out by the mask
+    volumes[:, 2, 0, 1] = 0.7  # constant
+    scaler = FeatureScaler.fit(volumes)
+    values = rng.normal(size=(2, scaler.width))
+    full = scaler.restore(values)
+    assert full.shape == (2, 3, 2, 2)
+    lost = np.zeros((3, 2, 2), dtype=bool)
+    lost[1], lost[2, 0, 1] = True, True
+    assert np.array_equal(np.isnan(full[0]), lost)
+    assert np.array_equal(full[:, ~lost], values[:, ~scaler.constant])
+    with pytest.raises(InputError, match="features were kept"):
+        scaler.restore(values[:, 1:])

@@ -5,7 +5,13 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from spectral_mlops.spectra.directions import gradient_cosine, principal_angles
+from spectral_mlops.spectra.directions import (
+    gradient_columns,
+    gradient_cosine,
+    leading_left,
+    principal_angles,
+    relabelled_angles,
+)
 from tests.reference import as_array
 
 
@@ -101,3 +107,95 @@ def test_cosine_of_nothing_is_nan():
     found = gradient_cosine(zero, torch.ones(2, 3, 4))
     assert found[0].isnan()
     assert float(found[1]) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("d", "m"), [(9, 4), (4, 9), (6, 6), (300, 3), (5, 1), (1, 4)])
+@pytest.mark.parametrize("size", [1.0, 1e-100, 1e100])
+def test_leading_left_against_dense(d, m, size):
+    x = normal(d, m) * size
+    u, s, _ = scipy.linalg.svd(as_array(x) / size)
+    found = leading_left(x, 3)
+    k = min(3, d, m)
+    assert found.values.tolist() == pytest.approx(list(s[:k] * size), rel=1e-12)
+    assert found.energy == pytest.approx((s**2).sum() * size**2, rel=1e-12)
+    for vector, expected in zip(found.vectors, u.T[:k], strict=True):
+        assert abs(float(vector @ torch.from_numpy(expected.copy()))) == pytest.approx(
+            1
+        )
+        assert float(vector[vector.abs().argmax()]) > 0
+
+
+def test_directions_far_below_the_first_are_still_exact_then_left_out():
+    u = torch.linalg.qr(normal(40, 3)).Q
+    v = torch.linalg.qr(normal(5, 3, seed=1)).Q
+    found = leading_left(u * torch.tensor([1.0, 1e-5, 1e-8]) @ v.mT, 3)
+    assert found.values.tolist() == pytest.approx([1.0, 1e-5], rel=1e-9)
+    assert (found.vectors @ u).diagonal().abs().tolist() == pytest.approx([1, 1])
+    gram = found.vectors @ found.vectors.mT
+    torch.testing.assert_close(gram, torch.eye(2, dtype=torch.float64))
+
+
+def test_of_equally_large_loadings_the_first_is_positive():
+    x = torch.tensor([[0.0], [-1.0], [1.0]])
+    expected = [0.0, math.sqrt(0.5), -math.sqrt(0.5)]
+    assert leading_left(x, 1).vectors[0].tolist() == pytest.approx(expected)
+    assert leading_left(-x, 1).vectors[0].tolist() == pytest.approx(expected)
+
+
+def test_equal_singular_values_span_their_space():
+    u = torch.linalg.qr(normal(7, 3)).Q
+    x = u * torch.tensor([2.0, 2.0, 1.0])
+    found = leading_left(x @ torch.linalg.qr(normal(3, 3, seed=2)).Q, 2)
+    assert principal_angles(found.vectors.mT, u[:, :2], 2).max() < 1e-12
+
+
+def test_nothing_has_no_direction():
+    for x in (torch.zeros(4, 3), torch.zeros(4, 0)):
+        assert leading_left(x, 2).vectors.shape == (0, 4)
+
+
+@pytest.mark.parametrize(("r", "d_in", "d_out"), [(3, 7, 5), (9, 4, 6), (9, 8, 2)])
+def test_gradient_columns_have_the_gradient_gram(r, d_in, d_out):
+    a, d = normal(r, d_in), normal(r, d_out, seed=1)
+    x, g = gradient_columns(a, d), a.mT @ d
+    assert x.shape == (d_in, min(r, d_out))
+    torch.testing.assert_close(x @ x.mT, g @ g.mT)
+
+
+@pytest.mark.parametrize("quantity", ["gradient", "activation", "adjoint"])
+@pytest.mark.parametrize("rank", [1, 2])
+def test_relabelled_angles_against_groups_formed_anew(quantity, rank):
+    """Two rows a person; groups of unequal size; somebody takes no part."""
+    owner = torch.arange(8).repeat_interleave(2)
+    a, d = normal(16, 9), normal(16, 20, seed=1)
+    codes = torch.tensor(
+        [
+            [0, 0, 0, 1, 1, 1, 1, -1],
+            [1, 0, 1, 0, 1, 0, 1, -1],
+            [0, 1, 1, 1, 1, 0, 0, -1],
+        ]
+    )
+    found = relabelled_angles(quantity, a, d, owner, codes, (0, 1), rank)
+    assert found.shape == (3,)
+    for angle, labels in zip(found.tolist(), codes, strict=True):
+        spaces = []
+        for code in (0, 1):
+            x, y = (as_array(rows[labels[owner] == code]) for rows in (a, d))
+            matrix = {"gradient": x.T @ y, "activation": x.T, "adjoint": y.T}[quantity]
+            spaces.append(scipy.linalg.svd(matrix)[0][:, :rank])
+        assert angle == pytest.approx(scipy.linalg.subspace_angles(*spaces)[0])
+
+
+def test_relabelled_angles_without_enough_directions_are_nan():
+    owner, a = torch.arange(4), normal(4, 6)
+    codes = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 1]])
+    found = relabelled_angles("activation", a, a, owner, codes, (0, 1), 2)
+    assert found.isnan().tolist() == [False, True]
+    for quantity, rank in (("activation", 4), ("gradient", 3)):
+        found = relabelled_angles(quantity, a, a, owner, codes, (0, 1), rank)
+        assert found.isnan().all()
+    assert (
+        relabelled_angles("gradient", a, a[:, :1], owner, codes, (0, 1), 2)
+        .isnan()
+        .all()
+    )

@@ -1,0 +1,85 @@
+"""What a fold keeps beside spectra: directions, and groups' influence on each other."""
+
+import torch
+from torch import nn
+
+from spectral_mlops.config import RunConfig
+from spectral_mlops.hooks import InfluenceMeans, capture, leading_directions
+from spectral_mlops.probe import ProbeBatch, margin, undisturbed
+from spectral_mlops.records import Direction, Influence
+
+
+def direction_epochs(epochs: int) -> set[int]:
+    """The first, the middle and the last epoch."""
+    return {0, (epochs - 1) // 2, epochs - 1}
+
+
+class FoldDetails:
+    """Keeps what the settings say of one fold; changes nothing of its training.
+
+    Args:
+        config: Of the run.
+        fold: Which fold, counted from 0.
+
+    Attributes:
+        directions: Of the first layer with rows, at chosen epochs.
+        influence: Means over the watched batches of every epoch.
+    """
+
+    def __init__(self, config: RunConfig, fold: int) -> None:
+        self.directions: list[Direction] = []
+        self.influence: list[Influence] = []
+        self._fold, self._k = fold, config.spectra.directions
+        self._steps = InfluenceMeans() if config.spectra.influence else None
+        self._epochs = direction_epochs(config.training.epochs)
+        self._last: capture | None = None
+
+    def step(self, seen: capture, optimizer: torch.optim.Optimizer) -> None:
+        """Take in a watched batch, after its backward pass."""
+        self._last = seen
+        if self._steps is not None:
+            self._steps.add(seen, optimizer)
+
+    def end_epoch(self, epoch: int, model: nn.Module, probe: ProbeBatch | None) -> None:
+        """Keep what the epoch showed.
+
+        Directions are those of the held-out people and margin adjoints, as
+        `SpectralMonitor.probe` passes them; of the last watched batch where there are
+        none.
+
+        Args:
+            epoch: Counted from 0.
+            model: As it is after the epoch.
+            probe: The held-out people, if there are any.
+        """
+        if self._steps is not None:
+            self.influence += self._steps.records(epoch, fold=self._fold)
+        seen, self._last, source = self._last, None, "train"
+        if not self._k or epoch not in self._epochs:
+            return
+        if probe is not None:
+            seen, source = _pass(model, probe), "probe"
+        if seen is not None and seen.reached_layers():
+            self.directions += leading_directions(
+                seen, k=self._k, epoch=epoch, source=source, fold=self._fold
+            )
+
+
+def _pass(model: nn.Module, batch: ProbeBatch) -> capture:
+    """Pass held-out people for their factors; nothing of the model changes."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    with (
+        undisturbed(model),
+        torch.enable_grad(),
+        capture(
+            model,
+            batch.groups,
+            subjects=batch.subjects,
+            reduction="sum",
+            missing="group",
+            additivity=False,
+        ) as seen,
+    ):
+        scalar = margin(model(batch.inputs)).sum()
+        torch.autograd.grad(scalar, trained, allow_unused=True)
+    return seen

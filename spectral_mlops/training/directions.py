@@ -1,0 +1,145 @@
+"""What a run leaves of its directions and of the groups' influence on each other."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spectral_mlops.cohorts import FeatureScaler
+from spectral_mlops.records import POOLED, Direction, Influence, Quantity
+from spectral_mlops.report.brain import (
+    connectome_figure,
+    direction_to_nifti,
+    save_figure,
+    volume_figure,
+)
+from spectral_mlops.report.directions import angle_table, face_alike, join_folds
+from spectral_mlops.tracking import safe_name
+from spectral_mlops.tracking.details import write_directions, write_influence
+from spectral_mlops.training.plan import Plan
+
+Array = NDArray[np.float64]
+QUANTITIES: tuple[Quantity, ...] = ("gradient", "activation")
+NOTE = (
+    "Signs are arbitrary: the largest loading is positive, groups are turned to face "
+    "the pooled one.\nDirections depend on the size of the groups. Grey: not a feature."
+)
+
+
+class _Drawn(NamedTuple):
+    """Directions of one quantity, joined over folds, per group."""
+
+    vectors: dict[str, Array]  # [k, *features]
+    shares: dict[str, Array]  # [k]
+
+
+def leave_directions(
+    folder: Path,
+    plan: Plan,
+    scalers: Sequence[FeatureScaler],
+    directions: Sequence[Direction],
+    influence: Sequence[Influence],
+    figures: bool = True,
+) -> list[Path]:
+    """Write tables, figures and images into the run's folder.
+
+    Figures are of the last kept epoch and the primary grouping, joined over folds; of
+    layers whose input is not the features themselves there are tables only.
+
+    Args:
+        folder: Of the run.
+        plan: The run.
+        scalers: What each fold's features were scaled with.
+        directions: Of all folds.
+        influence: Of all folds.
+        figures: Whether to draw; it takes seconds.
+
+    Returns:
+        The files written.
+    """
+    written: list[Path] = []
+    if influence:
+        written.append(write_influence(influence, folder / "influence.parquet"))
+    if not directions:
+        return written
+    written.append(write_directions(directions, folder / "directions.parquet"))
+    inside = folder / "directions"
+    inside.mkdir()
+    angles = angle_table(directions)
+    angles.to_csv(inside / "angles.tsv", sep="\t", index=False)
+    written.append(inside / "angles.tsv")
+    last = max(d.epoch for d in directions)
+    kept = [d for d in directions if d.epoch == last and d.status == "ok"]
+    for quantity in QUANTITIES if figures else ():
+        chosen = [d for d in kept if d.quantity == quantity]
+        drawn = _joined(plan, scalers, chosen)
+        if POOLED in drawn.vectors:
+            words = _title(chosen, len(scalers))
+            written += _figure(inside / quantity, plan, drawn, words)
+    return written
+
+
+def _joined(
+    plan: Plan, scalers: Sequence[FeatureScaler], directions: Iterable[Direction]
+) -> _Drawn:
+    """Bring directions back to the features, and join the folds' of each group."""
+    by_group: dict[str, dict[int, list[Direction]]] = {}
+    for one in directions:
+        fits = one.shape == (scalers[one.fold].width,)
+        if fits and one.grouping in (plan.primary, POOLED):
+            folds = by_group.setdefault(one.group, {})
+            folds.setdefault(one.fold, []).append(one)
+    names = sorted(by_group, key=lambda group: (group == POOLED, group))
+    shape = scalers[0].shape
+    joined = {}
+    for group in names:
+        parts = []
+        for fold, found in by_group[group].items():
+            vectors = np.stack([d.vector for d in found]).astype(np.float64)
+            restored = scalers[fold].restore(vectors).reshape(len(found), -1)
+            parts.append((restored, np.array([d.share for d in found])))
+        joined[group] = join_folds(parts)
+    facing = {
+        group: face_alike(of.vectors, joined[POOLED].vectors).reshape(-1, *shape)
+        for group, of in joined.items()
+        if POOLED in joined
+    }
+    return _Drawn(facing, {group: of.shares for group, of in joined.items()})
+
+
+def _title(directions: Sequence[Direction], folds: int) -> str:
+    """Say what is drawn."""
+    one = directions[0]
+    people = "probe" if one.source == "probe" else "last watched batch"
+    return (
+        f"Leading {one.quantity} directions at the input of {one.layer}\n"
+        f"epoch {one.epoch + 1}, {people}, {folds} folds joined"
+    )
+
+
+def _figure(stem: Path, plan: Plan, drawn: _Drawn, title: str) -> list[Path]:
+    """Draw connections as matrices, voxels as slices with images beside."""
+    space = plan.cohort.space
+    names = {g: "everyone" if g == POOLED else g for g in drawn.vectors}
+    vectors = {names[group]: x for group, x in drawn.vectors.items()}
+    shares = {names[group]: x for group, x in drawn.shares.items()}
+    if space.order is not None:
+        matrices = {group: space.matrices(x) for group, x in vectors.items()}
+        figure = connectome_figure(matrices, space.networks, shares, title, NOTE)
+        return save_figure(figure, stem)
+    if space.affine is None:
+        return []
+    figure = volume_figure(vectors, space.affine, shares, title, NOTE)
+    written = save_figure(figure, stem)
+    files: dict[str, str] = {}
+    for group, maps in vectors.items():
+        files[group] = safe_name(group, files.values())
+        for rank, voxels in enumerate(maps, start=1):
+            mask = np.isfinite(voxels)
+            path = stem.with_name(f"{stem.name}-{files[group]}-{rank}.nii.gz")
+            words = f"{stem.name}, {group}, direction {rank}; NaN: no feature"
+            direction_to_nifti(voxels[mask], mask, space.affine, path, words)
+            written.append(path)
+    return written
