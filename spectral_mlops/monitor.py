@@ -6,16 +6,17 @@ weights and statistics untouched) is where inference happens.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
+from itertools import chain
 from typing import Any, Literal
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from spectral_mlops.compare import Observed, ObservedLayer, compare
+from spectral_mlops.compare import Null, Subject, compare
 from spectral_mlops.errors import CaptureError, InputError
 from spectral_mlops.hooks.context import capture
 from spectral_mlops.hooks.coverage import CoverageRow
@@ -28,13 +29,14 @@ from spectral_mlops.hooks.measure import (
     spectra_of,
 )
 from spectral_mlops.hooks.measured import LayerRows, LoneMatrix, Wanted
-from spectral_mlops.hooks.rows import Rows
+from spectral_mlops.hooks.observed import keep_layers
 from spectral_mlops.hooks.survey import Survey
 from spectral_mlops.hooks.window import Window
 from spectral_mlops.inference.comparison import Comparison, to_divergences
 from spectral_mlops.probe import ProbeBatch, margin, undisturbed
 from spectral_mlops.records import (
     QUANTITIES,
+    Divergence,
     EpochRecord,
     Quantity,
     Spectrum,
@@ -44,6 +46,7 @@ from spectral_mlops.records import (
 from spectral_mlops.schedule import Decided, EveryNth, Schedule, TimeBudget
 from spectral_mlops.spectra.reduced import Reduced
 from spectral_mlops.spectra.solver import Solver
+from spectral_mlops.validity import Observed
 
 WAITING_BYTES = 32 * 2**20
 """Rows of one batch above which they are reduced at once, not beside training."""
@@ -104,12 +107,57 @@ class EpochSpectra:
                 strata), ``None``, or ``{name: {subject: stratum}}``.
             seed: Of the relabellings; the same people, labels, strata and seed
                 give the same relabellings everywhere.
-            divergence: Name of the divergence.
+            divergence: Name of a divergence or of another statistic
+                (`spectra.statistics.STATISTICS`).
             relabel: Whose labels move: the pair's people, or everyone's.
 
         Raises:
             CaptureError: If a null is asked for after `release`.
         """
+        null = self._null(permutations, strata, seed, divergence)
+        null = replace(null, everyone=relabel == "everyone")
+        self._compared = compare(self._subject, null)
+        return self._compared
+
+    def omnibus(
+        self,
+        permutations: int = 199,
+        strata: str | Strata | None = "auto",
+        seed: int = 0,
+        divergence: str = "js",
+    ) -> pd.DataFrame:
+        """Whether any groups differ: the mean over pairs, everyone's labels moved.
+
+        Args:
+            permutations: See `comparisons`.
+            strata: See `comparisons`.
+            seed: See `comparisons`.
+            divergence: See `comparisons`.
+
+        Returns:
+            The columns of `divergences`, one row per layer, quantity and grouping of
+            three groups or more, with both groups ``*``; ``n_a`` and ``subjects_a``
+            are those of the smallest group, ``n_b`` and ``subjects_b`` of the largest.
+        """
+        null = self._null(permutations, strata, seed, divergence)
+        found = compare(self._subject, replace(null, omnibus=True))
+        columns = as_columns(to_divergences(found))
+        return pd.DataFrame(columns, columns=[x.name for x in fields(Divergence)])
+
+    @property
+    def _subject(self) -> Subject:
+        return Subject(
+            self.spectra, self._observed, self.source, self.batches, self._refused
+        )
+
+    def _null(
+        self,
+        permutations: int,
+        strata: str | Strata | None,
+        seed: int,
+        statistic: str,
+    ) -> Null:
+        """Read how groups are to be compared."""
         if self._released and permutations:
             raise CaptureError(
                 "The factors that a null needs were released (tracker.log does that): "
@@ -121,20 +169,8 @@ class EpochSpectra:
                 f"strata='{chosen}': pass 'auto', None or "
                 "{name: {subject: stratum}}."
             )
-        self._compared = compare(
-            self.spectra,
-            self._observed,
-            source=self.source,
-            batches=self.batches,
-            permutations=permutations,
-            strata=chosen or {},
-            by_target=strata == "auto",
-            seed=seed,
-            divergence=divergence,
-            everyone=relabel == "everyone",
-            refused=self._refused,
-        )
-        return self._compared
+        by_target = strata == "auto"
+        return Null(permutations, chosen or {}, by_target, seed, statistic)
 
     def divergences(
         self,
@@ -406,7 +442,7 @@ class SpectralMonitor:
         captured.__exit__(None, None, None)
         step = self._step - 1
         pending = _Pending(captured, self._pooled, step)
-        layers = pending.layers
+        measurable = pending.measurable
         if self._window is not None:
             self._window.add(*pending.measurable)
         else:
@@ -415,9 +451,11 @@ class SpectralMonitor:
                 self._solver.submit(pending.reduce, pending.nbytes)
             else:
                 self._solver.submit(pending.reduce())
-        if layers and len(self._observed) < self._null_batches:
-            number = len(self._observed)
-            self._observed.append(_observe(layers, trained_on=True, number=number))
+        number = len(self._observed)
+        if number < self._null_batches:
+            layers, lone, wanted, elsewhere = measurable
+            seen = _observe(layers, lone, wanted, elsewhere, True, number=number)
+            self._observed += [] if seen is None else [seen]
         if self.additivity is None:
             self.additivity = captured.additivity_error()
             self.coverage = captured.coverage()
@@ -557,10 +595,9 @@ class SpectralMonitor:
             raise InputError("probe: there are no batches of held-out people.")
         layers = list(together.values())
         spectra = measure(layers, lone.values(), wanted, elsewhere)
-        observed = []
-        if layers:
-            free = adjoint == "margin"
-            observed.append(_observe(layers, trained_on=False, label_free=free))
+        free = adjoint == "margin"
+        seen = _observe(layers, lone.values(), wanted, elsewhere, False, free)
+        observed = [] if seen is None else [seen]
         return EpochSpectra(epoch, "probe", spectra, 1, observed, self._strata)
 
     # -- inside ------------------------------------------------------------------
@@ -659,33 +696,48 @@ def _read_schedule(
 
 def _observe(
     layers: list[LayerRows],
+    lone: Iterable[LoneMatrix],
+    wanted: Wanted,
+    elsewhere: Set[str],
     trained_on: bool,
     label_free: bool = False,
     number: int = 0,
-) -> Observed:
-    """Reduce captured rows to what a null needs, and let go of the rest.
+) -> Observed | None:
+    """Keep what a null needs of captured rows; None if nothing was captured.
 
     Samples without a person behind them are others in each batch, hence its number.
     """
-    labellings = layers[0].labellings
+    lone = list(lone)
+    batches = [x for layer in layers for x in layer.labellings]
+    batches += [x for matrix in lone for x in matrix.labellings]
+    labellings = tuple(dict.fromkeys(batches))
+    if not labellings:
+        return None
     groupings = {
         name: [group for who in labellings for group in _labels_of(who.groupings[name])]
         for name in labellings[0].groupings
     }
     targets = [who.targets for who in labellings]
+    subjects = [
+        [p if who.identified else f"{number}: {p}" for p in who.subjects]
+        for who in labellings
+    ]
+    order = {p: i for i, p in enumerate(dict.fromkeys(chain(*subjects)))}
+    people = {
+        who: torch.tensor([order[p] for p in own], dtype=torch.int64)
+        for who, own in zip(labellings, subjects, strict=True)
+    }
+    with torch.no_grad():
+        kept = keep_layers(layers, lone, wanted, elsewhere, people)
     return Observed(
-        subjects=[
-            person if who.identified else f"{number}: {person}"
-            for who in labellings
-            for person in who.subjects
-        ],
+        subjects=list(chain(*subjects)),
         groupings=groupings,
         targets=(
             None
             if any(t is None for t in targets)
             else [label for column in targets for label in column or ()]
         ),
-        layers=[_observe_layer(layer) for layer in layers],
+        layers=kept,
         trained_on=trained_on,
         label_free=label_free,
     )
@@ -695,28 +747,3 @@ def _labels_of(groups: Mapping[str, Tensor]) -> list[str]:
     """Return the label of each sample, in order."""
     at = {i: group for group, samples in groups.items() for i in samples.tolist()}
     return [at[i] for i in range(len(at))]
-
-
-def _observe_layer(layer: LayerRows) -> ObservedLayer:
-    """Flatten a layer's rows and say which sample each belongs to."""
-    if not all(isinstance(rows, Rows) for _, rows in layer.calls):
-        return ObservedLayer.without(
-            layer.layer, "its rows of A and Δ do not pair up, no null is formed yet"
-        )
-    starts, total = {}, 0
-    for who in layer.labellings:
-        starts[who] = total
-        total += who.size
-    activations, adjoints, samples = [], [], []
-    for who, rows in layer.calls:
-        activation, adjoint = rows.factors()
-        taken = torch.ones(activation.shape[:2], dtype=torch.bool)
-        if isinstance(rows, Rows) and rows.taken is not None:
-            taken = rows.taken.cpu()
-        numbers = torch.arange(starts[who], starts[who] + who.size).unsqueeze(1)
-        samples.append(numbers.expand(taken.shape)[taken])
-        activations.append(activation[taken.to(activation.device)])
-        adjoints.append(adjoint[taken.to(adjoint.device)])
-    return ObservedLayer.reduce(
-        layer.layer, torch.cat(activations), torch.cat(adjoints), torch.cat(samples)
-    )

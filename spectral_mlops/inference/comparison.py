@@ -20,12 +20,19 @@ from spectral_mlops.inference.significance import (
 )
 from spectral_mlops.records import Divergence, Quantity
 
+EVERY_GROUP = "*"
+"""Stands for both groups where all of them are compared at once."""
+NOTHING_MOVES = "no relabelling within the strata gives another value"
 DIFFERENT_NULLS = "descriptive: an average over folds that relabel different people"
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
     """One layer and quantity, two groups, one statistic.
+
+    Where all groups are compared at once both are `EVERY_GROUP`; ``n_a`` and
+    ``subjects_a`` are then those of the smallest group, ``n_b`` and ``subjects_b`` of
+    the largest.
 
     Attributes:
         values: Shape ``[P + 1]``, the observed one first; ``[1]`` without a null.
@@ -165,7 +172,7 @@ def _row(item: Comparison, p_max: float = np.nan) -> Divergence:
         z = float(standardise(item.values)[0])
         p = float(p_value(item.values))
         if np.isnan(z):
-            reason = reason or "no relabelling within the strata changes the groups"
+            reason = reason or NOTHING_MOVES
             p = p_max = np.nan
     if not item.testable:
         z = p = p_max = np.nan
