@@ -159,8 +159,6 @@ class _Comparing:
                     testable=testable,
                     reason=reason or ("" if testable else valid),
                 )
-            if not together:
-                self.relabelled.clear()
 
     @property
     def _wanted(self) -> bool:
@@ -171,6 +169,7 @@ class _Comparing:
         self, labels: dict[str, str], pair: tuple[str, str] | None, grouping: str
     ) -> People:
         """Draw the relabellings of a pair's people, or of everyone."""
+        self.relabelled.clear()  # they are of others
         moved = {
             person: label
             for person, label in labels.items()

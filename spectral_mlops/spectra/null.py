@@ -35,8 +35,23 @@ class Relabelled:
         new = [code for code in groups if code not in self._spectra]
         sizes = {int(self.member(code)[0].sum()) for code in new}
         for some in [new] if len(sizes) == 1 else [[code] for code in new]:
-            member = torch.cat([self.member(code) for code in some])
-            different, place = torch.unique(member, dim=0, return_inverse=True)
-            found = self.kept.spectra(different)[place]
-            self._spectra |= dict(zip(some, found.chunk(len(some)), strict=True))
+            member = torch.stack([self.member(code) for code in some], 1)
+            different, place = _once(member.flatten(0, 1))
+            found = self.kept.spectra(different)[place].unflatten(0, (-1, len(some)))
+            self._spectra |= dict(zip(some, found.unbind(1), strict=True))
         return [self._spectra[code] for code in groups]
+
+
+def _once(member: Tensor) -> tuple[Tensor, Tensor]:
+    """Different rows in the order they come in, and the place of each row.
+
+    The observed groups so stay first, and their values do not depend on the others.
+    """
+    _, place = torch.unique(member, dim=0, return_inverse=True)
+    first: dict[int, int] = {}
+    for i, number in enumerate(place.tolist()):
+        first.setdefault(number, i)
+    order = {number: i for i, number in enumerate(first)}
+    return member[list(first.values())], torch.tensor(
+        [order[i] for i in place.tolist()]
+    )

@@ -125,7 +125,7 @@ def test_relabellings_that_change_nothing_have_no_p_and_say_so(reason):
     assert np.isnan([flat.z, flat.p, flat.p_max]).all()
     assert flat.excess == pytest.approx(0.0, abs=1e-15)
     assert flat.reason == (
-        reason or "no relabelling within the strata changes the groups"
+        reason or "no relabelling within the strata gives another value"
     )
     assert other.p == other.p_max
 
