@@ -207,7 +207,7 @@ class _UnpairedRows:
         def of(rows: Factored) -> Tensor:
             return rows.adjoint_rows() if adjoint else rows.activation_rows(patches)
 
-        blocks, _, _, d = of(_nobody(self.calls[0][1])).shape
+        blocks, _, _, d = of(self.calls[0][1].choose(torch.tensor([0]))).shape
         r = int(self.item.positions(quantity).sum())
         if r <= MAX_ROWS and blocks == 1:
             rows = [of(x)[0].detach() for _, x in self.calls]
@@ -228,7 +228,8 @@ class _UnpairedRows:
         r = int(self.item.positions("gradient").sum())
         if all(isinstance(x, EmbeddingRows) for _, x in self.calls):
             return self._looked_up()
-        blocks = len(_nobody(self.calls[0][1]).matrices())
+        nobody = torch.empty(0, dtype=torch.int64)
+        blocks = len(self.calls[0][1].choose(nobody).matrices())
         as_rows = r * (min(r, d_in) + min(r, d_out))
         few = r <= MAX_ROWS and blocks == 1 and as_rows < self.count * d_in * d_out
         if few and 8 * r * d_in <= KEPT_BYTES:
@@ -240,7 +241,7 @@ class _UnpairedRows:
         if size > KEPT_BYTES:
             return _too_large(r, size)
         shape = (blocks, d_in, d_out // blocks)
-        parts = self._by_person(Factored.matrices, shape, "gradient")
+        parts = self._by_person(lambda x: x.matrices(), shape, "gradient")
         return FormedGradients(parts.to(example.dtype))
 
     def _pair(self, a: list[Tensor], d: list[Tensor], quantity: Quantity) -> _Pair:
@@ -305,10 +306,6 @@ class _UnpairedRows:
     def _rows_of(self, quantity: Quantity) -> Tensor:
         positions = self.item.positions(quantity).double()
         return self.owner.bincount(positions, minlength=self.count)
-
-
-def _nobody(rows: Factored) -> Factored:
-    return rows.choose(torch.empty(0, dtype=torch.int64))
 
 
 def _too_large(rows: int, size: int) -> str:
