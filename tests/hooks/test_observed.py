@@ -118,9 +118,7 @@ def test_what_is_kept(monkeypatch, name, limit, kinds):
     if limit is not None:
         monkeypatch.setattr(observed, "MAX_ROWS", limit)
     layers = kept_of(watched(name)).values()
-    for quantity, kind in zip(
-        ("gradient", "activation", "adjoint"), kinds, strict=True
-    ):
+    for quantity, kind in zip(QUANTITIES, kinds, strict=True):
         assert kind in {type(layer.kept[quantity]) for layer in layers}
 
 
