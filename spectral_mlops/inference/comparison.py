@@ -100,7 +100,7 @@ def average(folds: Sequence[Iterable[Comparison]]) -> list[Comparison]:
         if known:
             longest = max(len(x.values) for x in known)
             used = [x for x in known if len(x.values) == longest]
-            result.append(_mean(used))
+            result.append(_mean(used, alone=len(used) == 1 < len(known)))
         else:
             result.append(items[0])
     return result
@@ -118,17 +118,18 @@ def _family(item: Comparison) -> tuple[str, ...]:
     )
 
 
-def _mean(items: Sequence[Comparison]) -> Comparison:
+def _mean(items: Sequence[Comparison], alone: bool) -> Comparison:
     """Average comparisons that have the same relabellings.
 
     Where they have not (folds of different training people), the average is still a
     description, but no test: relabellings drawn anew for each fold and averaged
-    would reject far too often.
+    would reject far too often. A fold that is ``alone`` in having a null (its people
+    could be relabelled, the others' not) does not speak for all.
     """
     untestable = next((item for item in items if not item.testable), None)
     first = untestable or items[0]
     mean = replace(first, values=np.mean([item.values for item in items], axis=0))
-    if untestable is None and len({item.null for item in items}) > 1:
+    if untestable is None and (alone or len({item.null for item in items}) > 1):
         reason = first.reason or DIFFERENT_NULLS
         mean = replace(mean, testable=False, valid_for=DIFFERENT_NULLS, reason=reason)
     return mean

@@ -15,6 +15,7 @@ from experiments.benchmarks.cases import CASES, Case, mlp
 from experiments.benchmarks.gpu import count_synchronisations
 from experiments.benchmarks.measure import alternate, paired_ratio
 from experiments.benchmarks.memory import compare_peaks
+from experiments.benchmarks.null import measure_null
 from experiments.benchmarks.peers import PEERS, measure_peers
 from experiments.benchmarks.results import describe, fill, read, write
 from experiments.benchmarks.scaling import fit_exponent, fit_sweep, measure_sweep
@@ -303,3 +304,22 @@ def test_memory_is_measured_in_processes_of_their_own(tmp_path):
     (row,) = read(tmp_path, "cases")["rows"]
     assert 0 < row["memory_imports_mib"] < row["memory_unwatched_mib"]
     assert row["memory_watched_mib"] > row["group_gradients_mib"]
+
+
+# -- the null --------------------------------------------------------------------
+
+
+def test_the_null_is_timed_on_what_can_be_tested():
+    threads = torch.get_num_threads()
+    try:
+        rows = list(measure_null(1, rounds=2, permutations=3))
+    finally:
+        torch.set_num_threads(threads)
+    assert [row["quantities"] for row in rows] == [
+        "gradient",
+        "gradient, activation, adjoint",
+    ]
+    assert [row["tested"] for row in rows] == [3, 3 + 4 + 3]  # the output has rank 1
+    for row in rows:
+        assert 0 < row["seconds_low"] <= row["seconds"] <= row["seconds_high"]
+        assert row["seconds_met"] == (row["seconds"] < row["seconds_goal"])

@@ -191,6 +191,10 @@ def test_a_fold_without_a_null_does_not_speak_for_those_that_have_one():
     assert found.values.tolist() == [3, 3, 2]
     assert found.testable
     assert (found.reason, found.null) == ("", "4 relabellings of 9 people")
+    refused = [comparison([9.0], null="none", reason="only 4 different values")]
+    (one,) = average([refused, folds[1]])
+    assert (one.values.tolist(), one.testable) == ([2, 1, 3], False)
+    assert "different people" in one.reason
     (plain,) = average([folds[0], [comparison([1.0])]])
     assert plain.values.tolist() == [5]
 
