@@ -92,6 +92,16 @@ class People:
         Other groups' labels are all one to it, and groups that have the same number
         of people in every stratum may be exchanged as a whole: it is symmetric.
         """
+        key = tuple(groups)
+        if key not in self._counted:
+            self._counted[key] = self._count(groups)
+        return self._counted[key]
+
+    @cached_property
+    def _counted(self) -> dict[tuple[str, ...], int]:
+        return {}
+
+    def _count(self, groups: Sequence[str]) -> int:
         strata: dict[str, Counter[str]] = defaultdict(Counter)
         for label, stratum in zip(self.labels.values(), self.within, strict=True):
             strata[stratum][label if label in groups else ""] += 1

@@ -85,7 +85,8 @@ def average(folds: Sequence[Iterable[Comparison]]) -> list[Comparison]:
 
     Folds in which it has no finite observed value are left out of its average, and
     so are folds without a null where others have one. Sizes are those of the first
-    fold that is in; the average is testable if all of them are and have one null.
+    fold that is in; the average is testable if all of them are and have one null, and
+    not of a single fold that has one.
 
     Args:
         folds: The comparisons of each fold, made with the same relabellings.
