@@ -353,7 +353,7 @@ class SpectralMonitor:
         self._window = Window() if aggregate == "window" else None
         self._fixed = None if groups is None else read_fixed(groups, missing)
         self._distributed = distributed
-        self._observed: list[Observed] = []
+        self._observed: list[_Pending] = []
         self._batches = 0
         self._survey = Survey(model, self._settings["layers"])
         self._capture([0])  # refuse bad settings now
@@ -442,20 +442,20 @@ class SpectralMonitor:
         captured.__exit__(None, None, None)
         step = self._step - 1
         pending = _Pending(captured, self._pooled, step)
-        measurable = pending.measurable
+        number = len(self._observed)
+        if number < self._null_batches:
+            pending.number = number
+            self._observed.append(pending)
         if self._window is not None:
+            pending.observe()
             self._window.add(*pending.measurable)
+            pending.let_go()
         else:
             self._pending.append(pending)
             if pending.may_wait:
                 self._solver.submit(pending.reduce, pending.nbytes)
             else:
                 self._solver.submit(pending.reduce())
-        number = len(self._observed)
-        if number < self._null_batches:
-            layers, lone, wanted, elsewhere = measurable
-            seen = _observe(layers, lone, wanted, elsewhere, True, number=number)
-            self._observed += [] if seen is None else [seen]
         if self.additivity is None:
             self.additivity = captured.additivity_error()
             self.coverage = captured.coverage()
@@ -485,7 +485,7 @@ class SpectralMonitor:
         """
         number = self._epoch if epoch is None else epoch
         pending, self._pending = self._pending, []
-        observed, self._observed = self._observed, []
+        kept, self._observed = self._observed, []
         batches, self._batches = self._batches, 0
         self._survey.outside = None  # another epoch may use weights in other ways
         ranks = self._ranks()
@@ -495,6 +495,7 @@ class SpectralMonitor:
                 self._window.join(ranks)
         began = time.perf_counter()  # waiting for slower ranks is not watching
         solved = self._solver.drain()
+        observed = [one.seen for one in kept if one.seen is not None]
         spectra = spectra_of([one.batch for one in pending], solved)
         if self._window is not None:
             spectra = self._window.spectra()
@@ -654,7 +655,12 @@ class _Pending:
         batch: What is left once they are reduced.
         nbytes: What is kept alive until then.
         may_wait: Whether another thread may reduce it while training goes on.
+        number: Which of the batches it is that a null is formed of, if it is one.
+        seen: What was kept for that null.
     """
+
+    number: int | None = None
+    seen: Observed | None = None
 
     def __init__(self, captured: capture, pooled: bool, step: int) -> None:
         measurable = captured.measurable(pooled, step)
@@ -671,11 +677,24 @@ class _Pending:
         """Reduce the rows, and let go of them; marked if they were written to."""
         with torch.no_grad():
             self.batch = reduce_batch(*self.measurable)
+        self.observe()
         problems = self.batch.problems
         if not self._captured.unchanged():  # somebody kept a tensor, and wrote to it
             problems = [replace(one, status="failed") for one in problems]
-        del self.layers, self.measurable, self._captured
+            self.seen = None
+        self.let_go()
         return problems
+
+    def let_go(self) -> None:
+        """Keep no row alive."""
+        del self.layers, self.measurable, self._captured
+
+    def observe(self) -> None:
+        """Keep what a null needs, if it is formed of this batch."""
+        if self.number is not None:
+            layers, lone, wanted, elsewhere = self.measurable
+            kept = _observe(layers, lone, wanted, elsewhere, True, number=self.number)
+            self.seen = kept
 
 
 def _read_schedule(

@@ -39,6 +39,9 @@ from spectral_mlops.spectra.null import MAX_ROWS
 KEPT_BYTES = 128 * 2**20
 """What may be kept of one quantity at one layer."""
 
+COPY_BYTES = 16 * 2**20
+"""Float64 copies that may exist at once."""
+
 NOT_FINITE = "rows are not finite"
 NO_PEOPLE = (
     "its gradients were found per group (replayed, or shared by several layers), so "
@@ -107,6 +110,7 @@ class _Pair:
         owner: Person behind each row, ``[r]``.
         count: Number of people, ``n``.
         rows_of: Number of rows of each person, ``[n]``.
+        positions: Consecutive rows that are of one sample, as many for each.
     """
 
     def __init__(
@@ -116,9 +120,10 @@ class _Pair:
         owner: Tensor,
         count: int,
         rows_of: Tensor,
+        positions: int = 1,
     ) -> None:
         self.sides = {"activation": activation, "adjoint": adjoint}
-        self.owner, self.count = owner, count
+        self.owner, self.count, self.positions = owner, count, positions
         self.weight = rows_of.clamp(min=1).to(torch.float64).rsqrt()
 
     @cached_property
@@ -137,8 +142,6 @@ class _Pair:
 
     def keep(self, quantity: Quantity) -> Kept | str:
         """Keep rows, or sums over each person's rows, whichever is smaller."""
-        if not self._finite:
-            return NOT_FINITE
         names = list(self.sides) if quantity == "gradient" else [quantity] * 2
         left, right = (self.sides[name] for name in names)
         r, d, e = len(left), left.shape[1], right.shape[1]
@@ -152,34 +155,45 @@ class _Pair:
             if quantity == "gradient":
                 return FormedGradients(sums.to(left.dtype).unsqueeze(1))
             return KeptColumns(sums.unsqueeze(1))
+        if not self._finite:
+            return NOT_FINITE
         if quantity == "gradient":
             a, d_ = self._rows("activation"), self._rows("adjoint")
             return GradientRows(a, d_, self.owner, self.count)
         return KeptRows(self._rows(quantity), self.owner)
 
     def _sums(self, left: Tensor, right: Tensor) -> Tensor:
-        """Products over each person's rows, ``[n, d, e]``, float64 on the CPU."""
-        order = self.owner.argsort(stable=True)
-        sizes = self.owner.bincount(minlength=self.count).tolist()
-        found = []
-        for weight, at in zip(self.weight.tolist(), order.split(sizes), strict=True):
-            x, y = (z[at.to(z.device)].double() for z in (left, right))
-            found.append((x.mT @ y).mul_(weight**2).cpu())
-        return torch.stack(found)
+        """Products over each person's rows, ``[n, d, e]``, float64 on the CPU.
+
+        Rows of one sample stand together; `positions` of them are multiplied at a
+        time, those of several samples in one call.
+        """
+        s, d, e = self.positions, left.shape[1], right.shape[1]
+        found = torch.zeros(self.count, d, e, dtype=torch.float64)
+        some = max(1, COPY_BYTES // max(1, 8 * (s * (d + e) + d * e)))
+        x, y = (z.view(-1, s, z.shape[1]) for z in (left, right))
+        owner = self.owner.view(-1, s)[:, 0]
+        weight = self.weight.square()[owner].view(-1, 1, 1)
+        for at in torch.arange(len(x)).split(some):
+            piece = slice(int(at[0]), int(at[-1]) + 1)
+            products = x[piece].double().mT @ y[piece].double()
+            found.index_add_(0, owner[piece], products.cpu().mul_(weight[piece]))
+        return found
 
 
 class _PairedRows:
     """Rows of a layer that has them as they are."""
 
     def __init__(self, item: Paired, owner: Tensor, count: int) -> None:
-        positions = item.activation.shape[1]
+        s = item.activation.shape[1]
         a, d = (x.detach().flatten(0, 1) for x in (item.activation, item.adjoint))
-        each = owner.repeat_interleave(positions)
-        if positions > 1:  # padding adds nothing
-            taken = (a != 0).any(1) | (d != 0).any(1)
-            a, d, each = a[taken], d[taken], each[taken.cpu()]
         rows_of = owner.bincount(item.positions.double(), minlength=count)
-        self.keep = _Pair(a, d, each, count, rows_of).keep
+        each = owner.repeat_interleave(s)
+        if s > 1 and len(a) <= MAX_ROWS:  # padding adds nothing
+            taken = (a != 0).any(1) | (d != 0).any(1)
+            if not taken.all():
+                a, d, each, s = a[taken], d[taken], each[taken.cpu()], 1
+        self.keep = _Pair(a, d, each, count, rows_of, max(1, s)).keep
 
 
 class _UnpairedRows:

@@ -94,7 +94,7 @@ class Kept(ABC):
     @property
     def finite(self) -> bool:
         """Whether every number is."""
-        return all(bool(x.isfinite().all()) for x in self.tensors)
+        return all(bool(x.sum().isfinite()) for x in self.tensors)
 
 
 class KeptGradient(Kept):
