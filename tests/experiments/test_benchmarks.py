@@ -286,7 +286,7 @@ def test_the_table_has_every_goal_and_whether_it_was_met():
 def test_quick_runs_from_end_to_end(tmp_path, capsys):
     run.main(["--quick", "--out", str(tmp_path)])
     shown = capsys.readouterr().out
-    for name in ("cases", "coverage", "reference", "scaling", "accuracy"):
+    for name in ("cases", "coverage", "reference", "scaling", "accuracy", "null"):
         assert f"## {name}" in shown
     written = {path.name for path in tmp_path.iterdir()}
     assert {"cases.json", "scaling.json", "accuracy.json"} <= written
