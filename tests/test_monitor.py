@@ -333,6 +333,43 @@ def test_what_is_written_to_before_it_is_reduced_is_marked():
     assert monitor.collect().spectra == []
 
 
+def test_no_null_is_formed_of_what_was_written_to():
+    x, y, _, who = people()
+    model = nn.Sequential(nn.Linear(9, 4), nn.Tanh(), nn.Linear(4, 2))
+    stashed = []
+    model[1].register_forward_hook(lambda m, a, o: stashed.append(o))
+    monitor = SpectralMonitor(model, null_batches=2)
+    monitor._solver = Solver(threaded=False)
+    for step in range(2):
+        with monitor.watch({"dx": y}, who):
+            cross_entropy(model(x), y).backward()
+        if not step:
+            stashed[-1].detach().zero_()
+    with pytest.warns(RuntimeWarning, match="could not be computed"):
+        result = monitor.collect()
+    table = result.divergences(19)
+    said = table[table["null"] != "none"]["null"]
+    assert len(said)
+    assert said.str.contains("1 of 2 watched batches").all()
+
+
+@pytest.mark.parametrize("aggregate", ["batch", "window"])
+def test_a_null_needs_no_rows_of_the_batch(aggregate):
+    x, y, sex, who = people()
+    model = network()
+    monitor = SpectralMonitor(model, aggregate=aggregate)
+    with monitor.watch({"sex": sex}, who, targets=y):
+        cross_entropy(model(x), y).backward()
+    (pending,) = monitor._observed
+    if aggregate == "batch":
+        result = monitor.collect()  # waits for the worker
+    assert not hasattr(pending, "measurable")
+    assert not hasattr(pending, "layers")
+    if aggregate == "window":
+        result = monitor.collect()
+    assert result.divergences(39)["p"].notna().any()
+
+
 def test_an_input_buffer_that_is_used_again_does_no_harm():
     x, y, _, who = people()
     torch.manual_seed(0)
