@@ -1,197 +1,298 @@
-"""Comparing groups from factors captured once: who is relabelled, within what.
+"""Comparing groups from what was kept of people: a value, relabelled values, reasons.
 
-Puts together `spectra.null` (values under relabellings) and `inference` (z and p),
-and says of every row what a p-value may mean and why one is missing.
+Puts together `spectra.statistics` (values under relabellings), `validity` (who is
+relabelled, and what that can show) and `inference` (z and p).
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from spectral_mlops.errors import InputError
-from spectral_mlops.inference.comparison import Comparison
-from spectral_mlops.inference.relabel import digest, draw_relabellings
+from spectral_mlops.inference.comparison import EVERY_GROUP, Comparison
 from spectral_mlops.records import POOLED, Quantity, Spectrum
-from spectral_mlops.spectra.divergences import DIVERGENCES
-from spectral_mlops.spectra.null import (
-    MAX_ROWS,
-    RelabelFactors,
-    compress,
-    relabelled_divergence,
+from spectral_mlops.spectra.null import Relabelled
+from spectral_mlops.spectra.statistics import OfSpectra, find_statistic
+from spectral_mlops.validity import (
+    Observed,
+    People,
+    Strata,
+    batch_strata,
+    draw_people,
+    labels_of_people,
+    target_of_people,
+    validity,
 )
 
-Strata = Mapping[str, Mapping[str, str]]
+Values = NDArray[np.float64]
+Cells = dict[tuple[str, str, str, str], dict[tuple[int, int], Spectrum]]
 
 
 @dataclass(frozen=True, eq=False)
-class ObservedLayer:
-    """The reduced rows of one layer, or why there are none."""
-
-    name: str
-    activation: Tensor
-    adjoint: Tensor
-    sample: Tensor
-    reason: str
-
-    @classmethod
-    def reduce(
-        cls, name: str, activation: Tensor, adjoint: Tensor, sample: Tensor
-    ) -> "ObservedLayer":
-        """Compress rows ``[r, d]``; ``sample`` says whose each row is."""
-        if len(sample) > MAX_ROWS:
-            reason = f"{len(sample)} rows are too many for a null ({MAX_ROWS} at most)"
-        elif not (activation.isfinite().all() and adjoint.isfinite().all()):
-            reason = "rows are not finite"
-        else:
-            return cls(name, compress(activation), compress(adjoint), sample, "")
-        return cls.without(name, reason)
-
-    @classmethod
-    def without(cls, name: str, reason: str) -> "ObservedLayer":
-        """Keep nothing but why there is nothing."""
-        nothing = torch.empty(0, 0, dtype=torch.float64)
-        return cls(name, nothing, nothing, torch.empty(0, dtype=torch.int64), reason)
-
-
-@dataclass(frozen=True, eq=False)
-class Observed:
-    """One set of people seen at once: a watched batch, or the whole probe.
+class Subject:
+    """What is compared: everything that was seen, and what is asked of it.
 
     Attributes:
-        subjects: The person behind each sample, length ``N``.
-        groupings: Label of each sample, per grouping.
-        targets: What training predicts, per sample, if it was told.
-        layers: Reduced rows of each layer.
-        trained_on: Whether training saw these people.
-        label_free: Whether the adjoints know no labels.
+        spectra: Of all watched batches.
+        observed: The batches that parts of people were kept of.
+        source: ``train`` or ``probe``.
+        batches: Number of watched batches.
+        refused: Why no null may be formed of these batches, if so.
     """
 
-    subjects: list[str]
-    groupings: dict[str, list[str]]
-    targets: list[str] | None
-    layers: list[ObservedLayer]
-    trained_on: bool
-    label_free: bool
+    spectra: Sequence[Spectrum]
+    observed: Sequence[Observed]
+    source: str
+    batches: int
+    refused: str = ""
 
 
 @dataclass(frozen=True, eq=False)
-class _People:
-    """The people a relabelling moves: sorted ids, their labels and strata."""
+class Null:
+    """How labels are moved, and what is computed of them.
 
-    ids: list[str]
-    codes: NDArray[np.int64]  # [P + 1, n]
-    groups: list[str]
-    strata: str
-
-    @cached_property
-    def digest(self) -> str:
-        """Short digest of who is relabelled and how; equal ones mean one null."""
-        return digest(self.ids, self.codes)[:12]
-
-
-def compare(
-    spectra: Sequence[Spectrum],
-    observed: Sequence[Observed],
-    *,
-    source: str,
-    batches: int,
-    permutations: int,
-    strata: Strata,
-    by_target: bool,
-    seed: int,
-    divergence: str,
-    everyone: bool,
-    refused: str = "",
-) -> list[Comparison]:
-    """Compare every pair of groups at every layer and quantity.
-
-    Args:
-        spectra: Of all watched batches.
-        observed: The batches whose factors were kept.
-        source: ``train`` or ``probe``.
-        batches: Number of watched batches.
+    Attributes:
         permutations: Relabellings beside the observed labels; 0 for none.
         strata: ``{name: {subject: stratum}}``.
         by_target: Whether labels also stay within the target's classes, where the
             grouping is not the target.
         seed: Of the relabellings.
-        divergence: Name of the divergence.
+        statistic: Name in `STATISTICS`.
         everyone: Move everyone's labels together, not the pair's alone.
-        refused: Why no null may be formed of these batches, if so.
+        omnibus: Of all groups at once instead of pairs; moves everyone.
+    """
+
+    permutations: int
+    strata: Strata
+    by_target: bool
+    seed: int
+    statistic: str
+    everyone: bool = False
+    omnibus: bool = False
+
+
+def compare(seen: Subject, null: Null) -> list[Comparison]:
+    """Compare groups at every layer and quantity.
+
+    Args:
+        seen: What was watched.
+        null: How groups are compared.
 
     Returns:
-        One comparison per layer, quantity, grouping and pair.
+        One comparison per layer, quantity, grouping and pair of groups; for the
+        omnibus one per layer, quantity and grouping of three groups or more, the mean
+        over its pairs.
     """
-    DIVERGENCES.get(divergence)
-    result = []
-    cells = _cells(spectra)
-    strata = {**strata, **_batch_strata(observed)}
-    for (grouping, a, b), sizes in _pairs(spectra).items():
-        labels = _labels_of_people(observed, grouping)
-        target = _target_of_people(observed)
+    find_statistic(null.statistic)
+    comparing = _Comparing(seen, null)
+    return [
+        row
+        for grouping, sizes in _sizes(seen.spectra).items()
+        for row in comparing.grouping(grouping, sizes)
+    ]
+
+
+Pairs = list[tuple[str, str]]
+
+
+@dataclass(eq=False)
+class _Comparing:
+    """One call of `compare`; what several rows need is computed once."""
+
+    seen: Subject
+    null: Null
+    relabelled: dict[tuple[int, int, str, str], Relabelled] = field(
+        default_factory=dict
+    )
+
+    def __post_init__(self) -> None:
+        self.cells = _cells(self.seen.spectra)
+        self.statistic = find_statistic(self.null.statistic)
+        self.target = target_of_people(self.seen.observed)
+        self.strata = {**self.null.strata, **batch_strata(self.seen.observed)}
+
+    def grouping(
+        self, grouping: str, sizes: dict[str, Spectrum]
+    ) -> Iterator[Comparison]:
+        """Yield the rows of one grouping."""
+        labels = labels_of_people(self.seen.observed, grouping)
+        valid, testable = validity(
+            self.seen.source, self.seen.observed, labels, self.target
+        )
+        pairs = list(combinations(sorted(sizes), 2))
+        rows: list[Pairs] = [[pair] for pair in pairs]
+        if self.null.omnibus:
+            rows = [pairs] if len(sizes) > 2 else []
+        together = self.null.everyone or self.null.omnibus
         people = None
-        if permutations and labels and not refused:
-            moved = (
-                labels
-                if everyone
-                else {
-                    person: label for person, label in labels.items() if label in (a, b)
-                }
-            )
-            people = _people(
-                moved, target if by_target else None, strata, permutations, seed
-            )
-        valid, testable = _validity(source, observed, labels, target)
-        for layer, quantity in dict.fromkeys((s.layer, s.quantity) for s in spectra):
-            values, reason = _descriptive(
-                cells, layer, quantity, grouping, (a, b), divergence
-            )
-            null = "none"
-            if not reason and people is not None:
-                found, reason = _under_relabelling(
-                    observed, people, layer, quantity, (a, b), divergence
+        for row in rows:
+            if labels and not (together and people):
+                people = self._draw(labels, None if together else row[0], grouping)
+            names = row[0] if not self.null.omnibus else (EVERY_GROUP, EVERY_GROUP)
+            for layer, quantity in dict.fromkeys(
+                (s.layer, s.quantity) for s in self.seen.spectra
+            ):
+                values, null, reason = self._cell(
+                    grouping, row, people, layer, quantity
                 )
-                if found is not None:
-                    values = found
-                    null = (
-                        f"{permutations} relabellings ({people.digest}) of "
-                        f"{len(people.ids)} people, "
-                        f"{len(observed)} of {batches} watched batches"
-                    )
-            elif not reason and permutations:
-                reason = refused or "no factors were kept for a null (null_batches)"
-            result.append(
-                Comparison(
+                ends = _ends(row, sizes)
+                yield Comparison(
                     layer=layer,
                     quantity=quantity,
                     grouping=grouping,
-                    group_a=a,
-                    group_b=b,
-                    divergence=divergence,
+                    group_a=names[0],
+                    group_b=names[1],
+                    divergence=self.null.statistic,
                     values=values,
-                    n_a=sizes[0].samples,
-                    n_b=sizes[1].samples,
-                    subjects_a=sizes[0].subjects,
-                    subjects_b=sizes[1].subjects,
-                    source=source,
+                    n_a=ends[0].samples,
+                    n_b=ends[1].samples,
+                    subjects_a=ends[0].subjects,
+                    subjects_b=ends[1].subjects,
+                    source=self.seen.source,
                     null=null,
-                    strata=people.strata if people else "none",
+                    strata=people.strata if people and self._wanted else "none",
                     valid_for=valid,
                     testable=testable,
                     reason=reason or ("" if testable else valid),
                 )
+
+    @property
+    def _wanted(self) -> bool:
+        """Whether a null is asked for and allowed."""
+        return bool(self.null.permutations) and not self.seen.refused
+
+    def _draw(
+        self, labels: dict[str, str], pair: tuple[str, str] | None, grouping: str
+    ) -> People:
+        """Draw the relabellings of a pair's people, or of everyone."""
+        self.relabelled.clear()  # they are of others
+        moved = {
+            person: label
+            for person, label in labels.items()
+            if pair is None or label in pair
+        }
+        return draw_people(
+            moved,
+            grouping,
+            self.target if self.null.by_target else None,
+            self.strata if self._wanted else {},
+            self.null.permutations if self._wanted else 0,
+            self.null.seed,
+        )
+
+    def _cell(
+        self,
+        grouping: str,
+        pairs: Pairs,
+        people: People | None,
+        layer: str,
+        quantity: Quantity,
+    ) -> tuple[Values, str, str]:
+        """Values, the null's description, and why something is missing."""
+        nothing, name = np.array([np.nan]), self.null.statistic
+        if quantity not in self.statistic.quantities:
+            kinds = " and ".join(self.statistic.quantities)
+            return nothing, "none", f"{name} exists for the {kinds} alone"
+        described, reason = self._describe(grouping, pairs, layer, quantity)
+        of_spectra = isinstance(self.statistic, OfSpectra)
+        if reason or (of_spectra and not self.null.permutations):
+            return described, "none", reason
+        if self.seen.refused and of_spectra:
+            return described, "none", self.seen.refused
+        if people is None:
+            why = self.seen.refused or "no factors were kept for a null (null_batches)"
+            return described, "none", why
+        if not {group for pair in pairs for group in pair} <= set(people.groups):
+            only = "only one" if len(pairs) == 1 else "not all"
+            why = f"the batches kept for a null hold {only} of the groups"
+            return described, "none", why
+        groups = sorted({group for pair in pairs for group in pair})
+        refusal = people.refusal(grouping, groups) if self._wanted else ""
+        number = 0 if refusal or not self._wanted else self.null.permutations
+        found, reason = self._under(people, pairs, layer, quantity, number)
+        if found is None:
+            return described, "none", reason
+        if not number or np.isnan(found[0]):
+            return found[:1], "none", refusal or self.seen.refused or reason
+        distinct = people.distinct(groups)
+        only_some = f" (only {distinct} different)" if distinct <= number else ""
+        null = (
+            f"{number} relabellings ({people.digest}){only_some} of "
+            f"{len(people.labels)} people, "
+            f"{len(self.seen.observed)} of {self.seen.batches} watched batches"
+        )
+        return found, null, reason
+
+    def _describe(
+        self, grouping: str, pairs: Pairs, layer: str, quantity: Quantity
+    ) -> tuple[Values, str]:
+        """Mean over pairs of what all watched batches show, or why there is none."""
+        nothing = np.array([np.nan])
+        if not isinstance(self.statistic, OfSpectra):
+            return nothing, ""
+        values, reasons = [], []
+        for pair in pairs:
+            value, reason = _descriptive(
+                self.cells, layer, quantity, grouping, pair, self.statistic
             )
-    return result
+            values += [] if reason else [value]
+            reasons += [reason] if reason else []
+        return (np.array([np.mean(values)]), "") if values else (nothing, reasons[0])
+
+    def _under(
+        self, people: People, pairs: Pairs, layer: str, quantity: str, number: int
+    ) -> tuple[Values | None, str]:
+        """Mean over kept batches and pairs under each relabelling, ``[number + 1]``."""
+        found = []
+        for i, seen in enumerate(self.seen.observed):
+            kept = seen.layers.get(layer)
+            part = kept.kept.get(quantity) if kept else None
+            if part is None:
+                why = kept.reasons.get(quantity) if kept else None
+                return None, why or "nothing was kept of this layer for a null"
+            key = (i, number, layer, quantity)
+            if key not in self.relabelled:
+                codes = people.columns(seen.people, number)
+                self.relabelled[key] = Relabelled(part, codes)
+            relabelled = self.relabelled[key]
+            if lacks := self.statistic.lacks(relabelled):
+                return None, lacks
+            for pair in pairs:
+                a, b = (people.groups.index(group) for group in pair)
+                found.append(self.statistic.under(relabelled, a, b).numpy())
+        together = np.stack(found)
+        known = np.isfinite(together)
+        with np.errstate(invalid="ignore"):
+            mean = np.where(known, together, 0.0).sum(0) / known.sum(0)
+        if np.isnan(mean[0]):
+            return mean, _undefined(self.null.statistic)
+        return mean, ""
 
 
-Cells = dict[tuple[str, str, str, str], dict[tuple[int, int], Spectrum]]
+def _undefined(statistic: str) -> str:
+    if statistic == "unbiased_norm_ratio":
+        return (
+            "an unbiased squared norm is not positive (or a group has one person): "
+            "the gradients of single people say more about noise than about the group"
+        )
+    return f"{statistic} does not exist: a group's rows are all zero or not there"
+
+
+def _ends(pairs: Pairs, sizes: dict[str, Spectrum]) -> list[Spectrum]:
+    """Spectra that tell the sizes of a pair; of the smallest and largest group."""
+    groups = (
+        pairs[0] if len(pairs) == 1 else sorted({g for pair in pairs for g in pair})
+    )
+    found = [sizes[group] for group in groups]
+    return (
+        found
+        if len(pairs) == 1
+        else sorted(found, key=lambda s: s.samples)[:: len(found) - 1]
+    )
 
 
 def _cells(spectra: Sequence[Spectrum]) -> Cells:
@@ -202,19 +303,13 @@ def _cells(spectra: Sequence[Spectrum]) -> Cells:
     return cells
 
 
-def _pairs(
-    spectra: Sequence[Spectrum],
-) -> dict[tuple[str, str, str], tuple[Spectrum, Spectrum]]:
-    """Every pair of groups of every grouping, with a spectrum that tells sizes."""
+def _sizes(spectra: Sequence[Spectrum]) -> dict[str, dict[str, Spectrum]]:
+    """A spectrum of every group of every grouping, which tells its size."""
     groups: dict[str, dict[str, Spectrum]] = defaultdict(dict)
     for s in spectra:
         if s.grouping != POOLED:
             groups[s.grouping].setdefault(s.group, s)
-    return {
-        (grouping, a, b): (found[a], found[b])
-        for grouping, found in groups.items()
-        for a, b in combinations(sorted(found), 2)
-    }
+    return groups
 
 
 def _descriptive(
@@ -223,166 +318,26 @@ def _descriptive(
     quantity: Quantity,
     grouping: str,
     pair: tuple[str, str],
-    divergence: str,
-) -> tuple[NDArray[np.float64], str]:
-    """Mean over watched batches of the divergence, or why there is none."""
+    statistic: OfSpectra,
+) -> tuple[float, str]:
+    """Mean over watched batches, or why there is none."""
     a, b = (cells.get((layer, quantity, grouping, group), {}) for group in pair)
     both = [(a[batch], b[batch]) for batch in sorted(a.keys() & b.keys())]
-    nothing = np.array([np.nan])
     if not both:
-        return nothing, "the two groups were never in one watched batch"
+        return np.nan, "the two groups were never in one watched batch"
     usable = [(x, y) for x, y in both if x.status == y.status == "ok"]
     if not usable:
-        return nothing, "no watched batch has finite spectra of both groups"
+        return np.nan, "no watched batch has finite spectra of both groups"
     if all(s.degenerate for x, y in usable for s in (x, y)):
         rank = "all-zero spectrum" if not usable[0][0].values.any() else "rank 1"
-        return nothing, f"degenerate: {rank}, a spectrum has no shape to compare"
-    function = DIVERGENCES.get(divergence)
+        return np.nan, f"degenerate: {rank}, a spectrum has no shape to compare"
     found = [
-        float(function(torch.from_numpy(x.values), torch.from_numpy(y.values)))
+        float(
+            statistic.function(torch.from_numpy(x.values), torch.from_numpy(y.values))
+        )
         for x, y in usable
     ]
     known = [x for x in found if np.isfinite(x)]
     if not known:
-        return nothing, "a group has an all-zero spectrum"
-    return np.array([np.mean(known)]), ""
-
-
-def _labels_of_people(observed: Sequence[Observed], grouping: str) -> dict[str, str]:
-    """Return each person's label.
-
-    Raises:
-        InputError: If somebody's samples have two labels.
-    """
-    labels: dict[str, str] = {}
-    for seen in observed:
-        for person, label in zip(seen.subjects, seen.groupings[grouping], strict=True):
-            if labels.setdefault(person, label) != label:
-                raise InputError(
-                    f"Subject '{person}' is in group '{labels[person]}' and in "
-                    f"'{label}' of grouping '{grouping}': a person has one label."
-                )
-    return labels
-
-
-def _batch_strata(observed: Sequence[Observed]) -> Strata:
-    """Let labels move within batches where each person is in one of several.
-
-    Every batch then keeps its group sizes under relabelling; spectra depend on them.
-    """
-    batch = {
-        person: str(i) for i, seen in enumerate(observed) for person in seen.subjects
-    }
-    once = len(batch) == sum(len(set(seen.subjects)) for seen in observed)
-    return {"batch": batch} if once and len(observed) > 1 else {}
-
-
-def _target_of_people(observed: Sequence[Observed]) -> dict[str, str] | None:
-    """Return each person's target, or ``None`` where it was not told."""
-    if any(seen.targets is None for seen in observed):
-        return None
-    return {
-        person: target
-        for seen in observed
-        for person, target in zip(seen.subjects, seen.targets or (), strict=True)
-    }
-
-
-def _same_partition(labels: Mapping[str, str], target: Mapping[str, str]) -> bool:
-    """Whether labels and targets tell the same people apart."""
-    pairs = {(labels[person], target[person]) for person in labels}
-    return len(pairs) == len(set(labels.values())) == len({t for _, t in pairs})
-
-
-def _people(
-    labels: Mapping[str, str],
-    target: Mapping[str, str] | None,
-    strata: Strata,
-    permutations: int,
-    seed: int,
-) -> _People:
-    """Draw the relabellings of some people, sorted by id."""
-    ids = sorted(labels)
-    columns: dict[str, Mapping[str, str]] = {}
-    if target is not None and not _same_partition(labels, target):
-        columns["target"] = target
-    for name, column in strata.items():
-        lost = [person for person in ids if person not in column]
-        if lost:
-            raise InputError(
-                f"strata '{name}' says nothing about subject '{lost[0]}' "
-                f"({len(lost)} of {len(ids)}): give every person a stratum."
-            )
-        if not _same_partition(labels, column):
-            columns[name] = column
-    within = [
-        " × ".join(column[person] for column in columns.values()) for person in ids
-    ]
-    codes = draw_relabellings([labels[i] for i in ids], within, permutations, seed)
-    groups = sorted(set(labels.values()))
-    return _People(ids, codes, groups, " × ".join(columns) or "none")
-
-
-def _validity(
-    source: str,
-    observed: Sequence[Observed],
-    labels: Mapping[str, str],
-    target: Mapping[str, str] | None,
-) -> tuple[str, bool]:
-    """Say what a p-value may mean here, and whether one may be formed."""
-    if source == "probe" and all(seen.label_free for seen in observed):
-        return "held-out people; adjoints of a label-free output", True
-    is_target = bool(labels) and target is not None and _same_partition(labels, target)
-    if is_target and source == "probe":
-        return (
-            "descriptive: the grouping is the target and the loss's adjoints know it",
-            False,
-        )
-    if is_target:
-        return (
-            "descriptive: the grouping is the target and these people were trained on",
-            False,
-        )
-    where = "held-out people" if source == "probe" else "training people"
-    if target is None:
-        return f"{where}, assuming the grouping was not the target (targets=)", True
-    return f"{where}; grouping unseen by training", True
-
-
-def _under_relabelling(
-    observed: Sequence[Observed],
-    people: _People,
-    layer: str,
-    quantity: Quantity,
-    pair: tuple[str, str],
-    divergence: str,
-) -> tuple[NDArray[np.float64] | None, str]:
-    """Mean over the kept batches under every relabelling, shape ``[P + 1]``."""
-    if not set(pair) <= set(people.groups):
-        return None, "the batches kept for a null hold only one of the groups"
-    place = {person: i for i, person in enumerate(people.ids)}
-    codes = np.pad(people.codes, ((0, 0), (0, 1)), constant_values=-1)
-    wanted = (people.groups.index(pair[0]), people.groups.index(pair[1]))
-    found = []
-    for seen in observed:
-        kept = next((x for x in seen.layers if x.name == layer), None)
-        if kept is None or kept.reason:
-            return None, kept.reason if kept else "no factors of its own for a null"
-        person = torch.tensor([place.get(i, len(place)) for i in seen.subjects])
-        factors = _weighted(kept, person)
-        values = relabelled_divergence(
-            quantity, factors, torch.from_numpy(codes), wanted, divergence
-        )
-        found.append(values.numpy())
-    together = np.stack(found)
-    known = np.isfinite(together)
-    with np.errstate(invalid="ignore"):
-        mean = np.where(known, together, 0.0).sum(0) / known.sum(0)
-    return mean, ""
-
-
-def _weighted(kept: ObservedLayer, person: Tensor) -> RelabelFactors:
-    """Give each person the same weight, whatever their number of rows."""
-    owner = person[kept.sample]
-    weight = torch.bincount(owner)[owner].to(torch.float64).rsqrt().unsqueeze(1)
-    return RelabelFactors(kept.activation * weight, kept.adjoint * weight, owner)
+        return np.nan, "a group has an all-zero spectrum"
+    return float(np.mean(known)), ""

@@ -6,16 +6,17 @@ weights and statistics untouched) is where inference happens.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
+from itertools import chain
 from typing import Any, Literal
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from spectral_mlops.compare import Observed, ObservedLayer, compare
+from spectral_mlops.compare import Null, Subject, compare
 from spectral_mlops.errors import CaptureError, InputError
 from spectral_mlops.hooks.context import capture
 from spectral_mlops.hooks.coverage import CoverageRow
@@ -28,13 +29,14 @@ from spectral_mlops.hooks.measure import (
     spectra_of,
 )
 from spectral_mlops.hooks.measured import LayerRows, LoneMatrix, Wanted
-from spectral_mlops.hooks.rows import Rows
+from spectral_mlops.hooks.observed import keep_layers
 from spectral_mlops.hooks.survey import Survey
 from spectral_mlops.hooks.window import Window
 from spectral_mlops.inference.comparison import Comparison, to_divergences
 from spectral_mlops.probe import ProbeBatch, classes_of, margin, undisturbed
 from spectral_mlops.records import (
     QUANTITIES,
+    Divergence,
     EpochRecord,
     Quantity,
     Spectrum,
@@ -45,6 +47,7 @@ from spectral_mlops.reformed import Reformed, reform
 from spectral_mlops.schedule import Decided, EveryNth, Schedule, TimeBudget
 from spectral_mlops.spectra.reduced import Reduced
 from spectral_mlops.spectra.solver import Solver
+from spectral_mlops.validity import Observed
 
 WAITING_BYTES = 32 * 2**20
 """Rows of one batch above which they are reduced at once, not beside training."""
@@ -108,12 +111,57 @@ class EpochSpectra:
                 strata), ``None``, or ``{name: {subject: stratum}}``.
             seed: Of the relabellings; the same people, labels, strata and seed
                 give the same relabellings everywhere.
-            divergence: Name of the divergence.
+            divergence: Name of a divergence or of another statistic
+                (`spectra.statistics.STATISTICS`).
             relabel: Whose labels move: the pair's people, or everyone's.
 
         Raises:
             CaptureError: If a null is asked for after `release`.
         """
+        null = self._null(permutations, strata, seed, divergence)
+        null = replace(null, everyone=relabel == "everyone")
+        self._compared = compare(self._subject, null)
+        return self._compared
+
+    def omnibus(
+        self,
+        permutations: int = 199,
+        strata: str | Strata | None = "auto",
+        seed: int = 0,
+        divergence: str = "js",
+    ) -> pd.DataFrame:
+        """Whether any groups differ: the mean over pairs, everyone's labels moved.
+
+        Args:
+            permutations: See `comparisons`.
+            strata: See `comparisons`.
+            seed: See `comparisons`.
+            divergence: See `comparisons`.
+
+        Returns:
+            The columns of `divergences`, one row per layer, quantity and grouping of
+            three groups or more, with both groups ``*``; ``n_a`` and ``subjects_a``
+            are those of the smallest group, ``n_b`` and ``subjects_b`` of the largest.
+        """
+        null = self._null(permutations, strata, seed, divergence)
+        found = compare(self._subject, replace(null, omnibus=True))
+        columns = as_columns(to_divergences(found))
+        return pd.DataFrame(columns, columns=[x.name for x in fields(Divergence)])
+
+    @property
+    def _subject(self) -> Subject:
+        return Subject(
+            self.spectra, self._observed, self.source, self.batches, self._refused
+        )
+
+    def _null(
+        self,
+        permutations: int,
+        strata: str | Strata | None,
+        seed: int,
+        statistic: str,
+    ) -> Null:
+        """Read how groups are to be compared."""
         if self._released and permutations:
             raise CaptureError(
                 "The factors that a null needs were released (tracker.log does that): "
@@ -125,20 +173,8 @@ class EpochSpectra:
                 f"strata='{chosen}': pass 'auto', None or "
                 "{name: {subject: stratum}}."
             )
-        self._compared = compare(
-            self.spectra,
-            self._observed,
-            source=self.source,
-            batches=self.batches,
-            permutations=permutations,
-            strata=chosen or {},
-            by_target=strata == "auto",
-            seed=seed,
-            divergence=divergence,
-            everyone=relabel == "everyone",
-            refused=self._refused,
-        )
-        return self._compared
+        by_target = strata == "auto"
+        return Null(permutations, chosen or {}, by_target, seed, statistic)
 
     def divergences(
         self,
@@ -321,7 +357,7 @@ class SpectralMonitor:
         self._window = Window() if aggregate == "window" else None
         self._fixed = None if groups is None else read_fixed(groups, missing)
         self._distributed = distributed
-        self._observed: list[Observed] = []
+        self._observed: list[_Pending] = []
         self._trained_on: set[str] = set()
         self._batches = 0
         self._survey = Survey(model, self._settings["layers"])
@@ -413,18 +449,20 @@ class SpectralMonitor:
         captured.__exit__(None, None, None)
         step = self._step - 1
         pending = _Pending(captured, self._pooled, step)
-        layers = pending.layers
+        number = len(self._observed)
+        if number < self._null_batches:
+            pending.number = number
+            self._observed.append(pending)
         if self._window is not None:
+            pending.observe()
             self._window.add(*pending.measurable)
+            pending.let_go()
         else:
             self._pending.append(pending)
             if pending.may_wait and self._solver.beside:
                 self._solver.submit(pending.reduce, pending.nbytes)
             else:
                 self._solver.submit(pending.reduce())
-        if layers and len(self._observed) < self._null_batches:
-            number = len(self._observed)
-            self._observed.append(_observe(layers, trained_on=True, number=number))
         if self.additivity is None:
             self.additivity = captured.additivity_error()
             self.coverage = captured.coverage()
@@ -456,7 +494,7 @@ class SpectralMonitor:
         """
         number = self._epoch if epoch is None else epoch
         pending, self._pending = self._pending, []
-        observed, self._observed = self._observed, []
+        kept, self._observed = self._observed, []
         batches, self._batches = self._batches, 0
         self._survey.outside = None  # another epoch may use weights in other ways
         ranks = self._ranks()
@@ -466,6 +504,7 @@ class SpectralMonitor:
                 self._window.join(ranks)
         began = time.perf_counter()  # waiting for slower ranks is not watching
         solved = self._solver.drain()
+        observed = [one.seen for one in kept if one.seen is not None]
         spectra = spectra_of([one.batch for one in pending], solved)
         if self._window is not None:
             spectra = self._window.spectra()
@@ -551,9 +590,8 @@ class SpectralMonitor:
         free = adjoint == "margin"
         passed = self._pass_probe(held, scalar_of, label_free=free)
         layers = passed[0]
-        observed = []
-        if layers:
-            observed.append(_observe(layers, trained_on=False, label_free=free))
+        seen = _observe(*passed, trained_on=False, label_free=free)
+        observed = [] if seen is None else [seen]
         result = EpochSpectra(
             epoch, "probe", measure(*passed), 1, observed, self._strata
         )
@@ -670,7 +708,12 @@ class _Pending:
         batch: What is left once they are reduced.
         nbytes: What is kept alive until then.
         may_wait: Whether another thread may reduce it while training goes on.
+        number: Which of the batches it is that a null is formed of, if it is one.
+        seen: What was kept for that null.
     """
+
+    number: int | None = None
+    seen: Observed | None = None
 
     def __init__(self, captured: capture, pooled: bool, step: int) -> None:
         measurable = captured.measurable(pooled, step)
@@ -687,11 +730,24 @@ class _Pending:
         """Reduce the rows, and let go of them; marked if they were written to."""
         with torch.no_grad():
             self.batch = reduce_batch(*self.measurable)
+        self.observe()
         problems = self.batch.problems
         if not self._captured.unchanged():  # somebody kept a tensor, and wrote to it
             problems = [replace(one, status="failed") for one in problems]
-        del self.layers, self.measurable, self._captured
+            self.seen = None
+        self.let_go()
         return problems
+
+    def let_go(self) -> None:
+        """Keep no row alive."""
+        del self.layers, self.measurable, self._captured
+
+    def observe(self) -> None:
+        """Keep what a null needs, if it is formed of this batch."""
+        if self.number is not None:
+            layers, lone, wanted, elsewhere = self.measurable
+            kept = _observe(layers, lone, wanted, elsewhere, True, number=self.number)
+            self.seen = kept
 
 
 def _read_schedule(
@@ -712,33 +768,48 @@ def _read_schedule(
 
 def _observe(
     layers: list[LayerRows],
+    lone: Iterable[LoneMatrix],
+    wanted: Wanted,
+    elsewhere: Set[str],
     trained_on: bool,
     label_free: bool = False,
     number: int = 0,
-) -> Observed:
-    """Reduce captured rows to what a null needs, and let go of the rest.
+) -> Observed | None:
+    """Keep what a null needs of captured rows; None if nothing was captured.
 
     Samples without a person behind them are others in each batch, hence its number.
     """
-    labellings = layers[0].labellings
+    lone = list(lone)
+    batches = [x for layer in layers for x in layer.labellings]
+    batches += [x for matrix in lone for x in matrix.labellings]
+    labellings = tuple(dict.fromkeys(batches))
+    if not labellings:
+        return None
     groupings = {
         name: [group for who in labellings for group in _labels_of(who.groupings[name])]
         for name in labellings[0].groupings
     }
     targets = [who.targets for who in labellings]
+    subjects = [
+        [p if who.identified else f"{number}: {p}" for p in who.subjects]
+        for who in labellings
+    ]
+    order = {p: i for i, p in enumerate(dict.fromkeys(chain(*subjects)))}
+    people = {
+        who: torch.tensor([order[p] for p in own], dtype=torch.int64)
+        for who, own in zip(labellings, subjects, strict=True)
+    }
+    with torch.no_grad():
+        kept = keep_layers(layers, lone, wanted, elsewhere, people)
     return Observed(
-        subjects=[
-            person if who.identified else f"{number}: {person}"
-            for who in labellings
-            for person in who.subjects
-        ],
+        subjects=list(chain(*subjects)),
         groupings=groupings,
         targets=(
             None
             if any(t is None for t in targets)
             else [label for column in targets for label in column or ()]
         ),
-        layers=[_observe_layer(layer) for layer in layers],
+        layers=kept,
         trained_on=trained_on,
         label_free=label_free,
     )
@@ -748,28 +819,3 @@ def _labels_of(groups: Mapping[str, Tensor]) -> list[str]:
     """Return the label of each sample, in order."""
     at = {i: group for group, samples in groups.items() for i in samples.tolist()}
     return [at[i] for i in range(len(at))]
-
-
-def _observe_layer(layer: LayerRows) -> ObservedLayer:
-    """Flatten a layer's rows and say which sample each belongs to."""
-    if not all(isinstance(rows, Rows) for _, rows in layer.calls):
-        return ObservedLayer.without(
-            layer.layer, "its rows of A and Δ do not pair up, no null is formed yet"
-        )
-    starts, total = {}, 0
-    for who in layer.labellings:
-        starts[who] = total
-        total += who.size
-    activations, adjoints, samples = [], [], []
-    for who, rows in layer.calls:
-        activation, adjoint = rows.factors()
-        taken = torch.ones(activation.shape[:2], dtype=torch.bool)
-        if isinstance(rows, Rows) and rows.taken is not None:
-            taken = rows.taken.cpu()
-        numbers = torch.arange(starts[who], starts[who] + who.size).unsqueeze(1)
-        samples.append(numbers.expand(taken.shape)[taken])
-        activations.append(activation[taken.to(activation.device)])
-        adjoints.append(adjoint[taken.to(adjoint.device)])
-    return ObservedLayer.reduce(
-        layer.layer, torch.cat(activations), torch.cat(adjoints), torch.cat(samples)
-    )

@@ -24,12 +24,8 @@ from spectral_mlops.inference.comparison import Comparison
 from spectral_mlops.inference.relabel import digest, draw_relabellings
 from spectral_mlops.records import DEGENERATE, Quantity
 from spectral_mlops.spectra.divergences import DIVERGENCES
-from spectral_mlops.spectra.null import (
-    MAX_ROWS,
-    compress,
-    relabelled_spectra,
-    rows_of_group,
-)
+from spectral_mlops.spectra.kept import GradientRows, KeptRows, compress
+from spectral_mlops.spectra.null import MAX_ROWS
 
 QUANTITIES: tuple[Quantity, ...] = ("gradient", "adjoint")
 """What depends on labels; activations do not, and need nothing re-formed."""
@@ -135,15 +131,16 @@ class Reformed:
         owner = owner[rows.sample]
         weight = torch.bincount(owner)[owner].to(torch.float64).rsqrt().unsqueeze(1)
         classes = sorted(set(self.targets))
-        spectra = [
-            relabelled_spectra(
-                quantity,
-                rows.activation * weight,
-                rows.adjoints[label] * weight,
-                rows_of_group(owner, torch.from_numpy(codes == classes.index(label))),
-            )
-            for label in pair
-        ]
+        spectra = []
+        for label in pair:
+            member = torch.from_numpy(codes == classes.index(label))
+            adjoint = rows.adjoints[label] * weight
+            if quantity == "gradient":
+                activation = rows.activation * weight
+                kept = GradientRows(activation, adjoint, owner, len(place))
+                spectra.append(kept.spectra(member))
+            else:
+                spectra.append(KeptRows(adjoint, owner).spectra(member))
         values: NDArray[np.float64] = DIVERGENCES.get(divergence)(*spectra).numpy()
         return values
 

@@ -361,6 +361,43 @@ def test_what_is_written_to_before_it_is_reduced_is_marked():
     assert monitor.collect().spectra == []
 
 
+def test_no_null_is_formed_of_what_was_written_to():
+    x, y, _, who = people()
+    model = nn.Sequential(nn.Linear(9, 4), nn.Tanh(), nn.Linear(4, 2))
+    stashed = []
+    model[1].register_forward_hook(lambda m, a, o: stashed.append(o))
+    monitor = SpectralMonitor(model, null_batches=2)
+    monitor._solver = solving_late()
+    for step in range(2):
+        with monitor.watch({"dx": y}, who):
+            cross_entropy(model(x), y).backward()
+        if not step:
+            stashed[-1].detach().zero_()
+    with pytest.warns(RuntimeWarning, match="could not be computed"):
+        result = monitor.collect()
+    table = result.divergences(19)
+    said = table[table["null"] != "none"]["null"]
+    assert len(said)
+    assert said.str.contains("1 of 2 watched batches").all()
+
+
+@pytest.mark.parametrize("aggregate", ["batch", "window"])
+def test_a_null_needs_no_rows_of_the_batch(aggregate):
+    x, y, sex, who = people()
+    model = network()
+    monitor = SpectralMonitor(model, aggregate=aggregate)
+    with monitor.watch({"sex": sex}, who, targets=y):
+        cross_entropy(model(x), y).backward()
+    (pending,) = monitor._observed
+    if aggregate == "batch":
+        result = monitor.collect()  # waits for the worker
+    assert not hasattr(pending, "measurable")
+    assert not hasattr(pending, "layers")
+    if aggregate == "window":
+        result = monitor.collect()
+    assert result.divergences(39)["p"].notna().any()
+
+
 def test_an_input_buffer_that_is_used_again_does_no_harm():
     x, y, _, who = people()
     torch.manual_seed(0)
@@ -406,9 +443,11 @@ def test_padded_steps_weigh_nothing_in_a_comparison():
     lengths = torch.arange(len(x)) % 3 + 1
     torch.manual_seed(0)
     result = SpectralMonitor(Packed()).probe([(x, y, {"dx": y}, who)])
-    kept = {layer.name: layer for layer in result._observed[0].layers}
-    rows = kept["gru.weight_hh_l0"].sample.bincount()
-    assert rows.tolist() == lengths.tolist()
+    kept = result._observed[0].layers["gru.weight_ih_l0"].kept["activation"]
+    alone = kept.spectra(torch.eye(PEOPLE, dtype=torch.bool))
+    steps = [x[i].view(3, 3)[:n] for i, n in enumerate(lengths.tolist())]
+    expected = torch.stack([s.square().sum(1).mean() for s in steps])
+    torch.testing.assert_close(alone.square().sum(1), expected.double())
     table = result.divergences(19)
     assert table[table["layer"].str.startswith("gru")]["p"].notna().all()
 
@@ -450,7 +489,7 @@ def test_a_model_without_rows_is_described_by_replay():
     table = one.divergences(19)
     assert table["value"].notna().all()
     assert table["p"].isna().all()
-    assert table["reason"].str.contains("no factors").all()
+    assert table["reason"].str.contains("nothing is known of single people").all()
 
 
 # -- comparing groups --------------------------------------------------------------
@@ -554,7 +593,11 @@ def test_strata_hold_labels_and_say_where_nothing_can_move():
     x, y, sex, who = people()
     result = SpectralMonitor(network()).probe([(x, y, {"sex": sex}, who)])
     fixed = {"scanner": dict(zip(who, sex, strict=True))}
-    assert (result.divergences(19, strata=fixed)["strata"] == "none").all()
+    table = result.divergences(19, strata=fixed)
+    assert table["z"].isna().all()
+    assert table["reason"].str.contains("tell the same people apart|degenerate").all()
+    own = {"sex": dict(zip(who, sex, strict=True))}
+    assert result.divergences(19, strata=own)["p"].notna().any()
     each = {"family": {person: person for person in who}}
     table = result.divergences(19, strata=each)
     assert table["z"].isna().all()
@@ -713,9 +756,9 @@ def test_the_frame_of_spectra_is_tidy():
 def test_samples_without_subjects_are_other_people_in_each_batch():
     model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
     monitor = SpectralMonitor(model, null_batches=2)
-    for labels in ("aabb", "abab"):
+    for labels in ("aabbb", "ababb"):
         with monitor.watch(list(labels)):
-            model(torch.randn(4, 5)).square().sum().backward()
+            model(torch.randn(5, 5)).square().sum().backward()
     frame = monitor.collect().divergences(permutations=9)
-    assert frame.null.str.contains("of 8 people").any()
+    assert frame.null.str.contains("of 10 people").any()
     assert frame.p.notna().any()

@@ -26,6 +26,7 @@ from experiments.benchmarks.accuracy import TARGET, measure_accuracy
 from experiments.benchmarks.cases import CASES, Case
 from experiments.benchmarks.gpu import gpu_cases, measure_gpu
 from experiments.benchmarks.memory import peak_memory
+from experiments.benchmarks.null import GOALS, PERMUTATIONS, measure_null
 from experiments.benchmarks.peers import measure_peers
 from experiments.benchmarks.plots import plot_accuracy, plot_sweep
 from experiments.benchmarks.results import describe, fill, joined, read, write
@@ -34,9 +35,9 @@ from experiments.benchmarks.table import Effort, measure_cases
 from experiments.benchmarks.views import tables
 
 HERE = Path(__file__).parent
-PARTS = ("cases", "memory", "scaling", "accuracy", "peers", "gpu")
+PARTS = ("cases", "memory", "scaling", "accuracy", "null", "peers", "gpu")
 QUICK_CASES = ("mlp-taper", "mlp-narrow-2", "mlp-narrow-16")
-QUICK_PARTS = ("cases", "memory", "scaling", "accuracy")
+QUICK_PARTS = ("cases", "scaling", "accuracy", "null")
 CONSOLE = Console(stderr=True)
 
 
@@ -157,6 +158,16 @@ def _measure_accuracy(chosen: argparse.Namespace) -> None:
     plot_accuracy(rows, chosen.out, TARGET)
 
 
+def _measure_null(chosen: argparse.Namespace) -> None:
+    permutations = 19 if chosen.quick else PERMUTATIONS
+    rows = (
+        row
+        for threads in chosen.threads
+        for row in measure_null(threads, chosen.rounds, permutations)
+    )
+    _store(chosen, "null", chosen.threads, rows, len(GOALS) * len(chosen.threads))
+
+
 def _measure_peers(chosen: argparse.Namespace) -> None:
     threads, cases = chosen.threads[0], _cases(chosen)
     torch.set_num_threads(threads)
@@ -175,6 +186,7 @@ MEASURE = {
     "memory": _measure_memory,
     "scaling": _measure_scaling,
     "accuracy": _measure_accuracy,
+    "null": _measure_null,
     "peers": _measure_peers,
     "gpu": _measure_gpu,
 }

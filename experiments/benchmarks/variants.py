@@ -91,6 +91,7 @@ class Watched(Unwatched):
             schedule=self.schedule,
             pooled=False,
             gates="apart",
+            null_batches=0,
         )
 
     def around(self) -> AbstractContextManager[object]:

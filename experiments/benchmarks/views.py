@@ -154,6 +154,22 @@ def _accuracy(stored: Stored) -> str:
     return _about(stored) + markdown(rows, columns)
 
 
+def _null(stored: Stored) -> str:
+    columns: dict[str, Callable[[Row], str]] = {
+        "case": lambda row: row["title"],
+        "quantities": lambda row: row["quantities"],
+        "relabellings": lambda row: str(row["permutations"]),
+        "p-values": lambda row: str(row["tested"]),
+        "threads": lambda row: str(row["threads"]),
+        "seconds": lambda row: (
+            f"{row['seconds']:.2f} ({row['seconds_low']:.2f}–{row['seconds_high']:.2f})"
+        ),
+        "goal": lambda row: _goal(row, "seconds", 1),
+        "rounds": lambda row: str(row["rounds"]),
+    }
+    return _about(stored) + markdown(stored["rows"], columns)
+
+
 def _peers(stored: Stored) -> str:
     def cell(name: str) -> Callable[[Row], str]:
         def show(row: Row) -> str:
@@ -190,6 +206,7 @@ VIEWS: dict[str, tuple[str, Callable[[Stored], str]]] = {
     "memory": ("memory", _memory),
     "scaling": ("scaling", _scaling),
     "accuracy": ("accuracy", _accuracy),
+    "null": ("null", _null),
     "peers": ("peers", _peers),
     "gpu": ("gpu", _gpu),
 }

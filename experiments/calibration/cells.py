@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spectral_mlops.inference.relabel import draw_relabellings
-from spectral_mlops.spectra.null import RelabelFactors, relabelled_divergence
+from spectral_mlops.spectra.kept import GradientRows, Kept, KeptRows
+from spectral_mlops.spectra.null import Relabelled
+from spectral_mlops.spectra.statistics import STATISTICS
 
 Array = NDArray[np.float64]
 
@@ -33,7 +35,7 @@ class Cohort:
         strata: What labels move within, per person.
     """
 
-    passes: list[RelabelFactors]
+    passes: list[GradientRows]
     labels: list[str]
     strata: list[str]
 
@@ -83,11 +85,11 @@ def factors(
     persons: Sequence[Tensor],
     rows: Sequence[int],
     noise: float = 1.0,
-) -> RelabelFactors:
+) -> GradientRows:
     """So many rows of each person."""
     owner = torch.repeat_interleave(torch.arange(PEOPLE), torch.tensor(rows))
     a, d = (rows_of(rng, own, owner, noise) for own in persons)
-    return RelabelFactors(a, d, owner)
+    return GradientRows(a, d, owner, PEOPLE)
 
 
 def split(first: int) -> list[str]:
@@ -143,16 +145,21 @@ def several_passes(rng: np.random.Generator) -> Cohort:
 # -- methods ---------------------------------------------------------------------
 
 
-def weighted(seen: RelabelFactors) -> RelabelFactors:
+def weighted(seen: GradientRows) -> GradientRows:
     """Give each person the same weight, whatever their number of rows."""
     weight = torch.bincount(seen.owner)[seen.owner].double().rsqrt().unsqueeze(1)
-    return RelabelFactors(seen.activation * weight, seen.adjoint * weight, seen.owner)
+    return GradientRows(
+        seen.activation * weight, seen.adjoint * weight, seen.owner, seen.people
+    )
 
 
-def divergence(seen: RelabelFactors, quantity: str, codes: NDArray[np.int64]) -> Array:
+def divergence(seen: GradientRows, quantity: str, codes: NDArray[np.int64]) -> Array:
     """Jensen-Shannon divergence of the two groups under each relabelling."""
-    labels = torch.from_numpy(codes)
-    return relabelled_divergence(quantity, seen, labels, (0, 1), "js").numpy()
+    kept: Kept = seen
+    if quantity != "gradient":
+        kept = KeptRows(getattr(seen, quantity), seen.owner)
+    relabelled = Relabelled(kept, torch.from_numpy(codes))
+    return STATISTICS.get("js").under(relabelled, 0, 1).numpy()
 
 
 def over_passes(
@@ -203,7 +210,8 @@ def rows_relabelled(
     (seen,) = cohort.passes
     labels = [cohort.labels[person] for person in seen.owner.tolist()]
     codes = draw_relabellings(labels, ["all"] * len(labels), permutations, seed)
-    single = RelabelFactors(seen.activation, seen.adjoint, torch.arange(len(labels)))
+    rows = torch.arange(len(labels))
+    single = GradientRows(seen.activation, seen.adjoint, rows, len(rows))
     return divergence(single, quantity, codes)
 
 

@@ -184,8 +184,14 @@ class _Lone(Measured):
         return people.formed(self._matrix.gradients).double().unsqueeze(1)
 
 
-class _Paired(Measured):
-    """Rows of A and Δ that belong together, or one section of Δ's columns."""
+class Paired(Measured):
+    """Rows of A and Δ that belong together, or one section of Δ's columns.
+
+    Attributes:
+        activation: Shape ``[N, S, d_in]``; zero where a sample has fewer positions.
+        adjoint: Shape ``[N, S, d_out]``.
+        positions: Number of rows of each sample, ``[N]``.
+    """
 
     def __init__(
         self,
@@ -197,24 +203,27 @@ class _Paired(Measured):
         self.quantities = quantities
         calls = [(who, rows) for who, rows in layer.calls if isinstance(rows, Rows)]
         columns = calls[0][1].sections[section] if section else slice(None)
-        self._activation = _side_by_side([(w, r.activation) for w, r in calls])
-        self._adjoint = _side_by_side([(w, r.adjoint[..., columns]) for w, r in calls])
-        self.shape = self._activation.shape[-1], self._adjoint.shape[-1]
-        self._positions = _summed([(who, r.row_counts("")) for who, r in calls])
+        self.activation = _side_by_side([(w, r.activation) for w, r in calls])
+        self.adjoint = _side_by_side([(w, r.adjoint[..., columns]) for w, r in calls])
+        self.shape = self.activation.shape[-1], self.adjoint.shape[-1]
+        self.positions = summed([(who, r.row_counts("")) for who, r in calls])
 
     def factors(self, name: Any, people: People) -> list[LayerFactors]:
+        """See `Measured`."""
         return [
             LayerFactors(
-                name, self._activation, self._adjoint, quantities=self.quantities
+                name, self.activation, self.adjoint, quantities=self.quantities
             )
         ]
 
     def rows(self, quantity: Quantity, members: Tensor) -> int:
-        return int(self._positions[members].sum())
+        """See `Measured`."""
+        return int(self.positions[members].sum())
 
     def sums(self, quantity: Quantity, people: People) -> Tensor:
-        left = self._adjoint if quantity == "adjoint" else self._activation
-        right = self._activation if quantity == "activation" else self._adjoint
+        """See `Measured`."""
+        left = self.adjoint if quantity == "adjoint" else self.activation
+        right = self.activation if quantity == "activation" else self.adjoint
         found = []
         for _, _, members in people.groups:
             at = members.to(left.device)
@@ -223,22 +232,28 @@ class _Paired(Measured):
         return torch.stack(found)
 
 
-class _Unpaired(Measured):
-    """Factors with rows of their own (convolutions, embeddings)."""
+class Unpaired(Measured):
+    """Factors with rows of their own (convolutions, embeddings).
+
+    Attributes:
+        layer: Its calls.
+        patches: Whether the activation is that of the patches.
+    """
 
     def __init__(
         self, layer: LayerRows, quantities: tuple[Quantity, ...], patches: bool
     ) -> None:
         self.name, self.quantities = layer.layer, quantities
-        self._layer, self._patches = layer, patches
+        self.layer, self.patches = layer, patches
         self.shape = layer.calls[0][1].shape
 
     def factors(self, name: Any, people: People) -> list[LayerFactors]:
-        calls = self._layer.calls
+        """See `Measured`."""
+        calls = self.layer.calls
         activation = adjoint = gradient = None
-        solved = [q for q in self.quantities if not self._is_counted(q)]
+        solved = [q for q in self.quantities if not self.is_counted(q)]
         if "activation" in solved:
-            rows = [(who, x.activation_rows(self._patches)) for who, x in calls]
+            rows = [(who, x.activation_rows(self.patches)) for who, x in calls]
             activation = _side_by_side(rows)
         if "adjoint" in solved:
             adjoint = _side_by_side([(who, x.adjoint_rows()) for who, x in calls])
@@ -247,22 +262,29 @@ class _Unpaired(Measured):
         return [LayerFactors(name, activation, adjoint, gradient, tuple(solved))]
 
     def rows(self, quantity: Quantity, members: Tensor) -> int:
-        side = "activation" if quantity == "activation" and not self._patches else ""
-        per_sample = [(who, x.row_counts(side)) for who, x in self._layer.calls]
-        return int(_summed(per_sample)[members].sum())
+        """See `Measured`."""
+        return int(self.positions(quantity)[members].sum())
+
+    def positions(self, quantity: Quantity) -> Tensor:
+        """Number of factor rows of each sample, ``[N]``."""
+        side = "activation" if quantity == "activation" and not self.patches else ""
+        per_sample = [(who, x.row_counts(side)) for who, x in self.layer.calls]
+        return summed(per_sample)
 
     def counted(self, quantity: Quantity, members: Tensor) -> Tensor | None:
-        table = self._table
-        if table is None or not self._is_counted(quantity):
+        """See `Measured`."""
+        table = self.table
+        if table is None or not self.is_counted(quantity):
             return None
         chosen = table[torch.isin(table[:, 0], members)]
         counts = torch.bincount(chosen[:, 1], minlength=1).sort(descending=True).values
         return counts[: min(len(chosen), self.shape[0])].to(torch.float64).sqrt()
 
     def sums(self, quantity: Quantity, people: People) -> Tensor:
+        """See `Measured`."""
         if quantity == "gradient":
             return self._gradient(people).double()
-        if self._is_counted(quantity) and self.shape[0] > MOST_ENTRIES:
+        if self.is_counted(quantity) and self.shape[0] > MOST_ENTRIES:
             raise InputError(
                 f"Layer '{self.name}' has {self.shape[0]} entries, too many for the "
                 "activations of a window: leave it out by layers=, or activations by "
@@ -271,13 +293,13 @@ class _Unpaired(Measured):
         found = []
         for grouping, group, _ in people.groups:
             grams = []
-            for who, rows in self._layer.calls:
+            for who, rows in self.layer.calls:
                 for i in people.within(who, grouping, group):  # volumes are large
                     one = rows.choose(i.reshape(1))
                     x = (
                         one.adjoint_rows()
                         if quantity == "adjoint"
-                        else one.activation_rows(self._patches)
+                        else one.activation_rows(self.patches)
                     )
                     x = x.flatten(1, 2).double()
                     grams.append(x.mT @ x)
@@ -292,7 +314,7 @@ class _Unpaired(Measured):
             (grouping, group): torch.stack(
                 [
                     rows.choose(people.within(who, grouping, group)).matrices()
-                    for who, rows in self._layer.calls
+                    for who, rows in self.layer.calls
                 ]
             ).sum(0)
             for grouping, group, _ in people.groups
@@ -304,22 +326,23 @@ class _Unpaired(Measured):
 
     def _width(self, quantity: Quantity) -> tuple[int, int]:
         """Blocks and columns of a factor."""
-        rows = self._layer.calls[0][1].choose(torch.empty(0, dtype=torch.int64))
+        rows = self.layer.calls[0][1].choose(torch.empty(0, dtype=torch.int64))
         adjoint = quantity == "adjoint"
-        x = rows.adjoint_rows() if adjoint else rows.activation_rows(self._patches)
+        x = rows.adjoint_rows() if adjoint else rows.activation_rows(self.patches)
         return x.shape[0], x.shape[-1]
 
-    def _is_counted(self, quantity: Quantity) -> bool:
-        return quantity == "activation" and self._table is not None
+    def is_counted(self, quantity: Quantity) -> bool:
+        """Whether a spectrum follows from counts of one-hot rows."""
+        return quantity == "activation" and self.table is not None
 
     @cached_property
-    def _table(self) -> Tensor | None:
+    def table(self) -> Tensor | None:
         """Samples and entries, ``[r, 2]``, where rows of A are one-hot."""
         starts, total, tables = {}, 0, []
-        for who in self._layer.labellings:
+        for who in self.layer.labellings:
             starts[who] = total
             total += who.size
-        for who, rows in self._layer.calls:
+        for who, rows in self.layer.calls:
             entries = rows.entries()
             if entries is None:
                 return None
@@ -327,23 +350,23 @@ class _Unpaired(Measured):
         return torch.cat(tables)
 
 
-def _measured_layer(
+def measured_layer(
     layer: LayerRows, wanted: Wanted, elsewhere: bool
 ) -> Iterator[Measured]:
     """Yield the names under which one layer is measured."""
     quantities = tuple(q for q in wanted.quantities if q != "gradient" or not elsewhere)
     first = layer.calls[0][1]
     if not isinstance(first, Rows):
-        yield _Unpaired(layer, quantities, wanted.patches)
+        yield Unpaired(layer, quantities, wanted.patches)
         return
     own = tuple(q for q in quantities if q != "activation")
     apart = wanted.gates != "stacked" and first.sections and own
     if wanted.gates == "apart" and apart:
         quantities = tuple(q for q in quantities if q == "activation")
     if quantities:
-        yield _Paired(layer, quantities)
+        yield Paired(layer, quantities)
     for section in first.sections if apart else ():
-        yield _Paired(layer, own, section)
+        yield Paired(layer, own, section)
 
 
 def measured_of(
@@ -363,7 +386,7 @@ def measured_of(
     by_labels: dict[tuple[Labelling, ...], list[Measured]] = {}
     for layer in layers:
         by_labels.setdefault(layer.labellings, []).extend(
-            _measured_layer(layer, wanted, layer.layer in elsewhere)
+            measured_layer(layer, wanted, layer.layer in elsewhere)
         )
     if "gradient" in wanted.quantities:
         for matrix in lone:
@@ -412,7 +435,7 @@ def _side_by_side(calls: Sequence[tuple[Labelling, Tensor]]) -> Tensor:
     )
 
 
-def _summed(per_sample: Sequence[tuple[Labelling, Tensor]]) -> Tensor:
+def summed(per_sample: Sequence[tuple[Labelling, Tensor]]) -> Tensor:
     """Add the numbers of several calls of one batch, and join batches."""
     batches: dict[Labelling, Tensor] = {}
     for who, numbers in per_sample:

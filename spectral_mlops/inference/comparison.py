@@ -20,12 +20,19 @@ from spectral_mlops.inference.significance import (
 )
 from spectral_mlops.records import Divergence, Quantity
 
+EVERY_GROUP = "*"
+"""Stands for both groups where all of them are compared at once."""
+NOTHING_MOVES = "no relabelling within the strata gives another value"
 DIFFERENT_NULLS = "descriptive: an average over folds that relabel different people"
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
     """One layer and quantity, two groups, one statistic.
+
+    Where all groups are compared at once both are `EVERY_GROUP`; ``n_a`` and
+    ``subjects_a`` are then those of the smallest group, ``n_b`` and ``subjects_b`` of
+    the largest.
 
     Attributes:
         values: Shape ``[P + 1]``, the observed one first; ``[1]`` without a null.
@@ -78,7 +85,8 @@ def average(folds: Sequence[Iterable[Comparison]]) -> list[Comparison]:
 
     Folds in which it has no finite observed value are left out of its average, and
     so are folds without a null where others have one. Sizes are those of the first
-    fold that is in; the average is testable if all of them are and have one null.
+    fold that is in; the average is testable if all of them are and have one null, and
+    not of a single fold that has one.
 
     Args:
         folds: The comparisons of each fold, made with the same relabellings.
@@ -93,7 +101,7 @@ def average(folds: Sequence[Iterable[Comparison]]) -> list[Comparison]:
         if known:
             longest = max(len(x.values) for x in known)
             used = [x for x in known if len(x.values) == longest]
-            result.append(_mean(used))
+            result.append(_mean(used, alone=len(used) == 1 < len(known)))
         else:
             result.append(items[0])
     return result
@@ -111,17 +119,18 @@ def _family(item: Comparison) -> tuple[str, ...]:
     )
 
 
-def _mean(items: Sequence[Comparison]) -> Comparison:
+def _mean(items: Sequence[Comparison], alone: bool) -> Comparison:
     """Average comparisons that have the same relabellings.
 
     Where they have not (folds of different training people), the average is still a
     description, but no test: relabellings drawn anew for each fold and averaged
-    would reject far too often.
+    would reject far too often. A fold that is ``alone`` in having a null (its people
+    could be relabelled, the others' not) does not speak for all.
     """
     untestable = next((item for item in items if not item.testable), None)
     first = untestable or items[0]
     mean = replace(first, values=np.mean([item.values for item in items], axis=0))
-    if untestable is None and len({item.null for item in items}) > 1:
+    if untestable is None and (alone or len({item.null for item in items}) > 1):
         reason = first.reason or DIFFERENT_NULLS
         mean = replace(mean, testable=False, valid_for=DIFFERENT_NULLS, reason=reason)
     return mean
@@ -165,7 +174,7 @@ def _row(item: Comparison, p_max: float = np.nan) -> Divergence:
         z = float(standardise(item.values)[0])
         p = float(p_value(item.values))
         if np.isnan(z):
-            reason = reason or "no relabelling within the strata changes the groups"
+            reason = reason or NOTHING_MOVES
             p = p_max = np.nan
     if not item.testable:
         z = p = p_max = np.nan

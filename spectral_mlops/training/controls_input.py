@@ -10,8 +10,7 @@ from torch import Tensor
 from spectral_mlops.inference.comparison import Comparison
 from spectral_mlops.inference.relabel import digest, draw_relabellings
 from spectral_mlops.spectra.divergences import DIVERGENCES
-from spectral_mlops.spectra.null import CHUNK_BYTES, compress, rows_of_group
-from spectral_mlops.spectra.singular import factor_singular_values
+from spectral_mlops.spectra.kept import CHUNK_BYTES, KeptRows, compress, rows_of_group
 
 
 def input_comparisons(
@@ -54,8 +53,12 @@ def input_comparisons(
     spectra = []
     for code in range(len(groups)):
         member = torch.from_numpy(codes == code)
-        index = rows_of_group(torch.arange(len(ids)), member)  # [P + 1, n_g], no -1
-        spectra.append(_singular_values(compressed, index, rows == "centred"))
+        owner = torch.arange(len(ids))
+        if rows == "centred":
+            index = rows_of_group(owner, member)  # [P + 1, n_g], no -1
+            spectra.append(_centred_values(compressed, index))
+        else:
+            spectra.append(KeptRows(compressed, owner).spectra(member))
     counts = np.bincount(codes[0], minlength=len(groups)).tolist()
     null = (
         f"{permutations} relabellings ({digest(ids, codes)[:12]}) of {len(ids)} people"
@@ -84,13 +87,11 @@ def input_comparisons(
     ]
 
 
-def _singular_values(rows: Tensor, index: Tensor, centred: bool) -> Tensor:
-    """Singular values of chosen rows, ``[P + 1, n_g]`` of ``[n, k]``."""
+def _centred_values(rows: Tensor, index: Tensor) -> Tensor:
+    """Singular values of chosen rows less their mean, ``[P + 1, n_g]``."""
     found = []
     size = 8 * max(1, index.shape[1] * rows.shape[1])
     for part in index.split(max(1, CHUNK_BYTES // size)):
         chosen = rows[part]  # [P, n_g, k]
-        if centred:
-            chosen = chosen - chosen.mean(1, keepdim=True)
-        found.append(factor_singular_values(chosen).values)
+        found.append(torch.linalg.svdvals(chosen - chosen.mean(1, keepdim=True)))
     return torch.cat(found)

@@ -15,6 +15,7 @@ from experiments.benchmarks.cases import CASES, Case, mlp
 from experiments.benchmarks.gpu import count_synchronisations
 from experiments.benchmarks.measure import alternate, paired_ratio
 from experiments.benchmarks.memory import compare_peaks
+from experiments.benchmarks.null import measure_null
 from experiments.benchmarks.peers import PEERS, measure_peers
 from experiments.benchmarks.results import describe, fill, joined, read, write
 from experiments.benchmarks.scaling import fit_exponent, fit_sweep, measure_sweep
@@ -286,7 +287,7 @@ def test_the_table_has_every_goal_and_whether_it_was_met():
 def test_quick_runs_from_end_to_end(tmp_path, capsys):
     run.main(["--quick", "--out", str(tmp_path)])
     shown = capsys.readouterr().out
-    for name in ("cases", "coverage", "reference", "scaling", "accuracy"):
+    for name in ("cases", "coverage", "reference", "scaling", "accuracy", "null"):
         assert f"## {name}" in shown
     written = {path.name for path in tmp_path.iterdir()}
     assert {"cases.json", "scaling.json", "accuracy.json"} <= written
@@ -316,3 +317,22 @@ def test_rows_of_other_cases_stand_where_machine_and_versions_are_the_same():
     assert joined(stored, later, again) == (later, again)
     assert joined(stored, later | {"versions": {}}, fresh)[1] == fresh
     assert joined(None, later, fresh) == (later, fresh)
+
+
+# -- the null --------------------------------------------------------------------
+
+
+def test_the_null_is_timed_on_what_can_be_tested():
+    threads = torch.get_num_threads()
+    try:
+        rows = list(measure_null(1, rounds=2, permutations=3))
+    finally:
+        torch.set_num_threads(threads)
+    assert [row["quantities"] for row in rows] == [
+        "gradient",
+        "gradient, activation, adjoint",
+    ]
+    assert [row["tested"] for row in rows] == [3, 3 + 4 + 3]  # the output has rank 1
+    for row in rows:
+        assert 0 < row["seconds_low"] <= row["seconds"] <= row["seconds_high"]
+        assert row["seconds_met"] == (row["seconds"] < row["seconds_goal"])

@@ -125,7 +125,7 @@ def test_relabellings_that_change_nothing_have_no_p_and_say_so(reason):
     assert np.isnan([flat.z, flat.p, flat.p_max]).all()
     assert flat.excess == pytest.approx(0.0, abs=1e-15)
     assert flat.reason == (
-        reason or "no relabelling within the strata changes the groups"
+        reason or "no relabelling within the strata gives another value"
     )
     assert other.p == other.p_max
 
@@ -191,6 +191,10 @@ def test_a_fold_without_a_null_does_not_speak_for_those_that_have_one():
     assert found.values.tolist() == [3, 3, 2]
     assert found.testable
     assert (found.reason, found.null) == ("", "4 relabellings of 9 people")
+    refused = [comparison([9.0], null="none", reason="only 4 different values")]
+    (one,) = average([refused, folds[1]])
+    assert (one.values.tolist(), one.testable) == ([2, 1, 3], False)
+    assert "different people" in one.reason
     (plain,) = average([folds[0], [comparison([1.0])]])
     assert plain.values.tolist() == [5]
 

@@ -9,8 +9,7 @@ from torch import Tensor
 from spectral_mlops.spectra.groups import Groups
 from spectral_mlops.spectra.reduce import QUANTITIES, LayerFactors, reduce_layers
 from spectral_mlops.spectra.reduced import Key
-from spectral_mlops.spectra.singular import ACCURACY
-from spectral_mlops.spectra.solve import Solved, solve
+from spectral_mlops.spectra.solve import ACCURACY, Solved, solve
 from tests.reference import (
     Array,
     reference_gradient_values,
@@ -21,6 +20,27 @@ from tests.reference import (
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def with_values(rows: int, columns: int, values: list[float], seed: int = 0) -> Tensor:
+    """A float64 matrix that has exactly these singular values."""
+    u = torch.linalg.qr(normal(rows, len(values), seed=seed).double()).Q
+    v = torch.linalg.qr(normal(columns, len(values), seed=seed + 1).double()).Q
+    return (u * torch.tensor(values, dtype=torch.float64)) @ v.mT
+
+
+def cancelling(r: int, d_in: int, d_out: int) -> tuple[Tensor, Tensor]:
+    """Factors whose large parts cancel: σ(A)·σ(Δ) = 1 and σ_max(AᵀΔ) = 3e-6.
+
+    The first sample direction carries A, the second Δ, and the third the product.
+    """
+    basis = torch.linalg.qr(normal(r, r, seed=3).double()).Q
+    left = torch.linalg.qr(normal(d_in, r, seed=4).double()).Q
+    right = torch.linalg.qr(normal(d_out, r, seed=5).double()).Q
+    in_a, in_d = torch.full((r,), 1e-3).double(), torch.full((r,), 1e-3).double()
+    in_a[0], in_a[1], in_d[0], in_d[1] = 1.0, 1e-8, 1e-8, 1.0
+    in_d[2] = 3e-3
+    return (basis * in_a) @ left.mT, (basis * in_d) @ right.mT
 
 
 def spectra(

@@ -6,21 +6,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spectral_mlops.spectra.singular import (
-    factor_singular_values,
-    gradient_singular_values,
-)
+from spectral_mlops.spectra.groups import Groups
+from spectral_mlops.spectra.reduce import LayerFactors
 from spectral_mlops.spectra.summaries import effective_rank, numerical_rank
+from tests.spectra.engine import spectra
 
 DOUBLE = torch.float64
 
 
+def values_of(a: Tensor, d: Tensor, quantity: str) -> Tensor:
+    layer = LayerFactors("layer", a.unsqueeze(1), d.unsqueeze(1))
+    (one,) = spectra([layer], Groups(len(a), [None]), [quantity]).values()
+    return torch.from_numpy(one.values)
+
+
 def rank(rows: Tensor) -> int:
-    return int(factor_singular_values(rows).values.count_nonzero())
+    return int(values_of(rows, rows, "activation").count_nonzero())
 
 
 def gradient_rank(a: Tensor, d: Tensor) -> int:
-    return int(gradient_singular_values(a, d).values.count_nonzero())
+    return int(values_of(a, d, "gradient").count_nonzero())
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -152,7 +157,7 @@ def test_t6_a_leaky_slope_fills_the_rank_smoothly():
     ranks = []
     for slope in (1.0, 0.9, 0.5, 0.1):
         rows = nn.functional.leaky_relu(z, slope)
-        values = factor_singular_values(rows).values
+        values = values_of(rows, rows, "activation")
         bound = (1 - slope) * torch.linalg.matrix_norm(z.clamp_max(0.0), ord=2)
         assert values[5] <= bound + 1e-9
         assert numerical_rank(values) == (5 if slope == 1 else 64)

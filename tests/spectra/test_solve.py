@@ -10,11 +10,16 @@ from spectral_mlops.spectra import drivers
 from spectral_mlops.spectra.groups import Groups
 from spectral_mlops.spectra.reduce import LayerFactors, reduce_layers
 from spectral_mlops.spectra.reduced import Key
-from spectral_mlops.spectra.singular import ACCURACY
-from spectral_mlops.spectra.solve import solve
+from spectral_mlops.spectra.solve import ACCURACY, solve
 from tests.reference import reference_gradient_values, reference_singular_values
-from tests.spectra.engine import check_all, close, normal, spectra
-from tests.spectra.test_singular import cancelling, with_values
+from tests.spectra.engine import (
+    cancelling,
+    check_all,
+    close,
+    normal,
+    spectra,
+    with_values,
+)
 
 POOLED = [None]
 

@@ -1,0 +1,255 @@
+"""Who may be relabelled within what, what that can show, and what it cannot.
+
+Everything that may not have a p-value is refused here, in one sentence.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import comb, factorial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from spectral_mlops.errors import InputError
+from spectral_mlops.inference.relabel import digest, draw_relabellings
+from spectral_mlops.spectra.kept import KeptLayer
+
+Strata = Mapping[str, Mapping[str, str]]
+
+FEWEST = 20
+"""Different values below which no relabelling can reach p ≤ 0.05."""
+MANY = 10**9
+"""Where counting relabellings ends."""
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """One set of people seen at once: a watched batch, or the whole probe.
+
+    Attributes:
+        subjects: The person behind each sample, length ``N``.
+        groupings: Label of each sample, per grouping.
+        targets: What training predicts, per sample, if it was told.
+        layers: What is kept of each layer, by name; parts of people are in the order
+            of `people`.
+        trained_on: Whether training saw these people.
+        label_free: Whether the adjoints know no labels.
+    """
+
+    subjects: list[str]
+    groupings: dict[str, list[str]]
+    targets: list[str] | None
+    layers: Mapping[str, KeptLayer]
+    trained_on: bool
+    label_free: bool
+
+    @cached_property
+    def people(self) -> list[str]:
+        """Everybody once, in the order of their first sample."""
+        return list(dict.fromkeys(self.subjects))
+
+
+@dataclass(frozen=True, eq=False)
+class People:
+    """The people a relabelling moves.
+
+    Attributes:
+        labels: The observed label of each person, by id, sorted.
+        within: Stratum of each person, in that order.
+        strata: Names of the strata.
+        codes: Group of each person under each relabelling, ``[P + 1, n]``.
+        fused: Name of a stratum that is the grouping itself, if there is one.
+    """
+
+    labels: Mapping[str, str]
+    within: Sequence[str]
+    strata: str
+    codes: NDArray[np.int64]
+    fused: str = ""
+    groups: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "groups", sorted(set(self.labels.values())))
+
+    @cached_property
+    def digest(self) -> str:
+        """Short digest of who is relabelled and how; equal ones mean one null."""
+        return digest(list(self.labels), self.codes)[:12]
+
+    def columns(self, people: Sequence[str], relabellings: int) -> torch.Tensor:
+        """Codes of some people, -1 for those who take no part, ``[·, len(people)]``."""
+        place = {person: i for i, person in enumerate(self.labels)}
+        codes = np.pad(self.codes, ((0, 0), (0, 1)), constant_values=-1)
+        at = [place.get(person, -1) for person in people]
+        return torch.from_numpy(codes[: relabellings + 1, at])
+
+    def distinct(self, groups: Sequence[str]) -> int:
+        """Number of different values of a statistic of some groups, at most `MANY`.
+
+        Other groups' labels are all one to it, and groups that have the same number
+        of people in every stratum may be exchanged as a whole: it is symmetric.
+        """
+        key = tuple(groups)
+        if key not in self._counted:
+            self._counted[key] = self._count(groups)
+        return self._counted[key]
+
+    @cached_property
+    def _counted(self) -> dict[tuple[str, ...], int]:
+        return {}
+
+    def _count(self, groups: Sequence[str]) -> int:
+        strata: dict[str, Counter[str]] = defaultdict(Counter)
+        for label, stratum in zip(self.labels.values(), self.within, strict=True):
+            strata[stratum][label if label in groups else ""] += 1
+        ways = 1
+        for counts in strata.values():
+            left = counts.total()
+            for n in counts.values():
+                ways *= comb(left, n)
+                left -= n
+            if ways > MANY:
+                return MANY
+        shares = Counter(tuple(c[g] for c in strata.values()) for g in groups)
+        for alike in shares.values():
+            ways //= factorial(alike)
+        return max(ways, 1)
+
+    def refusal(self, grouping: str, groups: Sequence[str]) -> str:
+        """Why no p may be formed for some groups, if so, in one sentence."""
+        count = Counter(self.labels.values())
+        few = [group for group in groups if count[group] < 2]
+        if few:
+            return (
+                f"fewer than two people in group '{few[0]}': relabelling one person "
+                "says nothing about a group"
+            )
+        if self.fused:
+            return (
+                f"grouping '{grouping}' and stratum '{self.fused}' tell the same "
+                "people apart: labels that stay within it cannot move"
+            )
+        distinct = self.distinct(groups)
+        if distinct == 1:
+            return f"no relabelling within the strata ({self.strata}) changes groups"
+        if distinct < FEWEST:
+            return (
+                f"only {distinct} different values under relabelling within the strata "
+                f"({self.strata}): {FEWEST} are needed for p = 0.05"
+            )
+        return ""
+
+
+def draw_people(
+    labels: Mapping[str, str],
+    grouping: str,
+    target: Mapping[str, str] | None,
+    strata: Strata,
+    permutations: int,
+    seed: int,
+) -> People:
+    """Draw the relabellings of some people, sorted by id.
+
+    A stratum of the grouping's own name, and the target where the grouping is the
+    target, are left out: labels could not move within them.
+
+    Raises:
+        InputError: If somebody has no stratum.
+    """
+    ids = sorted(labels)
+    columns: dict[str, Mapping[str, str]] = {}
+    fused = ""
+    if target is not None and not same_partition(labels, target):
+        columns["target"] = target
+    for name, column in strata.items():
+        lost = [person for person in ids if person not in column]
+        if lost:
+            raise InputError(
+                f"strata '{name}' says nothing about subject '{lost[0]}' "
+                f"({len(lost)} of {len(ids)}): give every person a stratum."
+            )
+        if name != grouping:
+            columns[name] = column
+            if len(set(labels.values())) > 1 and same_partition(labels, column):
+                fused = fused or name
+    within = [
+        " × ".join(column[person] for column in columns.values()) for person in ids
+    ]
+    codes = draw_relabellings([labels[i] for i in ids], within, permutations, seed)
+    names = " × ".join(columns) or "none"
+    return People({i: labels[i] for i in ids}, within, names, codes, fused)
+
+
+def same_partition(labels: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether two labellings tell the same people apart."""
+    pairs = {(labels[person], other[person]) for person in labels}
+    return len(pairs) == len(set(labels.values())) == len({t for _, t in pairs})
+
+
+def labels_of_people(observed: Sequence[Observed], grouping: str) -> dict[str, str]:
+    """Return each person's label.
+
+    Raises:
+        InputError: If somebody's samples have two labels.
+    """
+    labels: dict[str, str] = {}
+    for seen in observed:
+        for person, label in zip(seen.subjects, seen.groupings[grouping], strict=True):
+            if labels.setdefault(person, label) != label:
+                raise InputError(
+                    f"Subject '{person}' is in group '{labels[person]}' and in "
+                    f"'{label}' of grouping '{grouping}': a person has one label."
+                )
+    return labels
+
+
+def target_of_people(observed: Sequence[Observed]) -> dict[str, str] | None:
+    """Return each person's target, or ``None`` where it was not told."""
+    if any(seen.targets is None for seen in observed):
+        return None
+    return {
+        person: target
+        for seen in observed
+        for person, target in zip(seen.subjects, seen.targets or (), strict=True)
+    }
+
+
+def batch_strata(observed: Sequence[Observed]) -> Strata:
+    """Let labels move within batches where each person is in one of several.
+
+    Every batch then keeps its group sizes under relabelling; spectra depend on them.
+    """
+    batch = {
+        person: str(i) for i, seen in enumerate(observed) for person in seen.subjects
+    }
+    once = len(batch) == sum(len(seen.people) for seen in observed)
+    return {"batch": batch} if once and len(observed) > 1 else {}
+
+
+def validity(
+    source: str,
+    observed: Sequence[Observed],
+    labels: Mapping[str, str],
+    target: Mapping[str, str] | None,
+) -> tuple[str, bool]:
+    """Say what a p-value may mean here, and whether one may be formed."""
+    if source == "probe" and all(seen.label_free for seen in observed):
+        return "held-out people; adjoints of a label-free output", True
+    is_target = bool(labels) and target is not None and same_partition(labels, target)
+    if is_target and source == "probe":
+        return (
+            "descriptive: the grouping is the target and the loss's adjoints know it",
+            False,
+        )
+    if is_target:
+        return (
+            "descriptive: the grouping is the target and these people were trained on",
+            False,
+        )
+    where = "held-out people" if source == "probe" else "training people"
+    if target is None:
+        return f"{where}, assuming the grouping was not the target (targets=)", True
+    return f"{where}; grouping unseen by training", True
