@@ -104,9 +104,8 @@ class _Stack:
         ]
         for weight in self.weights:
             weight.requires_grad_()
-        self.optimizer = type(self.base.optimizer)(
-            self.weights, **self.base.optimizer.defaults
-        )
+        self.optimizer = self.base.optimizer
+        self.optimizer.param_groups[0]["params"] = self.weights
         rows = self.base.train_rows
         self.labels = [plan.labels(rows)[plan.primary] for plan in plans]
         self.targets = _stacked([plan.targets[rows] for plan in plans])
