@@ -18,14 +18,16 @@ from spectral_mlops.config import RunConfig, flatten, validate
 from spectral_mlops.errors import InputError
 from spectral_mlops.records import QUANTITIES
 
+SPREAD = "SD over folds"
 METRICS = {
     "AUC": "final/auc",
-    "SD over folds": "final/auc_sd",
+    SPREAD: "final/auc_sd",
     "loss": "final/loss",
     "probe AUC": "final/probe_auc",
     **{f"z {quantity}": f"final/divergence_{quantity}" for quantity in QUANTITIES},
 }
 SEED = "training.seed"
+KEYS = ["layer", "quantity", "pair"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +91,7 @@ def read_run(run: Path) -> StoredRun:
     path = run / "layers.tsv"
     try:
         layers = pd.read_csv(path, sep="\t", keep_default_na=False, na_values=[""])
-        layers[["layer", "quantity", "pair", "divergence", "z"]]
+        layers[[*KEYS, "divergence", "z"]]  # KeyError if absent
     except (OSError, KeyError, ValueError) as error:
         raise InputError(f"{path} is missing or damaged.") from error
     index = _read_json(run / "splits" / "splits.json")
@@ -102,19 +104,21 @@ def runs_table(runs: Sequence[StoredRun]) -> pd.DataFrame:
     """One row per run: what differs in its settings, and its final numbers.
 
     Returns:
-        Columns ``run``, one per setting that differs, and those of `METRICS`; NaN
-        where a run has no such number.
+        Columns ``#`` (from 1), ``run``, one per setting that differs, and those of
+        `METRICS` that a run has; NaN where another has not.
     """
     settings = [run.settings for run in runs]
     names = list(dict.fromkeys(name for one in settings for name in one))
     differ = [name for name in names if len({str(s.get(name)) for s in settings}) > 1]
+    heads = [h for h, key in METRICS.items() if any(key in r.final for r in runs)]
     rows = [
         {
+            "#": number,
             "run": run.name,
             **{name: _text(one.get(name)) for name in differ},
-            **{head: run.final.get(key, np.nan) for head, key in METRICS.items()},
+            **{head: run.final.get(METRICS[head], np.nan) for head in heads},
         }
-        for run, one in zip(runs, settings, strict=True)
+        for number, (run, one) in enumerate(zip(runs, settings, strict=True), start=1)
     ]
     return pd.DataFrame(rows)
 
@@ -122,26 +126,38 @@ def runs_table(runs: Sequence[StoredRun]) -> pd.DataFrame:
 def over_seeds(runs: Sequence[StoredRun]) -> pd.DataFrame:
     """Mean, SD and range over runs that differ in their seed alone.
 
+    Of final numbers and of each layer's divergence, which are means over folds.
+
     Returns:
-        Columns ``runs, seeds, number, mean, sd, lowest, highest``; empty where no
-        two runs are of one kind.
+        Columns ``runs`` (their numbers), ``seeds, value, mean, sd, lowest,
+        highest``; empty where no two runs are of one kind.
     """
-    kinds: dict[str, list[StoredRun]] = {}
-    for run in runs:
+    kinds: dict[str, dict[int, StoredRun]] = {}
+    for number, run in enumerate(runs, start=1):
         rest = {name: x for name, x in run.settings.items() if name != SEED}
-        kinds.setdefault(json.dumps(rest, sort_keys=True), []).append(run)
+        kinds.setdefault(json.dumps(rest, sort_keys=True), {})[number] = run
     rows = []
     for same in kinds.values():
-        if len({run.config.training.seed for run in same}) < 2:
+        seeds = {run.config.training.seed for run in same.values()}
+        if len(seeds) < max(2, len(same)):
             continue
-        for head, key in METRICS.items():
-            values = np.array([run.final.get(key, np.nan) for run in same])
+        final = {
+            head: [x.final.get(key, np.nan) for x in same.values()]
+            for head, key in METRICS.items()
+            if head != SPREAD
+        }
+        layers = layers_table(list(same.values()))
+        names = (layers["layer"] + " " + layers["quantity"] + " ×10³").tolist()
+        divergences = layers.filter(like="×10³").to_numpy().tolist()
+        shaped = dict(zip(names, divergences, strict=True))
+        for head, found in (final | shaped).items():
+            values = np.array(found)
             if np.isfinite(values).all():
                 rows.append(
                     {
-                        "runs": ", ".join(run.name for run in same),
-                        "seeds": len(same),
-                        "number": head,
+                        "runs": ", ".join(map(str, same)),
+                        "seeds": len(seeds),
+                        "value": head,
                         "mean": values.mean(),
                         "sd": values.std(ddof=1),
                         "lowest": values.min(),
@@ -155,26 +171,26 @@ def layers_table(runs: Sequence[StoredRun]) -> pd.DataFrame:
     """Divergence and z of every layer, one pair of columns per run.
 
     Returns:
-        Columns ``layer, quantity, pair``, then ``<run>: divergence`` and
-        ``<run>: z``; rows without any value are left out.
+        Columns ``layer, quantity, pair``, then ``#1 ×10³`` (the divergence) and
+        ``#1 z``, and so on; rows without any value are left out.
     """
-    keys = ["layer", "quantity", "pair"]
-    joined: pd.DataFrame | None = None
-    for run in runs:
-        own = run.layers[[*keys, "divergence", "z"]].rename(
-            columns={"divergence": f"{run.name}: divergence", "z": f"{run.name}: z"}
-        )
-        joined = own if joined is None else joined.merge(own, on=keys, how="outer")
-    if joined is None:
+    if not runs:
         raise InputError("There are no runs to compare.")
-    values = [name for name in joined.columns if name not in keys]
-    return joined.dropna(subset=values, how="all").reset_index(drop=True)
+    columns = []
+    for number, run in enumerate(runs, start=1):
+        rows = run.layers.set_index(KEYS)
+        columns.append((1e3 * rows["divergence"]).rename(f"#{number} ×10³"))
+        columns.append(rows["z"].rename(f"#{number} z"))
+    joined: pd.DataFrame = pd.concat(columns, axis="columns", sort=False)
+    return joined.dropna(how="all").reset_index()
 
 
 def comparability(runs: Sequence[StoredRun]) -> str:
     """Say in one sentence whether the runs' divergences may be compared."""
     if len(runs) < 2:
-        return ""
+        return (
+            "Name several runs to see them side by side; --retrain 99 tests this one."
+        )
     probes = list(dict.fromkeys(run.probe for run in runs))
     if probes == [""]:
         return (

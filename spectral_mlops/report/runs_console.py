@@ -21,16 +21,18 @@ NOTHING = "–"
 def show_runs(console: Console, runs: Sequence[StoredRun]) -> None:
     """Print final numbers and layers of some runs, and what may be compared."""
     title = "Final numbers (means over folds; AUC and loss of validation people)"
-    console.print(_table(runs_table(runs), title))
+    console.print(_table(_upright(runs_table(runs)), title))
     seeds = over_seeds(runs)
     if len(seeds):
-        title = "Over seeds: variability of training, not evidence about people"
-        for names, rows in seeds.groupby("runs", sort=False):
-            console.print(_table(rows.drop(columns="runs"), f"{title} ({names})"))
-    title = "Per layer: divergence of the groups, and z under relabelling"
-    console.print(_table(layers_table(runs), title))
-    if said := comparability(runs):
-        console.print(said, highlight=False)
+        title = "Over seeds: how much trainings vary; no evidence about people"
+        console.print(_table(seeds, title))
+    layers = layers_table(runs)
+    title = "Per layer: divergence of the groups (×10³), and z under relabelling"
+    if layers["pair"].nunique() == 1:
+        title += f": {layers['pair'][0]}"
+        layers = layers.drop(columns="pair")
+    console.print(_table(layers.dropna(axis="columns", how="all"), title))
+    console.print(comparability(runs), highlight=False)
 
 
 def show_retrained(
@@ -81,6 +83,16 @@ def show_retrained(
         console.print(f"  – {reason}", style="dim", highlight=False, markup=False)
     for sentence in sentences:
         console.print(sentence, highlight=False, markup=False)
+
+
+def _upright(runs: pd.DataFrame) -> pd.DataFrame:
+    """Turn rows into columns: a terminal has more lines than columns."""
+    cells = runs.drop(columns="#").map(
+        lambda x: _number(x, ".3g") if isinstance(x, float) else str(x)
+    )
+    turned = cells.T
+    turned.columns = pd.Index([f"#{number}" for number in runs["#"]])
+    return turned.rename_axis("").reset_index()
 
 
 def _table(frame: pd.DataFrame, title: str) -> Table:

@@ -149,9 +149,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_networks_trained_as_one_are_those_trained_one_by_one(
-    case, small, monkeypatch
-):
+def test_networks_trained_as_one_are_those_trained_one_by_one(case, small, monkeypatch):
     """In float64, so that nothing but a mistake could show."""
     scaled = FeatureScaler.transform
     monkeypatch.setattr(
