@@ -1,11 +1,10 @@
 """Retrainings side by side: in this process, or in several."""
 
 import multiprocessing
-import os
 import signal
+from collections import deque
 from collections.abc import Generator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection, wait
 
 import torch
 
@@ -42,47 +41,63 @@ def retrainings(
         for chunk in chunks:
             yield from _measure(shuffle, chunk, batched)
         return
+    yield from _shared_out(shuffle, deque(chunks), workers, batched)
+
+
+def _shared_out(
+    shuffle: TargetShuffle, waiting: deque[Sequence[int]], workers: int, batched: bool
+) -> Generator[tuple[int, Statistic], None, None]:
+    """Hand chunks to processes, one at a time; none outlives this generator."""
     context = multiprocessing.get_context("spawn")
-    before = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(
-        min(workers, len(chunks)), context, initializer=_start, initargs=(shuffle,)
-    )
-    done = False
+    busy: list[Connection] = []
+    processes = []
     try:
-        for future in as_completed(
-            [pool.submit(_work, chunk, batched) for chunk in chunks]
-        ):
-            yield from future.result()
-        done = True
-    except BrokenProcessPool as error:
+        for _ in range(min(workers, len(waiting))):
+            ours, theirs = context.Pipe()
+            busy.append(ours)
+            process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            processes.append(process)
+            process.start()
+            theirs.close()
+        for connection in busy:  # they have been importing side by side
+            connection.send((shuffle, batched))
+            connection.send(waiting.popleft())
+        while busy:
+            ready = wait(busy)
+            for connection in [one for one in busy if one in ready]:
+                answer: Finished | Exception = connection.recv()
+                if isinstance(answer, Exception):
+                    raise answer
+                if waiting:
+                    connection.send(waiting.popleft())
+                else:
+                    connection.send(None)
+                    busy.remove(connection)
+                yield from answer
+    except (EOFError, BrokenPipeError, ConnectionResetError) as error:
         raise SpectralError(
             "A worker was killed, perhaps for want of memory: what is finished is "
             "kept; run the same command again, with fewer --workers."
         ) from error
-    finally:
-        if not done:  # Ctrl-C: nobody waits for trainings that nobody wants
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in set(multiprocessing.active_children()) - before:
+    finally:  # also Ctrl-C: nobody waits for trainings that nobody wants
+        for process in processes:
+            if process.pid is not None:
                 process.terminate()
-        pool.shutdown(wait=True)
+                process.join()
 
 
-_shuffle: TargetShuffle | None = None
-"""Of a worker process; sent to it once."""
-
-
-def _start(shuffle: TargetShuffle) -> None:
-    """Prepare a worker: one thread, and Ctrl-C is the parent's business."""
-    global _shuffle
+def _serve(connection: Connection) -> None:
+    """Work for the parent: one thread, and Ctrl-C is the parent's business."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-    _shuffle = shuffle
-
-
-def _work(chunk: Sequence[int], batched: bool) -> Finished:
-    assert _shuffle is not None
-    return _measure(_shuffle, chunk, batched)
+    try:
+        shuffle, batched = connection.recv()
+        while (chunk := connection.recv()) is not None:
+            connection.send(_measure(shuffle, chunk, batched))
+    except EOFError:
+        return  # the parent is gone
+    except Exception as error:
+        connection.send(error)
 
 
 def _measure(shuffle: TargetShuffle, chunk: Sequence[int], batched: bool) -> Finished:

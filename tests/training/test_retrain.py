@@ -2,7 +2,9 @@
 
 import json
 import multiprocessing
+import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 from spectral_mlops.cohorts import FeatureScaler
-from spectral_mlops.errors import InputError
+from spectral_mlops.errors import InputError, SpectralError
 from spectral_mlops.tracking import MemoryTracker
 from spectral_mlops.training import make_plan, run
 from spectral_mlops.training.retrain import (
@@ -25,6 +27,7 @@ from spectral_mlops.training.retrain import (
 from spectral_mlops.training.retrain_batched import can_batch, measure_batch
 from spectral_mlops.training.retrain_permute import shuffle_of
 from spectral_mlops.training.retrain_statistic import Cell, measure_training
+from spectral_mlops.training.retrain_workers import retrainings
 
 
 @pytest.fixture
@@ -237,8 +240,7 @@ def test_workers_give_the_same(finished, tmp_path):
     pd.testing.assert_frame_equal(here.table, there.table)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_an_interrupted_test_keeps_what_it_had(workers, finished):
+def test_an_interrupted_test_keeps_what_it_had(finished):
     folder = finished()
     plan = read_plan(folder, Path())
 
@@ -247,9 +249,31 @@ def test_an_interrupted_test_keeps_what_it_had(workers, finished):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        retrain(plan, folder, 4, batched=False, workers=workers, progress=stop)
+        retrain(plan, folder, 4, batched=False, progress=stop)
     assert len(lines(folder)) == 4  # settings, the run, two retrainings
+
+
+def test_a_killed_worker_is_one_sentence_and_the_rest_is_kept(finished):
+    folder = finished()
+    plan = read_plan(folder, Path())
+
+    def kill(what, done, total):
+        if what == "retraining" and done == 1:
+            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+    with pytest.raises(SpectralError, match="A worker was killed"):
+        retrain(plan, folder, 9, batched=False, workers=2, progress=kill)
     assert not multiprocessing.active_children()
+    assert len(lines(folder)) >= 3
+
+
+def test_what_a_worker_raises_is_raised(small):
+    shuffle = shuffle_of(make_plan(small(), Path()))
+    training = shuffle.plan.config.training.model_copy(update={"optimizer": "none"})
+    config = shuffle.plan.config.model_copy(update={"training": training})
+    broken = replace(shuffle, plan=replace(shuffle.plan, config=config))
+    with pytest.raises(KeyError, match="none"):
+        list(retrainings(broken, [1, 2], workers=2, batched=False))
 
 
 def test_other_settings_are_refused(finished):
