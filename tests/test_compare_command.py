@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -94,3 +95,21 @@ def test_bad_input_is_one_sentence(command, folder, tmp_path):
         assert len(err.strip().splitlines()) == 1
     assert not Path("cohort").exists()
     assert not (folder / "retrain").exists()
+
+
+def test_help_answers_without_the_heavy_packages():
+    code = (
+        "import sys; sys.argv = ['spectral-mlops', 'compare', '--help']\n"
+        "from spectral_mlops.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "assert not {'torch', 'mlflow', 'pandas'} & set(sys.modules)\n"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(cli.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "--retrain" in shown.stdout

@@ -2,8 +2,10 @@
 
 import multiprocessing
 import signal
+import threading
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 
 import torch
@@ -33,10 +35,10 @@ def retrainings(
     Raises:
         SpectralError: If a worker was killed; what was yielded stays.
     """
-    size = 1
-    if batched and can_batch(shuffle.plan):
-        size = min(chunk_size(shuffle.plan), -(-len(numbers) // workers))
-    chunks = [numbers[i : i + size] for i in range(0, len(numbers), max(size, 1))]
+    size = chunk_size(shuffle.plan) if batched and can_batch(shuffle.plan) else 1
+    rounds = -(-len(numbers) // (size * workers))  # everybody works in every round
+    size = max(1, -(-len(numbers) // max(1, rounds * workers)))
+    chunks = [numbers[i : i + size] for i in range(0, len(numbers), size)]
     if workers == 1 or len(chunks) <= 1:
         for chunk in chunks:
             yield from _measure(shuffle, chunk, batched)
@@ -57,7 +59,8 @@ def _shared_out(
             busy.append(ours)
             process = context.Process(target=_serve, args=(theirs,), daemon=True)
             processes.append(process)
-            process.start()
+            with _ctrl_c_is_ours():
+                process.start()
             theirs.close()
         for connection in busy:  # they have been importing side by side
             connection.send((shuffle, batched))
@@ -86,9 +89,21 @@ def _shared_out(
                 process.join()
 
 
+@contextmanager
+def _ctrl_c_is_ours() -> Iterator[None]:
+    """Processes started in here ignore Ctrl-C from their first moment on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may, and gets Ctrl-C
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _serve(connection: Connection) -> None:
-    """Work for the parent: one thread, and Ctrl-C is the parent's business."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Work for the parent, on one thread."""
     torch.set_num_threads(1)
     try:
         shuffle, batched = connection.recv()
