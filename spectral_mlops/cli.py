@@ -339,6 +339,49 @@ def sweep(
         raise typer.Exit(UNDELIVERED)
 
 
+@app.command()
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of finished runs, as in runs/.")
+    ],
+    retrain: Annotated[
+        int | None,
+        typer.Option(
+            help="Train each run again so many times on permuted targets (19 or "
+            "more), and test it against those; goes on where it was stopped."
+        ),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(help="Processes that retrain, one thread each.")
+    ] = 1,
+) -> None:
+    """Show finished runs side by side, or test one against retrained networks.
+
+    With --retrain the question is: was it the training on these labels?
+    Everything is trained again on targets permuted over people, within site,
+    strata and fold; p says how rare so large a divergence of the groups is
+    then. Results stay in RUN/retrain; asking for more later adds to them.
+    Start it in the folder that the run was trained in.
+    """
+    if retrain is None:
+        from spectral_mlops.report.runs import read_run
+        from spectral_mlops.report.runs_console import show_runs
+
+        show_runs(console, [read_run(folder) for folder in runs])
+        return
+    _prepare_torch("cpu", 1)
+    from spectral_mlops.report.runs_console import show_retrained
+    from spectral_mlops.training.retrain import SOURCES, retrain_test
+
+    for folder in runs:
+        with _bar() as bar:
+            result = retrain_test(
+                folder, retrain, Path.cwd(), workers=workers, progress=_reporter(bar)
+            )
+        show_retrained(console, result.table, SOURCES, result.sentences)
+        console.print(f"Kept in {result.folder}", highlight=False, soft_wrap=True)
+
+
 def main() -> None:
     """Run the command line; a problem the user can mend is one sentence and a 2.
 

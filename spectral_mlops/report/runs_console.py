@@ -1,0 +1,112 @@
+"""Runs side by side, and the training-level test, for a terminal."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from spectral_mlops.report.runs import (
+    StoredRun,
+    comparability,
+    layers_table,
+    over_seeds,
+    runs_table,
+)
+
+NOTHING = "–"
+
+
+def show_runs(console: Console, runs: Sequence[StoredRun]) -> None:
+    """Print final numbers and layers of some runs, and what may be compared."""
+    title = "Final numbers (means over folds; AUC and loss of validation people)"
+    console.print(_table(_upright(runs_table(runs)), title))
+    seeds = over_seeds(runs)
+    if len(seeds):
+        title = "Over seeds: how much trainings vary; no evidence about people"
+        console.print(_table(seeds, title))
+    layers = layers_table(runs)
+    title = "Per layer: divergence of the groups (×10³), and z under relabelling"
+    if layers["pair"].nunique() == 1:
+        title += f": {layers['pair'][0]}"
+        layers = layers.drop(columns="pair")
+    console.print(_table(layers.dropna(axis="columns", how="all"), title))
+    console.print(comparability(runs), highlight=False)
+
+
+def show_retrained(
+    console: Console,
+    table: pd.DataFrame,
+    sources: Mapping[str, str],
+    sentences: Sequence[str],
+) -> None:
+    """Print the test per layer and quantity, and what it means.
+
+    Args:
+        console: Where to.
+        table: Columns as `training.retrain.Retrained.table`.
+        sources: Words for each value of ``source``.
+        sentences: Printed below.
+    """
+    several = table[["group_a", "group_b"]].drop_duplicates().shape[0] > 1
+    for source, rows in table.groupby("source", sort=False):
+        shown = Table(
+            title=f"On {sources.get(str(source), source)}: divergence (×10³) of the "
+            "run, and of networks retrained on permuted targets",
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            padding=0,
+        )
+        for name in ("quantity", "layer", *(["groups"] if several else [])):
+            shown.add_column(name, no_wrap=True)
+        for name in ("run", "retrained", "z", "p", "p max"):
+            shown.add_column(name, justify="right", no_wrap=True)
+        for row in rows.to_dict("records"):
+            value, mean, sd = (
+                _number(1e3 * row[name], ".2f")
+                for name in ("observed", "null_mean", "null_sd")
+            )
+            shown.add_row(
+                str(row["quantity"]),
+                str(row["layer"]),
+                *([f"{row['group_a']} – {row['group_b']}"] if several else []),
+                value,
+                NOTHING if mean == NOTHING else f"{mean}±{sd}",
+                _number(row["z"], "+.2f"),
+                _number(row["p"], ".3f"),
+                _number(row["p_max"], ".3f"),
+            )
+        console.print(shown)
+    console.print("  p max: adjusted over layers (max-T)", style="dim")
+    for reason in dict.fromkeys(r for r in table["reason"] if r):
+        console.print(f"  – {reason}", style="dim", highlight=False, markup=False)
+    for sentence in sentences:
+        console.print(sentence, highlight=False, markup=False)
+
+
+def _upright(runs: pd.DataFrame) -> pd.DataFrame:
+    """Turn rows into columns: a terminal has more lines than columns."""
+    cells = runs.drop(columns="#").map(
+        lambda x: _number(x, ".3g") if isinstance(x, float) else str(x)
+    )
+    turned = cells.T
+    turned.columns = pd.Index([f"#{number}" for number in runs["#"]])
+    return turned.rename_axis("").reset_index()
+
+
+def _table(frame: pd.DataFrame, title: str) -> Table:
+    """Any frame: text to the left, numbers to the right."""
+    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for name in frame.columns:
+        numeric = pd.api.types.is_numeric_dtype(frame[name])
+        shown.add_column(str(name), justify="right" if numeric else "left")
+    for row in frame.itertuples(index=False):
+        shown.add_row(
+            *(_number(x, ".3g") if isinstance(x, float) else str(x) for x in row)
+        )
+    return shown
+
+
+def _number(value: float, form: str) -> str:
+    return NOTHING if value != value else format(value, form)
