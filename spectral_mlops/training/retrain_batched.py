@@ -23,10 +23,9 @@ from spectral_mlops.probe import margin
 from spectral_mlops.records import DEGENERATE, Quantity
 from spectral_mlops.schedule import evenly_spaced
 from spectral_mlops.spectra.divergences import DIVERGENCES
-from spectral_mlops.spectra.singular import (
-    factor_singular_values,
-    gradient_singular_values,
-)
+from spectral_mlops.spectra.groups import Groups
+from spectral_mlops.spectra.reduce import LayerFactors, reduce_layers
+from spectral_mlops.spectra.solve import solve
 from spectral_mlops.training.fold import FoldRun, even_order
 from spectral_mlops.training.plan import NONE, Plan
 from spectral_mlops.training.retrain_statistic import Cell, Statistic
@@ -216,8 +215,10 @@ class _Stack:
         found: Found = {}
         with torch.no_grad():
             for name, a, d in zip(self.names, inputs, adjoints, strict=True):
-                for quantity in self.plan.quantities if name in chosen else ():
-                    spectra = [_spectra(quantity, a, d, m) for m in members]
+                if name not in chosen:
+                    continue
+                solved = _spectra(self.plan.quantities, a, d, members)
+                for quantity, spectra in solved.items():
                     for i, j in combinations(range(len(self.groups)), 2):
                         p, q = spectra[i], spectra[j]
                         value = function(p, q)
@@ -232,12 +233,31 @@ class _Stack:
         return np.array([numbers[label] for label in labels])
 
 
-def _spectra(quantity: Quantity, a: Tensor, d: Tensor, member: Tensor) -> Tensor:
-    """Singular values of one group of every network, ``[B, R]``."""
-    mask = member.unsqueeze(-1)
-    if quantity == "gradient":
-        return gradient_singular_values(a * mask, d * mask).values
-    return factor_singular_values((a if quantity == "activation" else d) * mask).values
+def _spectra(
+    quantities: Sequence[Quantity], a: Tensor, d: Tensor, members: Sequence[Tensor]
+) -> dict[Quantity, list[Tensor]]:
+    """Singular values of the groups of every network, ``[B, R]`` each."""
+    factors = [
+        LayerFactors(
+            (number, network),
+            (a[network] * member[network].unsqueeze(1)).unsqueeze(1),
+            (d[network] * member[network].unsqueeze(1)).unsqueeze(1),
+        )
+        for number, member in enumerate(members)
+        for network in range(len(a))
+    ]
+    everyone = Groups(a.shape[1], [None])
+    solved = solve(reduce_layers(factors, everyone, quantities))
+    found = {(one.key.quantity, one.key.layer): one.values for one in solved}
+    return {
+        quantity: [
+            torch.from_numpy(
+                np.stack([found[quantity, (k, network)] for network in range(len(a))])
+            )
+            for k in range(len(members))
+        ]
+        for quantity in quantities
+    }
 
 
 def _flat(values: Tensor) -> Tensor:
