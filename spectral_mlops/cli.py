@@ -187,6 +187,7 @@ def train(
     from spectral_mlops.report.console import show_controls, show_run
     from spectral_mlops.tracking import MlflowTracker
     from spectral_mlops.training import make_plan, run
+    from spectral_mlops.training.trajectories import sentences
 
     with _bar() as bar:
         plan = make_plan(settings, Path.cwd(), _reporter(bar))
@@ -215,6 +216,8 @@ def train(
     show_run(console, finished.layers, result.groups, result.metrics)
     if result.controls is not None:
         show_controls(console, result.controls)
+    for said in sentences(result.trajectories):
+        console.print(said, highlight=False, markup=False)
     if result.verdict:
         console.print(result.verdict, highlight=False, markup=False)
     console.print(f"Files of this run: {finished.folder}", highlight=False)

@@ -80,7 +80,9 @@ class ComparisonConfig(Settings):
         "the probe, at the checkpoints chosen by validation loss; activation where "
         "watched, if not given; all else is exploratory",
     )
-    divergence: str = Field("js", description="distance of two spectra")
+    divergence: str = Field(
+        "js", description="how two spectra are compared; see spectra.statistics"
+    )
     permutations: int = Field(199, ge=19, description="subject relabellings")
     seed: int = Field(0, ge=0, description="of the relabellings")
     probe_fraction: float = Field(0.25, gt=0, lt=1, description="held-out people")

@@ -33,6 +33,7 @@ from spectral_mlops.hooks.observed import keep_layers
 from spectral_mlops.hooks.survey import Survey
 from spectral_mlops.hooks.window import Window
 from spectral_mlops.inference.comparison import Comparison, to_divergences
+from spectral_mlops.inference.effects import smallest_detectable
 from spectral_mlops.probe import ProbeBatch, classes_of, margin, undisturbed
 from spectral_mlops.records import (
     QUANTITIES,
@@ -47,6 +48,7 @@ from spectral_mlops.reformed import Reformed, reform
 from spectral_mlops.schedule import Decided, EveryNth, Schedule, TimeBudget
 from spectral_mlops.spectra.reduced import Reduced
 from spectral_mlops.spectra.solver import Solver
+from spectral_mlops.subjects import adjusted, subject_scalars
 from spectral_mlops.validity import Observed
 
 WAITING_BYTES = 32 * 2**20
@@ -148,6 +150,44 @@ class EpochSpectra:
         columns = as_columns(to_divergences(found))
         return pd.DataFrame(columns, columns=[x.name for x in fields(Divergence)])
 
+    def per_subject(self) -> pd.DataFrame:
+        """Each person's own gradient in two numbers (`subjects.subject_scalars`).
+
+        Returns:
+            Columns ``layer``, ``subject``, ``log_norm``, ``cosine``.
+        """
+        self._refuse_released()
+        return subject_scalars(self._observed)
+
+    def adjusted(
+        self,
+        grouping: str,
+        nuisance: Mapping[str, Mapping[str, Any]],
+        strata: Strata | None = None,
+        permutations: int = 199,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Compare groups on `per_subject` with age, motion, site held.
+
+        A value of the target's own loss knows the labels: where the grouping is the
+        target, ask this of a probe with margin adjoints.
+
+        Args:
+            grouping: Name of a grouping.
+            nuisance: ``{name: {subject: value}}``, numbers or names.
+            strata: ``{name: {subject: stratum}}`` that residuals stay within; the
+                monitor's if not given.
+            permutations: Moves beside none.
+            seed: Of the moves.
+
+        Returns:
+            See `subjects.adjusted`: a row per layer and scalar, with ``p_max`` over
+            all of them.
+        """
+        self._refuse_released()
+        within = self._strata if strata is None else strata
+        return adjusted(self._observed, grouping, nuisance, within, permutations, seed)
+
     @property
     def _subject(self) -> Subject:
         return Subject(
@@ -162,11 +202,8 @@ class EpochSpectra:
         statistic: str,
     ) -> Null:
         """Read how groups are to be compared."""
-        if self._released and permutations:
-            raise CaptureError(
-                "The factors that a null needs were released (tracker.log does that): "
-                "call divergences() before logging."
-            )
+        if permutations:
+            self._refuse_released()
         chosen = self._strata if strata == "auto" else strata
         if isinstance(chosen, str):
             raise InputError(
@@ -175,6 +212,13 @@ class EpochSpectra:
             )
         by_target = strata == "auto"
         return Null(permutations, chosen or {}, by_target, seed, statistic)
+
+    def _refuse_released(self) -> None:
+        if self._released:
+            raise CaptureError(
+                "The factors that a null needs were released (tracker.log does that): "
+                "call divergences() before logging."
+            )
 
     def divergences(
         self,
@@ -200,13 +244,21 @@ class EpochSpectra:
 
         Returns:
             One row per layer, quantity and pair of groups, with the columns of
-            `records.Divergence`.
+            `records.Divergence`, and ``smallest_detectable``: the value that would
+            have reached p ≤ .05 with 80 % power (`effects.smallest_detectable`).
         """
         if null not in ("auto", "none"):
             raise InputError(f"null='{null}': choose 'auto' or 'none'.")
         number = permutations if null == "auto" else 0
         found = self.comparisons(number, strata, seed, divergence)
-        return pd.DataFrame(as_columns(to_divergences(found)))
+        frame = pd.DataFrame(as_columns(to_divergences(found)))
+        frame["smallest_detectable"] = [
+            smallest_detectable(item.values).value
+            if item.testable and item.has_null
+            else float("nan")
+            for item in found
+        ]
+        return frame
 
     def to_frame(self) -> pd.DataFrame:
         """One tidy row per spectrum: its fields, and a column per summary.
@@ -459,7 +511,7 @@ class SpectralMonitor:
             pending.let_go()
         else:
             self._pending.append(pending)
-            if pending.may_wait and self._solver.beside:
+            if pending.may_wait and self._solver.beside(pending.nbytes):
                 self._solver.submit(pending.reduce, pending.nbytes)
             else:
                 self._solver.submit(pending.reduce())

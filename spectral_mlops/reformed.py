@@ -23,9 +23,9 @@ from spectral_mlops.hooks.rows import Rows
 from spectral_mlops.inference.comparison import Comparison
 from spectral_mlops.inference.relabel import digest, draw_relabellings
 from spectral_mlops.records import DEGENERATE, Quantity
-from spectral_mlops.spectra.divergences import DIVERGENCES
 from spectral_mlops.spectra.kept import GradientRows, KeptRows, compress
 from spectral_mlops.spectra.null import MAX_ROWS
+from spectral_mlops.spectra.statistics import function_of_spectra
 
 QUANTITIES: tuple[Quantity, ...] = ("gradient", "adjoint")
 """What depends on labels; activations do not, and need nothing re-formed."""
@@ -141,7 +141,7 @@ class Reformed:
                 spectra.append(kept.spectra(member))
             else:
                 spectra.append(KeptRows(adjoint, owner).spectra(member))
-        values: NDArray[np.float64] = DIVERGENCES.get(divergence)(*spectra).numpy()
+        values: NDArray[np.float64] = function_of_spectra(divergence)(*spectra).numpy()
         return values
 
     def comparisons(

@@ -21,6 +21,8 @@ Strata = Mapping[str, Mapping[str, str]]
 
 FEWEST = 20
 """Different values below which no relabelling can reach p ≤ 0.05."""
+UNEVEN = 1.05
+"""Ratio of the groups' mean numbers of samples per person above which it is said."""
 MANY = 10**9
 """Where counting relabellings ends."""
 
@@ -236,6 +238,38 @@ def validity(
     target: Mapping[str, str] | None,
 ) -> tuple[str, bool]:
     """Say what a p-value may mean here, and whether one may be formed."""
+    words, testable = _validity(source, observed, labels, target)
+    return words + (_uneven_rows(observed, labels) if testable else ""), testable
+
+
+def _uneven_rows(observed: Sequence[Observed], labels: Mapping[str, str]) -> str:
+    """Say that people have unequal numbers of samples, where groups differ in that.
+
+    Spectra depend on the number of rows: without strata of it (scan length), such a
+    group is relabelled too freely (`experiments/calibration`).
+    """
+    counts = Counter(person for seen in observed for person in seen.subjects)
+    by_group: dict[str, Counter[int]] = defaultdict(Counter)
+    for person, label in labels.items():
+        by_group[label][counts[person]] += 1
+    numbers = sorted({counts[person] for person in labels})
+    if len(numbers) < 2:
+        return ""
+    means = [sum(n * k for n, k in c.items()) / c.total() for c in by_group.values()]
+    if max(means) <= UNEVEN * min(means):
+        return ""
+    return (
+        f"; people have {numbers[0]} to {numbers[-1]} samples, more in one group: "
+        "give their number as strata="
+    )
+
+
+def _validity(
+    source: str,
+    observed: Sequence[Observed],
+    labels: Mapping[str, str],
+    target: Mapping[str, str] | None,
+) -> tuple[str, bool]:
     if source == "probe" and all(seen.label_free for seen in observed):
         return "held-out people; adjoints of a label-free output", True
     is_target = bool(labels) and target is not None and same_partition(labels, target)

@@ -22,6 +22,10 @@ from spectral_mlops.spectra.solve import Solved, marked, solve
 QUEUE_BYTES = 64 * 2**20
 """Waiting problems, rows held by reference included, above which `submit` solves."""
 
+SMALL_BYTES = 2**20
+"""Work that PyTorch does on one thread however many it has; rows of 128 people of
+1024 numbers in float64."""
+
 
 class Solver:
     """A queue of reduced problems and the thread that solves them.
@@ -32,9 +36,9 @@ class Solver:
     thread: what waits belongs to the original.
 
     Args:
-        threaded: False solves in `drain`, on the calling thread; ``None`` where no
-            core is idle: the threads of two teams on the same cores wait for each
-            other (a 3-D network's step took 15 times as long).
+        threaded: False solves in `drain`, on the calling thread; ``None`` all but
+            small work where no core is idle: the threads of two teams on the same
+            cores wait for each other (a 3-D network's step took 8 times as long).
         queue_bytes: How much may wait.
     """
 
@@ -46,11 +50,12 @@ class Solver:
         self._pool: ThreadPoolExecutor | None = None
         self._reset()
 
-    @property
-    def beside(self) -> bool:
-        """Whether work on this machine's memory is done beside the calling thread."""
+    def beside(self, nbytes: int) -> bool:
+        """Whether work on so much memory is done beside the calling thread."""
         threaded, _ = self._settings
-        return _cores() > torch.get_num_threads() if threaded is None else threaded
+        if threaded is None:
+            return nbytes <= SMALL_BYTES or _cores() > torch.get_num_threads()
+        return threaded
 
     def submit(
         self,
@@ -74,7 +79,9 @@ class Solver:
         arriving = any(problem.ready is not None for problem in job.problems)
         if self._queue.add(job, limit):
             self._queue.finish([job])
-        elif self.beside or (threaded is None and arriving):  # from another device
+        elif self.beside(job.nbytes) or (
+            threaded is None and arriving
+        ):  # from another device
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(1, thread_name_prefix="spectra")
             # The work holds the queue, not the solver, which may be forgotten.

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from spectral_mlops.errors import InputError
 from spectral_mlops.records import DEGENERATE, QUANTITIES, Quantity
 from spectral_mlops.registry import Registry
 from spectral_mlops.spectra.divergences import DIVERGENCES, Divergence
@@ -101,6 +102,23 @@ def find_statistic(name: str) -> Statistic:
     if name not in STATISTICS and name in DIVERGENCES:
         return OfSpectra(DIVERGENCES.get(name))
     return STATISTICS.get(name)
+
+
+def function_of_spectra(name: str) -> Divergence:
+    """Return the function of two spectra behind a statistic.
+
+    Raises:
+        UnknownNameError: If there is no such statistic.
+        InputError: If it is one of gradients alone, not of their spectra.
+    """
+    statistic = find_statistic(name)
+    if isinstance(statistic, OfSpectra):
+        return statistic.function
+    known = [x for x in STATISTICS if isinstance(STATISTICS.get(x), OfSpectra)]
+    raise InputError(
+        f"'{name}' compares gradients, not spectra of every quantity: choose one of "
+        f"{', '.join(known)} for a run, or ask result.divergences for it."
+    )
 
 
 def effective_rank_difference(a: Tensor, b: Tensor) -> Tensor:

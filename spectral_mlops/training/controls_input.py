@@ -9,8 +9,8 @@ from torch import Tensor
 
 from spectral_mlops.inference.comparison import Comparison
 from spectral_mlops.inference.relabel import digest, draw_relabellings
-from spectral_mlops.spectra.divergences import DIVERGENCES
 from spectral_mlops.spectra.kept import CHUNK_BYTES, KeptRows, compress, rows_of_group
+from spectral_mlops.spectra.statistics import function_of_spectra
 
 
 def input_comparisons(
@@ -71,7 +71,7 @@ def input_comparisons(
             group_a=groups[a],
             group_b=groups[b],
             divergence=divergence,
-            values=DIVERGENCES.get(divergence)(spectra[a], spectra[b]).numpy(),
+            values=function_of_spectra(divergence)(spectra[a], spectra[b]).numpy(),
             n_a=counts[a],
             n_b=counts[b],
             subjects_a=counts[a],

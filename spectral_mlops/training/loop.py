@@ -28,6 +28,7 @@ from spectral_mlops.training.fold import FoldRun
 from spectral_mlops.training.outcome import outcome_of
 from spectral_mlops.training.performance import Predictions
 from spectral_mlops.training.plan import Plan
+from spectral_mlops.training.trajectories import trajectory_table
 from spectral_mlops.training.verdict import controls_table, verdict_of
 
 OnEpoch = Callable[[int, Mapping[str, float]], None]
@@ -59,6 +60,8 @@ class RunResult:
             it was.
         verdict: What the primary outcome means, and what the controls leave of it;
             empty where there is no probe.
+        trajectories: Epochs of the probe adjusted over epochs and layers, and their
+            clusters (`trajectory_table`).
         directions: Of the first layer at chosen epochs, all folds.
         influence: Of each group's steps on each group's loss, all epochs and folds.
     """
@@ -76,6 +79,7 @@ class RunResult:
     init: list[Divergence]
     controls: pd.DataFrame | None
     verdict: str
+    trajectories: pd.DataFrame = field(default_factory=pd.DataFrame)
     directions: list[Direction] = field(default_factory=list)
     influence: list[Influence] = field(default_factory=list)
 
@@ -129,6 +133,7 @@ def train(
     training_comparisons: list[list[Comparison]] = []
     untrained = [x for fold in folds if (x := fold.probe(UNTRAINED)) is not None]
     init, init_folds = _on_probe(plan, untrained)
+    along: dict[int, list[Comparison]] = {}
     for epoch in range(plan.config.training.epochs):
         with_null = epoch in null_epochs
         trained = [fold.train_epoch(epoch) for fold in folds]
@@ -141,7 +146,10 @@ def train(
         if epoch == plan.config.training.epochs - 1:
             last = [r for r in shown.to_records() if r.source == "train"]
         metrics = _epoch_metrics(plan, [loss for _, loss in trained], said)
-        metrics |= _headlines(plan, _on_probe(plan, held_out)[0], "divergence/{}")
+        together = _on_probe(plan, held_out)[0]
+        metrics |= _headlines(plan, together, "divergence/{}")
+        if held_out:
+            along[epoch] = [x for x in together if x.grouping == plan.primary]
         tracker.log(shown, metrics)
         if untrained:  # after the first epoch, whose keys open a run's page
             before = _EpochOfFolds([*enumerate(untrained)])
@@ -151,7 +159,11 @@ def train(
             on_epoch(epoch, metrics)
     found = _finish(plan, tracker, folds, last, training_comparisons, init, progress)
     rows = to_divergences(average(init_folds))
-    return replace(found, init=[row for row in rows if row.grouping == plan.primary])
+    return replace(
+        found,
+        init=[row for row in rows if row.grouping == plan.primary],
+        trajectories=trajectory_table(along),
+    )
 
 
 def _finish(

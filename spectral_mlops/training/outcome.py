@@ -14,15 +14,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from spectral_mlops.inference.comparison import Comparison
+from spectral_mlops.inference.effects import smallest_detectable
 from spectral_mlops.inference.significance import (
     Array,
     combined_z,
     p_value,
     standardise,
 )
-
-POWER_80 = 0.8416
-"""Standard normal quantile of 80 % power."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,16 +113,8 @@ class Outcome:
 
     @property
     def smallest_detectable(self) -> float:
-        """Smallest z that would have reached p ≤ .05 with 80 % power.
-
-        The critical value of the relabellings plus 0.84 of their SD, as if the
-        outcome spread as much around a true difference as around none.
-        """
-        null = self.values[1:]
-        null = null[np.isfinite(null)]
-        if not len(null):
-            return float("nan")
-        return float(np.quantile(null, 0.95) + POWER_80 * null.std())
+        """Smallest z that reaches p ≤ .05 with 80 % power (`effects`)."""
+        return smallest_detectable(self.values).value
 
     def sentence(self, quantity: str, grouping: str, level: float = 0.05) -> str:
         """Say what the outcome means, and what it does not."""

@@ -27,7 +27,7 @@ from spectral_mlops.models import check_model
 from spectral_mlops.records import QUANTITIES, Quantity, check_quantities
 from spectral_mlops.registry import nearest
 from spectral_mlops.schedule import evenly_spaced
-from spectral_mlops.spectra.divergences import DIVERGENCES
+from spectral_mlops.spectra.statistics import function_of_spectra
 
 NONE = "n/a"
 STRATA = ("site",)
@@ -156,7 +156,7 @@ def make_plan(
         UnknownNameError: If a name is in no registry or table.
     """
     model = check_model(config.model)
-    DIVERGENCES.get(config.comparison.divergence)
+    function_of_spectra(config.comparison.divergence)
     cohort = load_cohort(config.cohort, workdir, progress)
     groupings = config.comparison.groupings or (cohort.target,)
     columns = [str(name) for name in cohort.people.columns]

@@ -22,10 +22,10 @@ from spectral_mlops.models.mlp import Mlp
 from spectral_mlops.probe import margin
 from spectral_mlops.records import DEGENERATE, Quantity
 from spectral_mlops.schedule import evenly_spaced
-from spectral_mlops.spectra.divergences import DIVERGENCES
 from spectral_mlops.spectra.groups import Groups
 from spectral_mlops.spectra.reduce import LayerFactors, reduce_layers
 from spectral_mlops.spectra.solve import solve
+from spectral_mlops.spectra.statistics import function_of_spectra
 from spectral_mlops.training.fold import FoldRun, even_order
 from spectral_mlops.training.plan import NONE, Plan
 from spectral_mlops.training.retrain_statistic import Cell, Statistic
@@ -209,7 +209,7 @@ class _Stack:
         Rows of other people are set to zero, which changes no singular value.
         """
         config = self.plan.config
-        function = DIVERGENCES.get(config.comparison.divergence)
+        function = function_of_spectra(config.comparison.divergence)
         chosen = config.spectra.layers or self.names
         members = [codes == k for k in range(len(self.groups))]
         found: Found = {}

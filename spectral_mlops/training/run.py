@@ -19,6 +19,8 @@ from spectral_mlops.training.directions import leave_directions
 from spectral_mlops.training.loop import OnEpoch, Progress, RunResult, train
 from spectral_mlops.training.plan import Plan
 
+LEFT = ("predictions.tsv", "layers.tsv", "epochs.tsv", "controls.tsv", "verdict.txt")
+"""Tables of a run's folder that are logged where they were made."""
 PACKAGES = ("spectral-mlops", "torch", "numpy", "mlflow", "optuna", "nibabel")
 
 
@@ -100,10 +102,12 @@ def run(
     tracker.log_table(layers, "layers")
     if result.controls is not None:
         tracker.log_table(result.controls, "controls")
+    if len(result.trajectories):
+        tracker.log_table(result.trajectories, "epochs")
     _leave_results(folder, result, layers)
     for path in sorted((folder / "checkpoints").iterdir()):
         tracker.log_file(path, "checkpoints")
-    for left in ("predictions.tsv", "layers.tsv", "controls.tsv", "verdict.txt"):
+    for left in LEFT:
         if (folder / left).exists():
             tracker.log_file(folder / left)
     for path in leave_directions(
@@ -137,6 +141,8 @@ def _leave_results(folder: Path, result: RunResult, layers: pd.DataFrame) -> Non
     layers.to_csv(folder / "layers.tsv", sep="\t", index=False)
     if result.controls is not None:
         result.controls.to_csv(folder / "controls.tsv", sep="\t", index=False)
+    if len(result.trajectories):
+        result.trajectories.to_csv(folder / "epochs.tsv", sep="\t", index=False)
     if result.verdict:
         (folder / "verdict.txt").write_text(result.verdict + "\n", encoding="utf-8")
     final = {name: value for name, value in result.metrics.items() if value == value}

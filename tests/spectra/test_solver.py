@@ -181,10 +181,12 @@ def test_the_thread_is_only_used_where_a_core_is_idle(monkeypatch):
     monkeypatch.setattr(module, "_cores", lambda: 4)
     for number, idle in ((1, True), (3, True), (4, False), (8, False)):
         monkeypatch.setattr(torch, "get_num_threads", lambda n=number: n)
-        assert Solver().beside is idle
-        assert Solver(threaded=True).beside
-        assert not Solver(threaded=False).beside
+        assert Solver().beside(2**20 + 1) is idle
+        assert Solver().beside(2**20)
+        assert Solver(threaded=True).beside(2**30)
+        assert not Solver(threaded=False).beside(0)
     before = threads()
+    monkeypatch.setattr(module, "SMALL_BYTES", 0)
     own = Solver()
     own.submit(problems(3))
     assert threads() == before

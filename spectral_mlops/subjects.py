@@ -1,0 +1,125 @@
+"""One number per subject: what single people pull, with age, motion and site held.
+
+Spectra belong to groups and cannot be adjusted for a person's age. A person's own
+gradient can be described: how large it is, and how far it points where everybody's
+does. These numbers are compared between groups with nuisance columns held
+(`inference.nuisance`).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from spectral_mlops.errors import InputError
+from spectral_mlops.inference.nuisance import freedman_lane
+from spectral_mlops.spectra.kept import KeptGradient
+from spectral_mlops.validity import Observed, labels_of_people
+
+SCALARS = ("log_norm", "cosine")
+
+
+def subject_scalars(observed: Sequence[Observed]) -> pd.DataFrame:
+    """Describe each person's gradient at each layer.
+
+    Each person's rows are weighted by one over their number, so that scan length does
+    not matter. From inner products of people's gradients, which need no formed one.
+
+    Args:
+        observed: The batches that parts of people were kept of.
+
+    Returns:
+        One row per layer and person: ``log_norm``, the natural logarithm of the
+        gradient's Frobenius norm (at the scale of the batch; only differences between
+        people mean something), and ``cosine`` with the sum over everybody in the
+        batch, in [-1, 1]; means over batches. NaN for a person whose gradient is zero.
+    """
+    rows: list[tuple[str, str, float, float]] = []
+    for seen in observed:
+        for name, layer in seen.layers.items():
+            kept = layer.kept.get("gradient")
+            if not isinstance(kept, KeptGradient):
+                continue
+            inner = kept.inner.numpy()
+            squares = np.diagonal(inner)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                norms = np.where(squares > 0, np.log(squares) / 2, np.nan)
+                whole = np.sqrt(squares * max(float(inner.sum()), 0.0))
+                cosines = np.where(whole > 0, inner.sum(1) / whole, np.nan)
+            rows += [
+                (name, person, float(norm), float(cosine))
+                for person, norm, cosine in zip(
+                    seen.people, norms, cosines.clip(-1, 1), strict=True
+                )
+            ]
+    frame = pd.DataFrame(rows, columns=["layer", "subject", *SCALARS])
+    return frame.groupby(["layer", "subject"], sort=False, as_index=False).mean()
+
+
+def adjusted(
+    observed: Sequence[Observed],
+    grouping: str,
+    nuisance: Mapping[str, Mapping[str, Any]],
+    strata: Mapping[str, Mapping[str, str]],
+    permutations: int,
+    seed: int,
+) -> pd.DataFrame:
+    """Compare groups on every scalar at every layer, nuisance columns held.
+
+    Freedman & Lane's permutation; the same moves for all layers and scalars, so that
+    ``p_max`` is adjusted over them.
+
+    Args:
+        observed: See `subject_scalars`.
+        grouping: Name of a grouping.
+        nuisance: ``{name: {subject: value}}``, numbers or names (sex, site).
+        strata: ``{name: {subject: stratum}}`` that residuals stay within.
+        permutations: Moves beside none.
+        seed: Of the moves.
+
+    Returns:
+        One row per layer and scalar: ``statistic`` (|t| of two groups, else F),
+        ``value``, ``p``, ``p_max``, ``subjects``, ``nuisance`` and ``reason``.
+
+    Raises:
+        InputError: If a column says nothing about somebody, or there is no such
+            grouping.
+    """
+    if not observed or grouping not in observed[0].groupings:
+        known = ", ".join(observed[0].groupings) if observed else "none"
+        raise InputError(f"No grouping '{grouping}' was kept; there is {known}.")
+    table = subject_scalars(observed).pivot(index="subject", columns="layer")
+    table = table.sort_index()
+    people = [str(person) for person in table.index]
+    labels = labels_of_people(observed, grouping)
+    for kind, columns in (("nuisance", nuisance), ("strata", strata)):
+        for name, column in columns.items():
+            lost = [person for person in people if person not in column]
+            if lost:
+                raise InputError(
+                    f"{kind} '{name}' says nothing about subject '{lost[0]}' "
+                    f"({len(lost)} of {len(people)}): give every person a value."
+                )
+    found = freedman_lane(
+        table.to_numpy(np.float64),
+        [labels[person] for person in people],
+        {name: [column[i] for i in people] for name, column in nuisance.items()},
+        strata=[" × ".join(c[i] for c in strata.values()) for i in people],
+        permutations=permutations,
+        seed=seed,
+    )
+    return pd.DataFrame(
+        {
+            "layer": table.columns.get_level_values("layer"),
+            "scalar": table.columns.get_level_values(0),
+            "grouping": grouping,
+            "statistic": found.statistic,
+            "value": found.values[0],
+            "p": found.p,
+            "p_max": found.p_max,
+            "subjects": len(people),
+            "nuisance": " + ".join(nuisance) or "none",
+            "reason": list(found.reasons),
+        }
+    )
