@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from spectral_mlops.common_size import at_common_size
 from spectral_mlops.compare import Null, Subject, compare
 from spectral_mlops.errors import CaptureError, InputError
 from spectral_mlops.hooks.context import capture
@@ -149,6 +150,28 @@ class EpochSpectra:
         found = compare(self._subject, replace(null, omnibus=True))
         columns = as_columns(to_divergences(found))
         return pd.DataFrame(columns, columns=[x.name for x in fields(Divergence)])
+
+    def at_common_size(
+        self,
+        m: int | None = None,
+        draws: int = 100,
+        seed: int = 0,
+        divergence: str = "js",
+    ) -> pd.DataFrame:
+        """Groups by random subsets of ``m`` of their people, for drawing side by side.
+
+        Args:
+            m: People per subset; half of the smallest group if not given.
+            draws: Number of subsets.
+            seed: Of the draws.
+            divergence: Statistic of two spectra.
+
+        Returns:
+            See `common_size.at_common_size`: effective ranks and divergences with the
+            quantiles of the subsets.
+        """
+        self._refuse_released()
+        return at_common_size(self._observed, m, draws, seed, divergence)
 
     def per_subject(self) -> pd.DataFrame:
         """Each person's own gradient in two numbers (`subjects.subject_scalars`).

@@ -1,0 +1,121 @@
+"""Groups of different size at one size: subsamples of equally many people.
+
+The spectrum of a group depends on how many people are in it; drawn side by side,
+two groups of 40 and 12 people would differ for that alone. Here every group is
+described by random subsets of ``m`` of its people. For display: the interval is that
+of the subsets, which overlap, and not one of new people.
+"""
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from spectral_mlops.errors import InputError
+from spectral_mlops.spectra.null import Relabelled
+from spectral_mlops.spectra.statistics import function_of_spectra
+from spectral_mlops.spectra.summaries import effective_rank
+from spectral_mlops.validity import Observed, labels_of_people
+
+COLUMNS = (
+    "layer",
+    "quantity",
+    "grouping",
+    "group_a",
+    "group_b",
+    "statistic",
+    "m",
+    "median",
+    "low",
+    "high",
+)
+Numbers = dict[tuple[str, str, str, str, str], list[Tensor]]
+
+
+def at_common_size(
+    observed: Sequence[Observed], m: int | None, draws: int, seed: int, statistic: str
+) -> pd.DataFrame:
+    """Describe groups, and pairs of them, by subsets of the same number of people.
+
+    Args:
+        observed: The batches that parts of people were kept of.
+        m: People per subset; half of the smallest group, at least 2, if ``None``.
+        draws: Number of subsets.
+        seed: Of the draws; the same subsets at every layer and quantity.
+        statistic: Of two spectra, beside the effective rank of each group.
+
+    Returns:
+        One row per layer, quantity, grouping and group (``effective_rank``,
+        ``group_b`` empty) or pair of groups (the statistic): ``median`` over subsets
+        and their 2.5 and 97.5 % quantiles, means over batches taken first. Batches
+        that hold fewer than ``m`` people of a group are left out of its rows.
+
+    Raises:
+        InputError: If ``m`` is above the size of every group of a grouping, or below
+            one.
+    """
+    function = function_of_spectra(statistic)
+    rows: list[tuple[object, ...]] = []
+    for grouping in observed[0].groupings if observed else ():
+        members = [_members(seen, grouping) for seen in observed]
+        sizes = [len(x) for groups in members for x in groups.values()]
+        size = max(2, min(sizes) // 2) if m is None else m
+        if not 1 <= size <= max(sizes):
+            raise InputError(
+                f"m={size}: the batches kept hold {min(sizes)} to {max(sizes)} people "
+                f"of a group of '{grouping}'; choose between 1 and {max(sizes)}."
+            )
+        rng = np.random.default_rng(seed)
+        found: Numbers = {}
+        for seen, groups in zip(observed, members, strict=True):
+            names = [name for name, people in groups.items() if len(people) >= size]
+            codes = _draw(groups, names, size, draws, len(seen.people), rng)
+            for layer, kept in seen.layers.items():
+                for quantity, part in kept.kept.items():
+                    relabelled = Relabelled(part, codes)
+                    spectra = relabelled.spectra(*range(len(names)))
+                    of = dict(zip(names, spectra, strict=True))
+                    for name in names:
+                        key = (layer, quantity, name, "", "effective_rank")
+                        found.setdefault(key, []).append(effective_rank(of[name]))
+                    for a, b in combinations(names, 2):
+                        key = (layer, quantity, a, b, statistic)
+                        found.setdefault(key, []).append(function(of[a], of[b]))
+        for (layer, quantity, a, b, what), values in found.items():
+            mean = torch.stack(values).nanmean(0).numpy()
+            known = mean[np.isfinite(mean)]
+            low, middle, high = (
+                np.quantile(known, (0.025, 0.5, 0.975)) if len(known) else (np.nan,) * 3
+            )
+            rows.append(
+                (layer, quantity, grouping, a, b, what, size, middle, low, high)
+            )
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _members(seen: Observed, grouping: str) -> dict[str, list[int]]:
+    """Places of each group's people, groups sorted by name."""
+    labels = labels_of_people([seen], grouping)
+    groups: dict[str, list[int]] = {name: [] for name in sorted(set(labels.values()))}
+    for place, person in enumerate(seen.people):
+        groups[labels[person]].append(place)
+    return groups
+
+
+def _draw(
+    groups: dict[str, list[int]],
+    names: Sequence[str],
+    size: int,
+    draws: int,
+    people: int,
+    rng: np.random.Generator,
+) -> Tensor:
+    """Codes of the people in each subset, ``[draws, n]``, -1 for all others."""
+    codes = np.full((draws, people), -1, dtype=np.int64)
+    for code, name in enumerate(names):
+        for row in codes:
+            row[rng.choice(groups[name], size, replace=False)] = code
+    return torch.from_numpy(codes)

@@ -1,0 +1,60 @@
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from spectral_mlops import SpectralMonitor
+from spectral_mlops.errors import InputError
+from spectral_mlops.spectra.divergences import DIVERGENCES
+from spectral_mlops.spectra.summaries import effective_rank
+
+
+def observed():
+    torch.manual_seed(5)
+    x, labels = torch.randn(9, 6), ["a"] * 3 + ["b"] * 6
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+    monitor = SpectralMonitor(model)
+    with monitor.watch(labels, [f"s{i}" for i in range(9)]):
+        model(x).square().sum().backward()
+    return x, monitor.collect()
+
+
+def test_all_subsets_of_two_against_enumeration():
+    x, result = observed()
+    frame = result.at_common_size(m=2, draws=4000, seed=1)
+    rows = frame[(frame.layer == "0") & (frame.quantity == "activation")]
+    rows = rows.set_index(["group_a", "group_b"])
+
+    def spectrum(people):
+        return torch.linalg.svdvals(x[list(people)].double())
+
+    of_a = [spectrum(s) for s in combinations(range(3), 2)]
+    of_b = [spectrum(s) for s in combinations(range(3, 9), 2)]
+    ranks = [float(effective_rank(s)) for s in of_b]
+    row = rows.loc[("b", "")]
+    assert row.statistic == "effective_rank"
+    assert (row.m, row.low, row.high) == (
+        2,
+        pytest.approx(np.quantile(ranks, 0.025), abs=0.02),
+        pytest.approx(np.quantile(ranks, 0.975), abs=0.02),
+    )
+    function = DIVERGENCES.get("js")
+    values = [float(function(a, b)) for a in of_a for b in of_b]
+    assert rows.loc[("a", "b")]["median"] == pytest.approx(np.median(values), abs=0.003)
+
+
+def test_default_size_is_half_of_the_smallest_group():
+    _, result = observed()
+    assert set(result.at_common_size(draws=5).m) == {2}
+    whole = result.at_common_size(m=3, draws=5)
+    alone = whole[(whole.group_a == "a") & (whole.group_b == "")]
+    assert np.allclose(alone.low, alone.high)  # three of three
+
+
+def test_a_group_that_is_too_small_is_left_out_and_more_than_all_is_refused():
+    _, result = observed()
+    assert set(result.at_common_size(m=4, draws=5).group_a) == {"b"}
+    with pytest.raises(InputError, match="hold 3 to 6 people"):
+        result.at_common_size(m=7)
