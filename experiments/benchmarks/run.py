@@ -110,7 +110,16 @@ def _store(
     for row in track(rows, part, total=total, console=CONSOLE):
         fresh.append(row)
         about = describe(threads, chosen.command)
-        write(chosen.out, part, *joined(stored, about, fresh))
+        told, together = joined(stored, about, fresh)
+        write(chosen.out, part, told, sorted(together, key=_place))
+
+
+def _place(row: dict[str, Any]) -> tuple[int, int]:
+    """Where a row stands in its table."""
+    names = list(CASES)
+    name = row.get("case")
+    place = names.index(name) if name in names else len(names)
+    return place, row.get("threads") or 0
 
 
 def _measure_cases(chosen: argparse.Namespace) -> None:
