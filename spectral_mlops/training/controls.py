@@ -241,6 +241,12 @@ class Controls:
         plan, settings = self._plan, self._plan.config.comparison
         rows = list(range(len(self))) if chosen is None else list(chosen)
         groups = self._labels if labels is None else labels
+        shown = [groups[i] for i in rows]
+        strata = {  # a stratum that is the grouping itself (site) would hold it still
+            name: column
+            for name, column in plan.strata().items()
+            if not _same_groups(shown, [column[self._ids[i]] for i in rows])
+        }
         networks = models or [fold.model for fold in self._folds]
         compared = []
         for fold, model in zip(self._folds, networks, strict=True):
@@ -248,7 +254,7 @@ class Controls:
             batch = ProbeBatch(
                 (inputs if mix is None else mix(inputs))[rows],
                 torch.from_numpy(self._targets[rows]),
-                {plan.primary: [groups[i] for i in rows]},
+                {plan.primary: shown},
                 [self._ids[i] for i in rows],
             )
             monitor = SpectralMonitor(
@@ -257,7 +263,7 @@ class Controls:
                 layers=plan.config.spectra.layers,
                 missing="group",
                 pooled=False,
-                strata=plan.strata(),
+                strata=strata,
             )
             compared.append(
                 monitor.probe([batch]).comparisons(

@@ -78,6 +78,14 @@ def test_every_control_says_something_and_leaves_the_networks_alone(trained):
     )
 
 
+def test_a_stratum_does_not_hold_itself_still(trained):
+    plan, folds, primary, init = trained
+    assert "site" in plan.strata()
+    site = found(plan, folds, primary, init)["nuisance site"].outcome
+    assert np.isfinite(site.p), site.reason
+    assert "site" not in site.strata
+
+
 def test_the_untrained_network_is_that_before_any_step(small):
     plan = make_plan(small(), Path())
     tracker = MemoryTracker()
