@@ -38,7 +38,7 @@ class Solver:
     Args:
         threaded: False solves in `drain`, on the calling thread; ``None`` all but
             small work where no core is idle: the threads of two teams on the same
-            cores wait for each other (a 3-D network's step took 8 times as long).
+            cores wait for each other.
         queue_bytes: How much may wait.
     """
 
