@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from spectral_mlops.config import RunConfig
+    from spectral_mlops.training import FinishedRun, Plan
 
 FAILED, BAD_INPUT, UNDELIVERED = 1, 2, 3
 
@@ -143,6 +144,14 @@ def train(
             show_default=False,
         ),
     ] = None,
+    crossfit: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Hold everyone out once, in so many runs, and combine their p: for "
+            "cohorts too small for a probe.",
+        ),
+    ] = None,
     tracking: TrackingUri = None,
     experiment: Experiment = None,
     device: Device = "cpu",
@@ -184,16 +193,31 @@ def train(
     )
     settings = _settings(config, flags)
     _prepare_torch(device, threads)
-    from spectral_mlops.report.console import show_controls, show_run
-    from spectral_mlops.tracking import MlflowTracker
-    from spectral_mlops.training import make_plan, run
-    from spectral_mlops.training.trajectories import sentences
+    from spectral_mlops.training import make_plan
 
     with _bar() as bar:
         plan = make_plan(settings, Path.cwd(), _reporter(bar))
+    name = f"train-{datetime.now():%Y%m%d-%H%M%S}"
+    if crossfit is None:
+        undelivered = _train_one(plan, name, device, runs)[1]
+    else:
+        undelivered = _train_parts(plan, crossfit, name, device, runs)
+    if undelivered:
+        raise typer.Exit(UNDELIVERED)
+
+
+def _train_one(
+    plan: "Plan", name: str, device: str, runs: Path
+) -> tuple["FinishedRun", int]:
+    """Make one tracked run and show it; also return what was not delivered."""
+    from spectral_mlops.report.console import show_controls, show_run
+    from spectral_mlops.tracking import MlflowTracker
+    from spectral_mlops.training import run
+    from spectral_mlops.training.trajectories import sentences
+
     for note in plan.notes:
         console.print(note, highlight=False)
-    name = f"train-{datetime.now():%Y%m%d-%H%M%S}"
+    settings = plan.config
     tracker = MlflowTracker(
         experiment=settings.tracking.experiment, tracking_uri=settings.tracking.uri
     )
@@ -222,8 +246,29 @@ def train(
         console.print(result.verdict, highlight=False, markup=False)
     console.print(f"Files of this run: {finished.folder}", highlight=False)
     console.print(f"Look at it:  {tracker.where}", highlight=False, soft_wrap=True)
-    if tracker.undelivered:
-        raise typer.Exit(UNDELIVERED)
+    return finished, tracker.undelivered
+
+
+def _train_parts(plan: "Plan", parts: int, name: str, device: str, runs: Path) -> int:
+    """Make a run of each part, and say what they show together."""
+    from spectral_mlops.report.console import show_parts
+    from spectral_mlops.training.crossfit import crossfit_plans, crossfit_table
+
+    plans = crossfit_plans(plan, parts)
+    finished, undelivered = [], 0
+    for number, part in enumerate(plans, start=1):
+        one, lost = _train_one(part, f"{name}-part-{number}", device, runs)
+        finished.append(one.result)
+        undelivered += lost
+    table, said = crossfit_table(plan, plans, finished)
+    folder = _free(runs / f"{name}-crossfit")
+    folder.mkdir(parents=True)
+    table.to_csv(folder / "crossfit.tsv", sep="\t", index=False)
+    (folder / "verdict.txt").write_text(said + "\n", encoding="utf-8")
+    show_parts(console, table)
+    console.print(said, highlight=False, markup=False)
+    console.print(f"Files of all parts: {folder}", highlight=False)
+    return undelivered
 
 
 @app.command()

@@ -75,6 +75,20 @@ def fnc(files, *more):
     ]
 
 
+def test_people_too_few_for_a_probe_are_held_out_in_turn(command, cohort_files, uri):
+    code, out, _ = command(*fnc(cohort_files), "--crossfit", "2")
+    assert code == 0
+    assert "Part 2 of 2: 20 people held out." in out
+    assert "twice the mean p of 2 parts" in " ".join(out.split())
+    folders = sorted(path.name for path in Path("runs").iterdir())
+    assert [name.rpartition("-")[2] for name in folders] == ["crossfit", "1", "2"]
+    table = pd.read_table(Path("runs") / folders[0] / "crossfit.tsv")
+    assert table["held_out"].tolist() == [20, 20]
+    client = open_store(uri).client
+    experiment = client.get_experiment_by_name("spectral_mlops")
+    assert len(client.search_runs([experiment.experiment_id])) == 2
+
+
 def test_training_on_a_table_end_to_end(command, cohort_files, uri):
     code, out, _ = command(*fnc(cohort_files))
     assert code == 0

@@ -93,6 +93,32 @@ def show_controls(console: Console, controls: pd.DataFrame) -> None:
     console.print(table)
 
 
+def show_parts(console: Console, parts: pd.DataFrame) -> None:
+    """Print the parts of a cross-fitted comparison.
+
+    Args:
+        console: Where to.
+        parts: Columns ``part, held_out, z, p, auc``.
+    """
+    table = Table(
+        title="Everyone held out once: the primary outcome of each part",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+    )
+    for name in ("part", "held out", "z", "p", "AUC"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in parts.to_dict("records"):
+        table.add_row(
+            str(row["part"]),
+            str(row["held_out"]),
+            _number(row["z"], "+.2f"),
+            _number(row["p"], ".3f"),
+            _number(row["auc"], ".3f"),
+        )
+    console.print(table)
+
+
 def show_trials(console: Console, trials: pd.DataFrame) -> None:
     """Print a study, one line a trial.
 

@@ -1,0 +1,78 @@
+"""Cross-fitting, where a cohort is too small to set a probe aside.
+
+Everyone is held out once: the run is made as many times as there are parts, each with
+another part as its probe, and the parts' p are combined by twice their mean, which
+holds however they depend on each other (`inference.crossfit`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pandas as pd
+
+from spectral_mlops.cohorts import crossfit_probes, fold_splits
+from spectral_mlops.cohorts.splits import check_apart
+from spectral_mlops.inference.crossfit import combine_folds
+from spectral_mlops.training.loop import RunResult
+from spectral_mlops.training.outcome import p_text
+from spectral_mlops.training.plan import STRATA, Plan
+
+
+def crossfit_plans(plan: Plan, parts: int) -> list[Plan]:
+    """Return the plans of all parts: same settings, other people held out.
+
+    Args:
+        plan: Of the whole cohort.
+        parts: At least 2.
+
+    Raises:
+        InputError: If a group, or what is left to train on, is too small for that.
+    """
+    strata = (plan.cohort.target, *STRATA)
+    people, settings = plan.cohort.people, plan.config.training
+    probes = crossfit_probes(
+        people, parts, plan.primary, strata, plan.config.comparison.probe_seed
+    )
+    plans = []
+    for number, probe in enumerate(probes):
+        folds = fold_splits(
+            people, settings.folds, settings.seed, strata=strata, probe=probe
+        )
+        check_apart(probe, folds)
+        note = f"Part {number + 1} of {parts}: {len(probe.ids)} people held out."
+        plans.append(replace(plan, probe=probe, probe_note=note, folds=tuple(folds)))
+    return plans
+
+
+def crossfit_table(
+    plan: Plan, parts: Sequence[Plan], results: Sequence[RunResult]
+) -> tuple[pd.DataFrame, str]:
+    """Put the parts' primary outcomes together.
+
+    Args:
+        plan: Of the whole cohort.
+        parts: See `crossfit_plans`.
+        results: Of their runs.
+
+    Returns:
+        One row per part (people held out, z, p, AUC on them), and one sentence.
+    """
+    z = f"final/divergence_{plan.primary_quantity}"
+    table = pd.DataFrame(
+        {
+            "part": range(1, len(parts) + 1),
+            "held_out": [len(part.probe.ids) if part.probe else 0 for part in parts],
+            "z": [result.metrics.get(z, float("nan")) for result in results],
+            "p": [r.metrics.get("final/primary_p", float("nan")) for r in results],
+            "auc": [r.metrics.get("final/probe_auc", float("nan")) for r in results],
+        }
+    )
+    together = combine_folds(table["p"].tolist())
+    about = f"{plan.primary_quantity} between groups of {plan.primary}"
+    if together.reason:
+        return table, f"No test of {about} over the parts: {together.reason}."
+    return table, (
+        f"{p_text(together.p)} for {about}, twice the mean p of {together.folds} parts "
+        "in which everyone was held out once: valid however the parts depend on each "
+        "other, and conservative."
+    )
