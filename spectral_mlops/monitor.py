@@ -267,21 +267,53 @@ class EpochSpectra:
 
         Returns:
             One row per layer, quantity and pair of groups, with the columns of
-            `records.Divergence`, and ``smallest_detectable``: the value that would
-            have reached p ≤ .05 with 80 % power (`effects.smallest_detectable`).
+            `records.Divergence`.
         """
         if null not in ("auto", "none"):
             raise InputError(f"null='{null}': choose 'auto' or 'none'.")
         number = permutations if null == "auto" else 0
         found = self.comparisons(number, strata, seed, divergence)
-        frame = pd.DataFrame(as_columns(to_divergences(found)))
-        frame["smallest_detectable"] = [
-            smallest_detectable(item.values).value
-            if item.testable and item.has_null
-            else float("nan")
-            for item in found
-        ]
-        return frame
+        return pd.DataFrame(as_columns(to_divergences(found)))
+
+    def detectable(
+        self,
+        permutations: int = 199,
+        strata: str | Strata | None = "auto",
+        seed: int = 0,
+        divergence: str = "js",
+    ) -> pd.DataFrame:
+        """What each comparison could have shown: to stand beside a large p.
+
+        Args:
+            permutations: See `comparisons`.
+            strata: See `comparisons`.
+            seed: See `comparisons`.
+            divergence: See `comparisons`.
+
+        Returns:
+            One row per layer, quantity and pair of groups: ``value`` as observed,
+            ``critical`` (what p ≤ .05 takes) and ``smallest_detectable`` (what would
+            have reached that with 80 % power), all in units of the divergence, and
+            ``reason`` where there is none (`effects.smallest_detectable`).
+        """
+        rows = []
+        for item in self.comparisons(permutations, strata, seed, divergence):
+            found = smallest_detectable(item.values)
+            tested = item.testable and item.has_null
+            rows.append(
+                {
+                    "layer": item.layer,
+                    "quantity": item.quantity,
+                    "grouping": item.grouping,
+                    "group_a": item.group_a,
+                    "group_b": item.group_b,
+                    "value": float(item.values[0]),
+                    "critical": found.critical if tested else float("nan"),
+                    "smallest_detectable": found.value if tested else float("nan"),
+                    "reason": found.reason if tested else item.reason,
+                }
+            )
+        return pd.DataFrame(rows)
 
     def to_frame(self) -> pd.DataFrame:
         """One tidy row per spectrum: its fields, and a column per summary.

@@ -520,6 +520,23 @@ COLUMNS = [
 ]
 
 
+def test_beside_a_comparison_stands_what_it_could_have_shown():
+    x, y, sex, who = people()
+    result = SpectralMonitor(network()).probe([(x, y, {"sex": sex}, who)])
+    table = result.detectable(39, seed=3).set_index(["layer", "quantity"])
+    for item in result.comparisons(39, seed=3):
+        row = table.loc[item.layer, item.quantity]
+        if not item.has_null:
+            assert np.isnan(row.smallest_detectable)
+            assert row.reason
+            continue
+        second = np.sort(item.values[1:])[-2]  # 2 of 40 labellings are 0.05
+        assert row.critical == second
+        expected = second + 0.8416 * item.values[1:].std()
+        assert row.smallest_detectable == pytest.approx(expected, rel=1e-4)
+    assert table.smallest_detectable.notna().any()
+
+
 def test_the_frame_has_the_columns_of_the_design():
     x, y, _, who = people()
     table = SpectralMonitor(network()).probe([(x, y, {"dx": y}, who)]).divergences(19)
