@@ -192,14 +192,14 @@ class EpochSpectra:
     ) -> pd.DataFrame:
         """Compare groups on `per_subject` with age, motion, site held.
 
-        A value of the target's own loss knows the labels: where the grouping is the
-        target, ask this of a probe with margin adjoints.
+        The target's own loss knows the labels: where the grouping is the target there
+        is a p on a probe with margin adjoints alone.
 
         Args:
             grouping: Name of a grouping.
             nuisance: ``{name: {subject: value}}``, numbers or names.
             strata: ``{name: {subject: stratum}}`` that residuals stay within; the
-                monitor's if not given.
+                monitor's, and the target if it is not the grouping, if not given.
             permutations: Moves beside none.
             seed: Of the moves.
 
@@ -208,8 +208,19 @@ class EpochSpectra:
             all of them.
         """
         self._refuse_released()
-        within = self._strata if strata is None else strata
-        return adjusted(self._observed, grouping, nuisance, within, permutations, seed)
+        if self._refused:
+            raise InputError(f"adjusted: {self._refused}.")
+        auto = strata is None
+        return adjusted(
+            self._observed,
+            self.source,
+            grouping,
+            nuisance,
+            self._strata if strata is None else strata,
+            auto,
+            permutations,
+            seed,
+        )
 
     @property
     def _subject(self) -> Subject:
@@ -297,7 +308,8 @@ class EpochSpectra:
             ``reason`` where there is none (`effects.smallest_detectable`).
         """
         rows = []
-        for item in self.comparisons(permutations, strata, seed, divergence):
+        null = self._null(permutations, strata, seed, divergence)
+        for item in compare(self._subject, null):  # what is recorded stays
             found = smallest_detectable(item.values)
             tested = item.testable and item.has_null
             rows.append(

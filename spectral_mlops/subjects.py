@@ -15,7 +15,14 @@ import pandas as pd
 from spectral_mlops.errors import InputError
 from spectral_mlops.inference.nuisance import freedman_lane
 from spectral_mlops.spectra.kept import KeptGradient
-from spectral_mlops.validity import Observed, labels_of_people
+from spectral_mlops.validity import (
+    Observed,
+    labels_of_people,
+    refuse_gaps,
+    same_partition,
+    target_of_people,
+    validity,
+)
 
 SCALARS = ("log_norm", "cosine")
 
@@ -59,9 +66,11 @@ def subject_scalars(observed: Sequence[Observed]) -> pd.DataFrame:
 
 def adjusted(
     observed: Sequence[Observed],
+    source: str,
     grouping: str,
     nuisance: Mapping[str, Mapping[str, Any]],
     strata: Mapping[str, Mapping[str, str]],
+    by_target: bool,
     permutations: int,
     seed: int,
 ) -> pd.DataFrame:
@@ -72,15 +81,19 @@ def adjusted(
 
     Args:
         observed: See `subject_scalars`.
+        source: ``train`` or ``probe``.
         grouping: Name of a grouping.
         nuisance: ``{name: {subject: value}}``, numbers or names (sex, site).
         strata: ``{name: {subject: stratum}}`` that residuals stay within.
+        by_target: Whether they also stay within the target's classes, where the
+            grouping is not the target.
         permutations: Moves beside none.
         seed: Of the moves.
 
     Returns:
         One row per layer and scalar: ``statistic`` (|t| of two groups, else F),
-        ``value``, ``p``, ``p_max``, ``subjects``, ``nuisance`` and ``reason``.
+        ``value``, ``p``, ``p_max``, ``subjects``, ``nuisance`` and ``reason``. No p
+        where relabelling these people is no test (`validity`).
 
     Raises:
         InputError: If a column says nothing about somebody, or there is no such
@@ -93,14 +106,13 @@ def adjusted(
     table = table.sort_index()
     people = [str(person) for person in table.index]
     labels = labels_of_people(observed, grouping)
+    target = target_of_people(observed)
+    valid, testable = validity(source, observed, labels, target)
+    if by_target and target is not None and not same_partition(labels, target):
+        strata = {**strata, "target": target}
     for kind, columns in (("nuisance", nuisance), ("strata", strata)):
         for name, column in columns.items():
-            lost = [person for person in people if person not in column]
-            if lost:
-                raise InputError(
-                    f"{kind} '{name}' says nothing about subject '{lost[0]}' "
-                    f"({len(lost)} of {len(people)}): give every person a value."
-                )
+            refuse_gaps(kind, name, column, people)
     found = freedman_lane(
         table.to_numpy(np.float64),
         [labels[person] for person in people],
@@ -116,10 +128,10 @@ def adjusted(
             "grouping": grouping,
             "statistic": found.statistic,
             "value": found.values[0],
-            "p": found.p,
-            "p_max": found.p_max,
+            "p": found.p if testable else np.nan,
+            "p_max": found.p_max if testable else np.nan,
             "subjects": len(people),
             "nuisance": " + ".join(nuisance) or "none",
-            "reason": list(found.reasons),
+            "reason": [x or ("" if testable else valid) for x in found.reasons],
         }
     )

@@ -167,12 +167,7 @@ def draw_people(
     if target is not None and not same_partition(labels, target):
         columns["target"] = target
     for name, column in strata.items():
-        lost = [person for person in ids if person not in column]
-        if lost:
-            raise InputError(
-                f"strata '{name}' says nothing about subject '{lost[0]}' "
-                f"({len(lost)} of {len(ids)}): give every person a stratum."
-            )
+        refuse_gaps("strata", name, column, ids)
         if name != grouping:
             columns[name] = column
             if len(set(labels.values())) > 1 and same_partition(labels, column):
@@ -183,6 +178,22 @@ def draw_people(
     codes = draw_relabellings([labels[i] for i in ids], within, permutations, seed)
     names = " × ".join(columns) or "none"
     return People({i: labels[i] for i in ids}, within, names, codes, fused)
+
+
+def refuse_gaps(
+    kind: str, name: str, column: Mapping[str, object], people: Sequence[str]
+) -> None:
+    """Refuse a column that says nothing about somebody.
+
+    Raises:
+        InputError: Naming the first of them.
+    """
+    lost = [person for person in people if person not in column]
+    if lost:
+        raise InputError(
+            f"{kind} '{name}' says nothing about subject '{lost[0]}' "
+            f"({len(lost)} of {len(people)}): give every person one."
+        )
 
 
 def same_partition(labels: Mapping[str, str], other: Mapping[str, str]) -> bool:

@@ -85,6 +85,28 @@ def test_what_a_nuisance_explains_is_no_difference():
     assert (table.nuisance == "motion + site").all()
 
 
+def test_a_target_that_training_knew_has_no_p_and_others_stay_within_it():
+    x, sex, who = people()
+    classes = [int(i % 4 < 2) for i in range(14)]
+    model = nn.Sequential(nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 3))
+    monitor = SpectralMonitor(model, reduction="sum")
+    groups = {"sex": sex, "class": classes}
+    with monitor.watch(groups, who, targets=classes):
+        model(x).square().sum().backward()
+    result = monitor.collect()
+    table = result.adjusted("class", {})
+    assert table.p.isna().all()
+    assert table.p_max.isna().all()
+    assert table.reason.str.startswith("descriptive: the grouping is the target").all()
+    within = {
+        "target": {person: str(c) for person, c in zip(who, classes, strict=True)}
+    }
+    auto = result.adjusted("sex", {}, seed=2)
+    given = result.adjusted("sex", {}, strata=within, seed=2)
+    pd.testing.assert_frame_equal(auto, given)
+    assert not auto.equals(result.adjusted("sex", {}, strata={}, seed=2))
+
+
 def test_refusals():
     _, _, _, who, result = watched()
     with pytest.raises(InputError, match="No grouping 'age'"):

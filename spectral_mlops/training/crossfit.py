@@ -11,7 +11,6 @@ from dataclasses import replace
 import pandas as pd
 
 from spectral_mlops.cohorts import crossfit_probes, fold_splits
-from spectral_mlops.cohorts.splits import check_apart
 from spectral_mlops.inference.crossfit import combine_folds
 from spectral_mlops.training.loop import RunResult
 from spectral_mlops.training.outcome import p_text
@@ -38,7 +37,6 @@ def crossfit_plans(plan: Plan, parts: int) -> list[Plan]:
         folds = fold_splits(
             people, settings.folds, settings.seed, strata=strata, probe=probe
         )
-        check_apart(probe, folds)
         note = f"Part {number + 1} of {parts}: {len(probe.ids)} people held out."
         plans.append(replace(plan, probe=probe, probe_note=note, folds=tuple(folds)))
     return plans
