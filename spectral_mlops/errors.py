@@ -24,3 +24,7 @@ class CaptureError(SpectralError, RuntimeError):
 
 class TrackingError(SpectralError, RuntimeError):
     """A tracking store cannot be used as it is."""
+
+
+class StoreAway(TrackingError, ConnectionError):
+    """A tracking store does not answer now, and may later."""

@@ -1,4 +1,4 @@
-"""Where records go: one contract, a tracker in memory, a tracker in MLflow.
+"""Where records go: one contract; trackers in memory, in a folder, in MLflow.
 
 MLflow is imported when `MlflowTracker`, `load_run` or `open_store` is first
 asked for, and not before: it takes seconds.
@@ -8,26 +8,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from spectral_mlops.tracking.base import Recordable, Releasable, Tracker
-from spectral_mlops.tracking.memory import MemoryTracker
+from spectral_mlops.tracking.choose import open_tracker
+from spectral_mlops.tracking.memory import MemoryTracker, NoTracker
 from spectral_mlops.tracking.metrics import KeyNames, record_metrics, safe_name
+from spectral_mlops.tracking.spooled import SpoolTracker
 
 if TYPE_CHECKING:
     from spectral_mlops.tracking.load import load_run
     from spectral_mlops.tracking.mlflow import MlflowTracker
     from spectral_mlops.tracking.store import Store, open_store
+    from spectral_mlops.tracking.sync import sync_run, undelivered_runs
 
 __all__ = [
     "KeyNames",
     "MemoryTracker",
     "MlflowTracker",
+    "NoTracker",
     "Recordable",
     "Releasable",
+    "SpoolTracker",
     "Store",
     "Tracker",
     "load_run",
     "open_store",
+    "open_tracker",
     "record_metrics",
     "safe_name",
+    "sync_run",
+    "undelivered_runs",
 ]
 
 _DEFERRED = {
@@ -35,6 +43,8 @@ _DEFERRED = {
     "Store": "store",
     "load_run": "load",
     "open_store": "store",
+    "sync_run": "sync",
+    "undelivered_runs": "sync",
 }
 
 

@@ -1,5 +1,6 @@
 """The contract of all trackers."""
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -80,9 +81,13 @@ class Tracker(ABC):
 
     Subclasses write the private methods; the public ones hold the checks and are
     not overridden.
+
+    Attributes:
+        seconds: Time that ``log`` took of the thread that called it, so far.
     """
 
     def __init__(self) -> None:
+        self.seconds = 0.0
         self._stage: Literal["new", "started", "closed"] = "new"
         self._names = KeyNames()
         self._tables: set[str] = set()
@@ -182,6 +187,7 @@ class Tracker(ABC):
                 usable name or value, or a name that the records' own have.
         """
         self._begin()
+        began = time.perf_counter()
         given = check_metrics(metrics or {})
         records = epoch.to_records()
         epochs = sorted({record.epoch for record in records})
@@ -199,6 +205,7 @@ class Tracker(ABC):
         self._log(records, finite_only(given) | derived, epochs[0])
         if isinstance(epoch, Releasable):
             epoch.release()
+        self.seconds += time.perf_counter() - began
 
     def log_metrics(
         self, metrics: Mapping[str, SupportsFloat], step: SupportsIndex = 0

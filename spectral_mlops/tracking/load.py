@@ -8,8 +8,15 @@ import pyarrow as pa
 
 from spectral_mlops.errors import InputError
 from spectral_mlops.records import EpochRecord
+from spectral_mlops.tracking.pending import pending_files
 from spectral_mlops.tracking.quiet import quiet  # NOTE: stays before mlflow
-from spectral_mlops.tracking.shards import KINDS, Kind, read_shards, records_of
+from spectral_mlops.tracking.shards import (
+    KINDS,
+    Kind,
+    read_shards,
+    read_tables,
+    records_of,
+)
 from spectral_mlops.tracking.store import Store, open_store, unusable
 
 # isort: split
@@ -22,8 +29,7 @@ def load_run(
     """Return all spectra, or all divergences, of a run as one tidy frame.
 
     Args:
-        run: Id of an MLflow run, or a folder that holds ``spectra/`` and
-            ``divergences/``.
+        run: Id of an MLflow run, or the run's folder, finished or not.
         tracking_uri: Where the run is; see `open_store`. Not used for a folder.
         kind: ``spectra`` or ``divergences``.
 
@@ -55,7 +61,7 @@ def load_records(run: str | Path, tracking_uri: str | None = None) -> list[Epoch
 
 def _tables(run: str | Path, tracking_uri: str | None) -> dict[Kind, pa.Table]:
     if Path(run).is_dir():
-        tables = {kind: read_shards(Path(run), kind) for kind in KINDS}
+        tables = {kind: _of_folder(Path(run), kind) for kind in KINDS}
     else:
         store = open_store(tracking_uri)
         with TemporaryDirectory(prefix="spectral-") as folder, quiet():
@@ -69,6 +75,12 @@ def _tables(run: str | Path, tracking_uri: str | None) -> dict[Kind, pa.Table]:
             f"Run {run} holds no spectra: there is no spectra/part-00000.parquet."
         )
     return tables
+
+
+def _of_folder(folder: Path, kind: Kind) -> pa.Table:
+    """Read a run's folder: its parts, and what an unfinished run has beside them."""
+    parts = sorted((folder / kind).glob("part-*.parquet"))
+    return read_tables([*parts, *pending_files(folder, kind)], kind)
 
 
 def _download(store: Store, run_id: str, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""A tracker that keeps everything in lists: for notebooks and tests."""
+"""Trackers without a store: one keeps everything in lists, one keeps nothing."""
 
 from pathlib import Path
 from uuid import uuid4
@@ -91,3 +91,52 @@ class MemoryTracker(Tracker):
 
     def _close(self, status: Status) -> None:
         self.status = status
+
+
+class NoTracker(Tracker):
+    """Checks what it is given, and keeps nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._run_id = uuid4().hex
+
+    @property
+    def run_id(self) -> str:
+        """A name for the run that no other has."""
+        return self._run_id
+
+    @property
+    def where(self) -> str:
+        """Nowhere."""
+        return "not tracked"
+
+    @property
+    def undelivered(self) -> int:
+        """Always 0."""
+        return 0
+
+    def _start(
+        self,
+        name: str,
+        params: dict[str, str],
+        tags: dict[str, str],
+        cohort: CohortSummary | None,
+    ) -> None:
+        pass
+
+    def _log(
+        self, records: list[EpochRecord], metrics: dict[str, float], step: int
+    ) -> None:
+        pass
+
+    def _log_table(self, frame: pd.DataFrame, name: str) -> None:
+        pass
+
+    def _log_file(self, path: Path, folder: str) -> None:
+        pass
+
+    def _log_text(self, text: str, name: str) -> None:
+        pass
+
+    def _close(self, status: Status) -> None:
+        pass

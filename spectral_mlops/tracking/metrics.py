@@ -6,8 +6,9 @@ compared and never which run: ``<section>/<name>``, short, what differs last.
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -68,6 +69,24 @@ class KeyNames:
         self._groups: dict[tuple[str, str], str] = {}
         self._layers: list[str] = []
         self._chosen: dict[str, str] | None = None
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> "KeyNames":
+        """Return names that go on as those did that gave the state."""
+        names = cls()
+        names._groups = {(g, label): name for g, label, name in state["groups"]}
+        names._layers = list(state["layers"])
+        chosen = state["chosen"]
+        names._chosen = None if chosen is None else dict(chosen)
+        return names
+
+    def state(self) -> dict[str, Any]:
+        """Return all names as plain JSON."""
+        return {
+            "groups": [[*key, name] for key, name in self._groups.items()],
+            "layers": list(self._layers),
+            "chosen": None if self._chosen is None else dict(self._chosen),
+        }
 
     def group(self, grouping: str, group: str) -> str:
         """Return the name of a group.

@@ -73,33 +73,6 @@ def table_of(records: Iterable[EpochRecord], kind: Kind) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def write_shards(records: list[EpochRecord], folder: Path, part: int) -> list[Path]:
-    """Write one part of each kind that has rows.
-
-    Args:
-        records: What goes into this part.
-        folder: Where ``spectra/`` and ``divergences/`` are made.
-        part: Number of the part.
-
-    Returns:
-        The files written, inside ``folder``.
-
-    Raises:
-        InputError: If the part is there already; parts do not change.
-    """
-    written = []
-    for kind in KINDS:
-        table = table_of(records, kind)
-        path = folder / kind / f"part-{part:05d}.parquet"
-        if path.exists():
-            raise InputError(f"{path} is there already: parts never change.")
-        if table.num_rows:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(table, path, compression="zstd")
-            written.append(path)
-    return written
-
-
 def read_shards(folder: Path, kind: Kind) -> pa.Table:
     """Read all parts of a kind, in order, as one table.
 
@@ -113,9 +86,18 @@ def read_shards(folder: Path, kind: Kind) -> pa.Table:
     Raises:
         InputError: If a part cannot be read, or has another schema version.
     """
+    return read_tables(sorted((folder / kind).glob("part-*.parquet")), kind)
+
+
+def read_tables(paths: Iterable[Path], kind: Kind) -> pa.Table:
+    """Read files of one kind, in the order given, as one table.
+
+    Raises:
+        InputError: If one cannot be read, or has another schema version.
+    """
     tables = [table_of([], kind)]
     summaries: list[str] = []
-    for path in sorted((folder / kind).glob("part-*.parquet")):
+    for path in paths:
         try:
             table = pq.read_table(path)
         except (OSError, pa.ArrowException) as error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from spectral_mlops.errors import InputError, TrackingError
+from spectral_mlops.errors import InputError, StoreAway, TrackingError
 from spectral_mlops.tracking.metrics import safe_name
 from spectral_mlops.tracking.quiet import quiet  # NOTE: stays before mlflow
 
@@ -48,6 +48,14 @@ class Store:
         """Return the web address of a run, while the user interface is up."""
         base = redacted(self.uri) if self.uri.startswith("http") else UI_ADDRESS
         return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+
+    def look(self, experiment_id: str, run_id: str) -> str:
+        """Return what shows a run: the command, if one is needed, and its address."""
+        address = self.address(experiment_id, run_id)
+        command = self.ui_command
+        if command.startswith("http"):
+            return address
+        return f"{command}  then  {address}"
 
     def experiment(self, name: str | None = None) -> Experiment:
         """Return an experiment of our own, made if there is none of that name.
@@ -142,8 +150,9 @@ def open_store(tracking_uri: str | None = None) -> Store:
         The store, which has answered once.
 
     Raises:
-        TrackingError: If it does not answer, or is a folder of the kind that
-            MLflow no longer writes.
+        StoreAway: If it is on a server that does not answer.
+        TrackingError: If it cannot be used, or is a folder of the kind that MLflow
+            no longer writes.
     """
     uri = resolve_uri(tracking_uri)
     if urlsplit(uri).scheme in ("", "file") and not uri.startswith("databricks"):
@@ -159,8 +168,15 @@ def open_store(tracking_uri: str | None = None) -> Store:
             client = MlflowClient(uri)
             client.search_experiments(max_results=1)
         except (MlflowException, OSError) as error:
-            raise unusable(uri, error) from error
+            raise unusable(uri, error, away=_may_come_back(uri, error)) from error
     return Store(uri, client)
+
+
+def experiment_name() -> str | None:
+    """Return the experiment that the environment names; None if by number."""
+    if os.environ.get("MLFLOW_EXPERIMENT_ID"):
+        return None
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
 
 
 def resolve_uri(tracking_uri: str | None) -> str:
@@ -188,10 +204,17 @@ def redacted(uri: str) -> str:
     return re.sub(r"(//[^/:@]*):[^/@]*@", r"\1:***@", uri)
 
 
-def unusable(uri: str, error: Exception) -> TrackingError:
+def _may_come_back(uri: str, error: Exception) -> bool:
+    """Return whether a server is away, rather than an address wrong by its form."""
+    answered = getattr(error, "get_http_status_code", lambda: 500)() < 500
+    return sqlite_path(uri) is None and not answered
+
+
+def unusable(uri: str, error: Exception, *, away: bool = False) -> TrackingError:
     """Return one sentence for a store that does not answer as it should."""
     reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else ""
-    return TrackingError(
+    kind = StoreAway if away else TrackingError
+    return kind(
         f"The MLflow store {redacted(uri)} cannot be used "
         f"({redacted(reason) or type(error).__name__})."
     )

@@ -6,8 +6,14 @@ from pathlib import Path
 import pandas as pd
 
 from spectral_mlops.records import EpochRecord
-from spectral_mlops.tracking import MemoryTracker, MlflowTracker, open_store
+from spectral_mlops.tracking import (
+    MemoryTracker,
+    MlflowTracker,
+    SpoolTracker,
+    open_store,
+)
 from spectral_mlops.tracking.load import load_records
+from spectral_mlops.tracking.spool import Event, read_events
 from tests.conformance import Reader
 
 
@@ -38,6 +44,50 @@ class MemoryReader(Reader):
 
     def status(self) -> str:
         return self.tracker.status
+
+
+class SpoolReader(Reader):
+    """Reads the events of a run's folder."""
+
+    def __init__(self, tracker: SpoolTracker) -> None:
+        self.root = tracker.folder
+
+    def events(self, kind: str) -> list[Event]:
+        return [event for event in read_events(self.root) if event.kind == kind]
+
+    def params(self) -> dict[str, str]:
+        return dict(self.events("start")[0].body["params"])
+
+    def tags(self) -> dict[str, str]:
+        return dict(self.events("start")[0].body["tags"])
+
+    def history(self, key: str) -> list[tuple[int, float]]:
+        return [
+            (event.body["step"], event.body["metrics"][key])
+            for event in self.events("metrics")
+            if key in event.body["metrics"]
+        ]
+
+    def keys(self) -> set[str]:
+        return {key for e in self.events("metrics") for key in e.body["metrics"]}
+
+    def records(self) -> list[EpochRecord]:
+        return load_records(self.root)
+
+    def table(self, name: str) -> pd.DataFrame:
+        (event,) = [e for e in self.events("table") if e.body["name"] == f"{name}.json"]
+        return pd.read_json(self.root / event.body["path"], orient="split")
+
+    def file(self, path: str) -> bytes:
+        (event,) = [
+            event
+            for event in self.events("file")
+            if str(Path(event.body["folder"], Path(event.body["path"]).name)) == path
+        ]
+        return (self.root / event.body["path"]).read_bytes()
+
+    def status(self) -> str:
+        return str(self.events("end")[-1].body["status"])
 
 
 class MlflowReader(Reader):

@@ -11,11 +11,20 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from spectral_mlops.errors import InputError, TrackingError
-from spectral_mlops.tracking import MlflowTracker, load_run, open_store
-from spectral_mlops.tracking.outbox import Outbox
-from spectral_mlops.tracking.shards import read_shards, records_of
+from spectral_mlops.tracking import (
+    MlflowTracker,
+    load_run,
+    open_store,
+    sync_run,
+    undelivered_runs,
+)
+from spectral_mlops.tracking import delivery as delivery_module
+from spectral_mlops.tracking import uploader as uploader_module
+from spectral_mlops.tracking.load import load_records
+from spectral_mlops.tracking.spool import read_events
+from spectral_mlops.tracking.store import Store
 from tests.conformance import COHORT, TrackerSuite
-from tests.tracking.factory import epoch, record, same
+from tests.tracking.factory import epoch, in_order, record, same
 from tests.tracking.readers import MlflowReader
 
 
@@ -44,7 +53,7 @@ class Broken:
 
     def __init__(self, client: Any) -> None:
         self.client = client
-        self.away = True
+        self.away = False
 
     def __getattr__(self, name: str) -> Any:
         if self.away:
@@ -54,16 +63,25 @@ class Broken:
 
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> list[Broken]:
-    """Every outbox made from now on has a client that does not answer."""
+    """Clients of the stores that trackers open; attempts follow at once."""
     made: list[Broken] = []
-    original = Outbox.__init__
 
-    def init(self: Outbox, client: Any, run_id: str) -> None:
-        made.append(Broken(client))
-        original(self, made[-1], run_id)
+    def opened(uri: str) -> Store:
+        store = open_store(uri)
+        made.append(Broken(store.client))
+        return Store(store.uri, made[-1])  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Outbox, "__init__", init)
+    monkeypatch.setattr(delivery_module, "open_store", opened)
+    monkeypatch.setattr(uploader_module, "PAUSES", (0.01,))
     return made
+
+
+def away(tracker: MlflowTracker, broken: list[Broken]) -> MlflowTracker:
+    """Start a tracker whose store answers until it has begun."""
+    tracker.start("one")
+    tracker.flush()
+    broken[0].away = True
+    return tracker
 
 
 def test_run_is_described(uri: str) -> None:
@@ -119,7 +137,8 @@ def test_attached_run_stays_the_users(uri: str, own_run: str) -> None:
     assert after.info.run_name == "user's own"
     assert after.data.tags["mlflow.runName"] == "user's own"
     files = [item.path for item in client.list_artifacts(own_run, "spectra")]
-    assert files == ["spectra/part-00000.parquet", "spectra/part-00001.parquet"]
+    assert len(files) == 2
+    assert all(path.startswith("spectra/part-") for path in files)
     assert sorted(set(load_run(own_run, uri)["epoch"])) == [0, 1]
 
 
@@ -169,16 +188,49 @@ def test_old_folder_store_gets_one_sentence() -> None:
             MlflowTracker(tracking_uri=old).start("one")
 
 
-@pytest.mark.parametrize(
-    "uri", ["http://127.0.0.1:9", "sqlite:////absent/folder/mlflow.db"]
-)
-def test_store_that_is_not_there_gets_one_sentence(
-    uri: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(TrackingError, match=r"127\.0\.0\.1:9|no such folder") as caught:
+def test_store_that_cannot_be_made_gets_one_sentence() -> None:
+    uri = "sqlite:////absent/folder/mlflow.db"
+    with pytest.raises(TrackingError, match="no such folder") as caught:
         MlflowTracker(tracking_uri=uri).start("one")
     assert "\n" not in str(caught.value)
+    assert not Path("runs").exists()
+
+
+def test_server_that_is_never_there(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(uploader_module, "PAUSES", (0.01,))
+    said: list[str] = []
+    tracker = MlflowTracker(
+        tracking_uri="http://user:secret@127.0.0.1:9", notice=said.append
+    )
+    tracker.start("one", {"depth": 3}, cohort=COHORT)
+    with pytest.raises(TrackingError, match="does not answer"):
+        _ = tracker.run_id
+    tracker.log(epoch(0), {"train/loss": 0.5})
+    tracker.log_text("text", "notes.txt")
+    tracker.close()
+    (sentence,) = said
+    assert "Training goes on" in sentence
+    assert f"spectral-mlops sync {tracker.folder}" in tracker.where
+    written = "".join(p.read_text() for p in tracker.folder.glob("spool/*.json*"))
+    assert "secret" not in sentence + tracker.where + written
+    assert tracker.undelivered > 20
+    assert len(load_run(tracker.folder)) == 54
+    (tracker.folder / "spool/run.json").write_text(
+        (tracker.folder / "spool/run.json")
+        .read_text()
+        .replace("http://user:***@127.0.0.1:9", uri)
+    )
+    done = sync_run(tracker.folder)
+    assert (done.undelivered, done.trouble, done.interrupted) == (0, "", False)
+    assert done.delivered == tracker.undelivered
+    store = open_store(uri)
+    (run,) = store.client.search_runs([store.experiment().experiment_id])
+    assert run.data.params == {"depth": "3"}
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["train/loss"] == 0.5
+    assert len(load_run(run.info.run_id, uri)) == 54
+    assert not tracker.folder.exists()
 
 
 def test_conflicting_params_leave_no_running_run(uri: str, own_run: str) -> None:
@@ -189,23 +241,26 @@ def test_conflicting_params_leave_no_running_run(uri: str, own_run: str) -> None
 
 
 def test_resent_points_are_stored_once(uri: str, broken: list[Broken]) -> None:
-    tracker = MlflowTracker(tracking_uri=uri)
-    tracker.start("one")
+    tracker = away(MlflowTracker(tracking_uri=uri), broken)
     client = broken[0].client
     real = client.log_batch
+    attempts = []
 
     def arrives_but_fails(*args: Any, **kwargs: Any) -> None:
         real(*args, **kwargs)
+        attempts.append(args)
         raise MlflowException("connection reset")
 
-    broken[0].away = False
     client.log_batch = arrives_but_fails
+    broken[0].away = False
     tracker.log(epoch(0), {"train/loss": 0.5})
-    assert tracker.undelivered > 0
+    assert tracker.flush() > 0
+    assert tracker.flush() > 0
     client.log_batch = real
     tracker.log(epoch(1), {"train/loss": 0.25})
-    assert tracker.undelivered == 0
+    assert tracker.flush() == 0
     tracker.close()
+    assert len(attempts) >= 2
     points = open_store(uri).client.get_metric_history(tracker.run_id, "train/loss")
     assert [(p.step, p.value) for p in points] == [(0, 0.5), (1, 0.25)]
 
@@ -213,8 +268,7 @@ def test_resent_points_are_stored_once(uri: str, broken: list[Broken]) -> None:
 def test_training_goes_on_while_the_store_is_away(
     uri: str, broken: list[Broken], tmp_path: Path
 ) -> None:
-    tracker = MlflowTracker(tracking_uri=uri)
-    tracker.start("one")
+    tracker = away(MlflowTracker(tracking_uri=uri), broken)
     for number in range(11):
         tracker.log(epoch(number), {"train/loss": 0.5})
     (tmp_path / "last.pt").write_bytes(b"weights")
@@ -223,24 +277,30 @@ def test_training_goes_on_while_the_store_is_away(
     tracker.log_text("text", "notes.txt")
     tracker.log_table(pd.DataFrame({"z": [1.0]}), "layers")
     tracker.close()
-    folder = Path("runs/undelivered") / tracker.run_id
-    assert f"{tracker.undelivered} undelivered, in {folder.absolute()}" in tracker.where
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    assert {*json.loads(lines[0])} == {"key", "value", "step", "timestamp"}
-    assert tracker.undelivered == len(lines) + 4 + 3 + 1  # parts, files, the status
-    assert (folder / "checkpoints/last.pt").read_bytes() == b"weights"
-    assert (folder / "notes.txt").read_text() == "text"
-    assert json.loads((folder / "run.json").read_text())["status"] == "FINISHED"
-    stored = records_of(*(read_shards(folder, k) for k in ("spectra", "divergences")))
-    assert same(stored[10], record(10))
-    assert len(load_run(folder)) == 11 * 54
+    left = tracker.undelivered
+    assert f"({left} undelivered: spectral-mlops sync " in tracker.where
+    events = [*read_events(tracker.folder)]
+    points = sum(len(e.body["metrics"]) for e in events if e.kind == "metrics")
+    assert left == points + 4 + 3 + 1  # parts, files, the status
+    assert len(load_run(tracker.folder)) == 11 * 54
+    broken.clear()
+    assert undelivered_runs(Path()) == [tracker.folder.relative_to(Path.cwd())]
+    done = sync_run(tracker.folder)
+    assert (done.undelivered, done.delivered) == (0, left)
+    reader = MlflowReader(tracker, uri)
+    assert reader.history("train/loss") == [(n, 0.5) for n in range(11)]
+    assert reader.file("checkpoints/last.pt") == b"weights"
+    assert reader.file("notes.txt") == b"text"
+    assert reader.status() == "FINISHED"
+    assert same(in_order(reader.records())[-1], record(10))
+    assert undelivered_runs(Path()) == []
 
 
 def test_store_that_comes_back_gets_everything(uri: str, broken: list[Broken]) -> None:
-    tracker = MlflowTracker(tracking_uri=uri)
+    tracker = away(MlflowTracker(tracking_uri=uri), broken)
     tracker.log(epoch(0), {"train/loss": 0.5})
     tracker.log_text("text", "notes.txt")
-    before = tracker.undelivered
+    before = tracker.flush()
     broken[0].away = False
     tracker.close()
     reader = MlflowReader(tracker, uri)
@@ -257,28 +317,63 @@ def test_what_is_refused_does_not_hold_up_the_rest(
 ) -> None:
     tracker = MlflowTracker(tracking_uri=uri)
     tracker.start("one")
-    broken[0].away = False
+    client = broken[0].client
+    real = client.log_artifact
 
-    def refuse(*args: Any) -> None:
-        raise MlflowException("no", error_code=1000)  # INVALID_PARAMETER_VALUE
+    def refuse(run_id: str, path: str, folder: str | None) -> None:
+        if path.endswith("layers.json"):
+            raise MlflowException("no", error_code=1000)  # INVALID_PARAMETER_VALUE
+        real(run_id, path, folder)
 
-    broken[0].client.log_table = refuse
+    client.log_artifact = refuse
     tracker.log_table(pd.DataFrame({"z": [1.0]}), "layers")
     tracker.log_metrics({"a": 1.0})
-    assert tracker.undelivered == 1
+    assert tracker.flush() == 1
     tracker.close("FAILED")
     reader = MlflowReader(tracker, uri)
     assert reader.history("a") == [(0, 1.0)]
     assert reader.status() == "FAILED"
-    assert (Path("runs/undelivered") / tracker.run_id / "layers.json").exists()
+    refused = (tracker.folder / "spool/refused.jsonl").read_text()
+    assert json.loads(refused)["reason"].endswith("no")
+    assert (tracker.folder / "spool/tables/layers.json").exists()
 
 
-def test_nothing_saved_before_is_replaced(uri: str, broken: list[Broken]) -> None:
-    for _ in range(2):
-        tracker = MlflowTracker(tracking_uri=uri, undelivered_folder="kept")
-        tracker.log(epoch(0))
-        tracker.close()
-    assert sorted(p.name for p in Path().glob("kept*")) == ["kept", "kept.2"]
+def test_resumed_run_goes_on_without_a_double_or_a_gap(uri: str) -> None:
+    for first, last in ((0, 13), (11, 25)):
+        tracker = MlflowTracker(tracking_uri=uri, experiment="one", folder="run")
+        tracker.start("one", {"epochs": 25}, cohort=COHORT)
+        for number in range(first, last):
+            tracker.log(epoch(number), {"train/loss": 1 / (1 + number)})
+        tracker.log_table(pd.DataFrame({"z": [1.0]}), "layers")
+        assert tracker.resumed == (first > 0)
+        tracker.close("KILLED" if last < 25 else "FINISHED")
+    store = open_store(uri)
+    assert len(store.client.search_runs([store.experiment("one").experiment_id])) == 1
+    reader = MlflowReader(tracker, uri)
+    assert reader.history("train/loss") == [(n, 1 / (1 + n)) for n in range(25)]
+    stored = in_order(reader.records())
+    expected = in_order([r for number in range(25) for r in epoch(number).records])
+    assert len(stored) == len(expected)
+    assert all(map(same, stored, expected))
+    assert all(map(same, in_order(load_records("run")), expected))
+    assert reader.status() == "FINISHED"
+    with pytest.raises(TrackingError, match="has finished"):
+        MlflowTracker(tracking_uri=uri, folder="run").start("one")
+
+
+def test_one_process_at_a_time_writes_a_run(uri: str, own_run: str) -> None:
+    first = MlflowTracker(own_run, tracking_uri=uri, folder="here")
+    first.log(epoch(0))
+    with pytest.raises(TrackingError, match=f"another process \\({os.getpid()}\\)"):
+        MlflowTracker(own_run, tracking_uri=uri, folder="here").start()
+    with pytest.raises(TrackingError, match=f"another process \\({os.getpid()}\\)"):
+        sync_run("here")
+    with pytest.raises(TrackingError, match=f"by process {os.getpid()} from .*here"):
+        MlflowTracker(own_run, tracking_uri=uri, folder="there").start()
+    assert not Path("there/spool").exists()
+    first.close()
+    with MlflowTracker(own_run, tracking_uri=uri, folder="there") as second:
+        second.log(epoch(1))
 
 
 def test_threads_make_no_stray_runs_and_leave_the_fluent_api_alone(

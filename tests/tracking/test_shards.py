@@ -9,8 +9,14 @@ import pytest
 from spectral_mlops.errors import InputError
 from spectral_mlops.records import EpochRecord
 from spectral_mlops.tracking.load import load_run
-from spectral_mlops.tracking.shards import read_shards, records_of, write_shards
+from spectral_mlops.tracking.pending import build_part, pending_files, write_pending
+from spectral_mlops.tracking.shards import read_shards, records_of
 from tests.tracking.factory import record, same, spectrum
+
+
+def write_part(records: list[EpochRecord], folder: Path, number: int) -> list[Path]:
+    write_pending(folder, f"part-{number:05d}", 0, records)
+    return build_part(folder, f"part-{number:05d}")
 
 
 def test_values_come_back_bit_for_bit(tmp_path: Path) -> None:
@@ -20,7 +26,7 @@ def test_values_come_back_bit_for_bit(tmp_path: Path) -> None:
         [EpochRecord(3, "train", (spectrum(values=(5e-324, 0.0)),))],
     ]
     for number, records in enumerate(parts):
-        write_shards(records, tmp_path, number)
+        write_part(records, tmp_path, number)
     spectra, rows = (read_shards(tmp_path, kind) for kind in ("spectra", "divergences"))
     stored = records_of(spectra, rows)
     expected = [each for records in parts for each in records if each.spectra]
@@ -30,7 +36,7 @@ def test_values_come_back_bit_for_bit(tmp_path: Path) -> None:
 
 def test_batches_of_several_ranks_stay_apart(tmp_path: Path) -> None:
     both = [spectrum(), replace(spectrum(seed=3), rank=1)]
-    (path,) = write_shards([EpochRecord(0, "train", tuple(both))], tmp_path, 0)
+    (path,) = write_part([EpochRecord(0, "train", tuple(both))], tmp_path, 0)
     tables = [read_shards(tmp_path, kind) for kind in ("spectra", "divergences")]
     assert [s.rank for s in records_of(*tables)[0].spectra] == [0, 1]
     pq.write_table(pq.read_table(path).drop_columns(["rank", "bound"]), path)
@@ -39,13 +45,31 @@ def test_batches_of_several_ranks_stay_apart(tmp_path: Path) -> None:
 
 
 def test_a_part_is_never_written_twice(tmp_path: Path) -> None:
-    write_shards([record()], tmp_path, 0)
-    with pytest.raises(InputError, match="never change"):
-        write_shards([record()], tmp_path, 0)
+    paths = write_part([record()], tmp_path, 0)
+    before = [path.read_bytes() for path in paths]
+    assert write_part([record(1)], tmp_path, 0) == paths
+    assert [path.read_bytes() for path in paths] == before
+
+
+def test_records_in_no_part_yet_are_read_too(tmp_path: Path) -> None:
+    write_part([record(0)], tmp_path, 0)
+    for number in (1, 2):
+        write_pending(tmp_path, "part-00001", number, [record(number)])
+    assert [path.name[:6] for path in pending_files(tmp_path, "spectra")] == [
+        "000001",
+        "000002",
+    ]
+    before = load_run(tmp_path)
+    assert list(dict.fromkeys(before["epoch"])) == [0, 1, 2]
+    # an interruption between a part's two files, and before what it was made of goes
+    build_part(tmp_path, "part-00001")
+    write_pending(tmp_path, "part-00001", 2, [record(2)])
+    assert pending_files(tmp_path, "spectra") == []
+    assert len(load_run(tmp_path)) == len(before)
 
 
 def test_another_schema_version_is_refused(tmp_path: Path) -> None:
-    (path,) = write_shards([EpochRecord(0, "train", (spectrum(),))], tmp_path, 0)
+    (path,) = write_part([EpochRecord(0, "train", (spectrum(),))], tmp_path, 0)
     table = pq.read_table(path)
     newer = {**table.schema.metadata, b"spectral.schema_version": b"99"}
     pq.write_table(table.replace_schema_metadata(newer), path)
@@ -61,7 +85,7 @@ def test_a_broken_part_is_named(tmp_path: Path) -> None:
 
 
 def test_frame_from_a_folder(tmp_path: Path) -> None:
-    write_shards([EpochRecord(0, "train", (spectrum(shape=(3, 9)),))], tmp_path, 0)
+    write_part([EpochRecord(0, "train", (spectrum(shape=(3, 9)),))], tmp_path, 0)
     frame = load_run(tmp_path)
     assert np.shape(frame["values"].iloc[0]) == (3,)
     assert frame.loc[0, "d_out"] == 9
@@ -77,7 +101,7 @@ def test_an_empty_folder_is_no_run(tmp_path: Path) -> None:
 
 
 def test_columns_have_lasting_types(tmp_path: Path) -> None:
-    write_shards([record()], tmp_path, 0)
+    write_part([record()], tmp_path, 0)
     schema = pq.read_schema(tmp_path / "spectra/part-00000.parquet")
     assert schema.field("values").type.value_type == pa.float64()
     assert schema.field("effective_rank").type == pa.float64()

@@ -1,0 +1,390 @@
+"""From the spool to MLflow: in order, again after a failure, never twice.
+
+A resend leaves no second copy: metrics carry the time they were logged at, which the
+store knows them by; files overwrite themselves; a run is found again by the name that
+it was made under (tag ``spectral.uid``).
+"""
+
+import getpass
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from spectral_mlops.errors import InputError, TrackingError
+from spectral_mlops.tracking.pending import build_part
+from spectral_mlops.tracking.quiet import quiet  # NOTE: stays before mlflow
+from spectral_mlops.tracking.spool import Event, Spool, inside
+from spectral_mlops.tracking.store import Store, open_store, redacted, unusable
+
+# isort: split
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+
+BATCH = 1000
+"""Metrics in one request; more are refused by servers."""
+UID = "spectral.uid"
+WRITER = "spectral.writer"
+_DIGEST = 12  # characters shown; the whole digest stands in the profile
+_REFUSALS = (
+    "INVALID_PARAMETER_VALUE",
+    "BAD_REQUEST",
+    "MALFORMED_REQUEST",
+    "RESOURCE_DOES_NOT_EXIST",
+)
+_TABLES = "mlflow.loggedArtifacts"
+
+
+class Delivery:
+    """Sends one spool to one run.
+
+    Used by one thread at a time.
+
+    Args:
+        spool: Open.
+        uri: The store, as `resolve_uri` gives it.
+        experiment: Where a new run is made.
+        given: A run of the user's to attach to; its name, its status and its end are
+            never touched.
+
+    Attributes:
+        run: The run, once there is one.
+        store: Its store, once it answered.
+        delivered: Points and files that arrived, of those this object has seen.
+        refused: Points and files that the store refuses for good.
+        trouble: Why something did not arrive; empty if everything has.
+    """
+
+    def __init__(
+        self, spool: Spool, uri: str, experiment: str | None, given: str | None
+    ) -> None:
+        self.run: Run | None = None
+        self.store: Store | None = None
+        self.delivered = 0
+        self.refused = sum(line["points"] for line in _refusals(spool))
+        self.trouble = ""
+        self.ended = False
+        self._spool = spool
+        self._uri = uri
+        self._experiment = experiment
+        self._given = given
+        self._acked = spool.acked
+        self._place = next((e.end for e in spool.events() if e.seq == self._acked), 0)
+
+    def connect(self) -> None:
+        """Open the store and find the run, or make it.
+
+        Raises:
+            StoreAway: If the store does not answer; later it may.
+            TrackingError: If it cannot be used, or the run cannot be written to.
+        """
+        store = open_store(self._uri)
+        with quiet():
+            try:
+                run = self._attached(store) if self._given else self._own(store)
+                _take(store, run, str(self._spool.root))
+            except (MlflowException, OSError) as error:
+                raise unusable(self._uri, error) from error
+        self.store, self.run = store, run
+        self._spool.write_info(
+            run_id=run.info.run_id, experiment_id=run.info.experiment_id
+        )
+
+    @property
+    def tables(self) -> set[str]:
+        """Names of tables that are in the run, whoever logged them."""
+        if self.run is None:
+            return set()
+        known = json.loads(self.run.data.tags.get(_TABLES, "[]"))
+        return {item["path"].removesuffix(".json") for item in known}
+
+    def describe(self) -> None:
+        """Send the first event, which a run that cannot be described is refused by.
+
+        Raises:
+            TrackingError: If the store refuses it; a run made for it is ended.
+        """
+        event = next(self._spool.events(self._place))
+        with quiet():
+            try:
+                self._send_start(event)
+            except (MlflowException, OSError) as error:
+                if not self._given:
+                    self._store.client.set_terminated(self._run_id, "FAILED")
+                raise unusable(self._uri, error) from error
+        self._ack(event)
+
+    def deliver(self) -> bool:
+        """Send what is in the spool; return whether all of it arrived or was refused.
+
+        What the store refuses for good is set aside in ``spool/refused.jsonl``, so it
+        cannot hold up the rest. At any other failure the store counts as away, and
+        what was to be sent is where the next call begins.
+        """
+        try:
+            if self.run is None:
+                self.connect()
+            with quiet():
+                for events in _batches(self._spool.events(self._place)):
+                    self._send_or_refuse(events)
+        except Exception as error:  # each store and file store raises its own kinds
+            said = str(error).strip() or type(error).__name__
+            self.trouble = redacted(said.splitlines()[0][:300])
+            return False
+        self.trouble = ""
+        return True
+
+    def release(self) -> None:
+        """Let another process write to the run."""
+        if self.run is not None and self.store is not None:
+            with quiet():
+                try:
+                    self.store.client.delete_tag(self._run_id, WRITER)
+                except (MlflowException, OSError):
+                    return  # its process is known to have ended when it has
+
+    def _send_or_refuse(self, events: list[Event]) -> None:
+        try:
+            self._send(events)
+        except (MlflowException, InputError, FileNotFoundError) as error:
+            lasting = getattr(error, "error_code", "INVALID_PARAMETER_VALUE")
+            if lasting not in _REFUSALS:
+                raise
+            if len(events) > 1:
+                for event in events:
+                    self._send_or_refuse([event])
+                return
+            _refuse(self._spool, events[0], str(error))
+            self.refused += events[0].points
+            self.delivered -= events[0].points
+        self._ack(events[-1], sum(event.points for event in events))
+
+    def _ack(self, event: Event, points: int = 0) -> None:
+        self._place, self._acked = event.end, event.seq
+        self._spool.acked = event.seq
+        self.delivered += points
+
+    def _send(self, events: list[Event]) -> None:
+        """Send metrics of several events, or one event of another kind."""
+        event, body = events[0], events[0].body
+        match event.kind:
+            case "metrics":
+                self._send_metrics(events)
+            case "start":
+                self._send_start(event)
+            case "resume":
+                self._send_resume(body)
+            case "part":
+                for path in build_part(self._spool.root, body["part"]):
+                    self._send_file(path, path.parent.name)
+            case "file":
+                self._send_file(inside(self._spool.root, body["path"]), body["folder"])
+            case "table":
+                self._send_table(inside(self._spool.root, body["path"]), body["name"])
+            case "tags":
+                self._send_tags(body["tags"])
+            case "end":
+                self.ended = True
+                if not self._given:
+                    self._store.client.set_terminated(
+                        self._run_id, body["status"], event.time
+                    )
+
+    def _send_metrics(self, events: list[Event]) -> None:
+        points = [
+            Metric(key, value, event.time, event.body["step"])
+            for event in events
+            for key, value in event.body["metrics"].items()
+        ]
+        for start in range(0, len(points), BATCH):
+            self._store.client.log_batch(
+                self._run_id, metrics=points[start : start + BATCH], synchronous=True
+            )
+
+    def _send_start(self, event: Event) -> None:
+        """Send parameters and tags in one batch, and the cohort as a dataset."""
+        body = event.body
+        self._store.client.log_batch(
+            self._run_id,
+            params=[Param(key, value) for key, value in body["params"].items()],
+            tags=[RunTag(key, value) for key, value in body["tags"].items()],
+            synchronous=True,
+        )
+        if body["cohort"] is not None:
+            self._store.client.log_inputs(self._run_id, [_dataset(body["cohort"])])
+
+    def _send_resume(self, body: dict[str, Any]) -> None:
+        if not self._given:
+            self._store.client.update_run(self._run_id, status="RUNNING")
+        self._send_tags(body["tags"])
+
+    def _send_tags(self, tags: dict[str, str]) -> None:
+        sent = [RunTag(key, value) for key, value in tags.items()]
+        self._store.client.log_batch(self._run_id, tags=sent, synchronous=True)
+
+    def _send_file(self, path: Path, folder: str) -> None:
+        self._store.client.log_artifact(self._run_id, str(path), folder or None)
+
+    def _send_table(self, path: Path, name: str) -> None:
+        """Send a table as MLflow's own ``log_table`` leaves one."""
+        folder = str(Path(name).parent)
+        self._send_file(path, "" if folder == "." else folder)
+        known = self._store.client.get_run(self._run_id).data.tags.get(_TABLES, "[]")
+        tables = json.loads(known)
+        entry = {"path": name, "type": "table"}
+        if entry not in tables:
+            value = json.dumps([*tables, entry])
+            self._store.client.set_tag(self._run_id, _TABLES, value)
+
+    @property
+    def _run_id(self) -> str:
+        if self.run is None:
+            raise TrackingError("The run has not been found in its store yet.")
+        return str(self.run.info.run_id)
+
+    @property
+    def _store(self) -> Store:
+        if self.store is None:
+            raise TrackingError("The store has not been opened yet.")
+        return self.store
+
+    def _attached(self, store: Store) -> Run:
+        """Return the given run, if it can be written to."""
+        run = store.client.get_run(self._given)
+        if run.info.lifecycle_stage != "active":
+            raise TrackingError(f"Run {self._given} was deleted: restore it first.")
+        store.check_files(run.info.artifact_uri, f"Run {self._given}")
+        return run
+
+    def _own(self, store: Store) -> Run:
+        """Return the run made for this spool, or make it, tagged as MLflow would."""
+        if known := self._spool.info.get("run_id"):
+            return store.client.get_run(known)
+        start = next(self._spool.events()).body
+        experiment = store.experiment(self._experiment)
+        uid = start["tags"].get(UID) or self._spool.info["uid"]
+        found = store.client.search_runs(
+            [experiment.experiment_id], f"tags.`{UID}` = '{uid}'"
+        )
+        if found:
+            return found[0]
+        tags = {
+            UID: uid,
+            "mlflow.user": _user(),
+            "mlflow.source.name": sys.argv[0] or "interactive",
+            "mlflow.source.type": "LOCAL",
+        }
+        if commit := _commit():
+            tags["mlflow.source.git.commit"] = commit
+        return store.client.create_run(
+            experiment.experiment_id, tags=tags, run_name=start["name"] or None
+        )
+
+
+def _batches(events: Iterator[Event]) -> Iterator[list[Event]]:
+    """Put metrics of following events together, up to what one request takes."""
+    batch: list[Event] = []
+    for event in chain(events, [None]):
+        points = sum(each.points for each in batch)
+        joins = (
+            event is not None
+            and event.kind == "metrics"
+            and points + event.points <= BATCH
+            and all(each.kind == "metrics" for each in batch)
+        )
+        if batch and not joins:
+            yield batch
+            batch = []
+        if event is not None:
+            batch.append(event)
+
+
+def _take(store: Store, run: Run, folder: str) -> None:
+    """Write down who writes to the run; refuse one that another process writes.
+
+    Raises:
+        TrackingError: If a process of this machine that is still there does.
+    """
+    mine = {"host": socket.gethostname(), "process": os.getpid(), "folder": folder}
+    known = run.data.tags.get(WRITER)
+    other = json.loads(known) if known else mine
+    here = other.get("host") == mine["host"]
+    if here and other.get("folder") != folder and _lives(other.get("process")):
+        raise TrackingError(
+            f"Run {run.info.run_id} is being written by process {other['process']} "
+            f"from {other['folder']}: one at a time."
+        )
+    store.client.set_tag(run.info.run_id, WRITER, json.dumps(mine))
+
+
+def _lives(process: object) -> bool:
+    if not isinstance(process, int) or process <= 0:
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _refuse(spool: Spool, event: Event, reason: str) -> None:
+    """Set an event aside, with why the store did not take it."""
+    line = {"seq": event.seq, "points": event.points, "reason": reason[:300]}
+    with (spool.folder / "refused.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(line) + "\n")
+
+
+def _refusals(spool: Spool) -> list[dict[str, Any]]:
+    path = spool.folder / "refused.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def _dataset(cohort: dict[str, Any]) -> DatasetInput:
+    """Return a cohort as MLflow describes data: name, digest, counts."""
+    profile = {
+        "num_rows": cohort["n"],
+        "groups": cohort["groups"],
+        "sha256": cohort["digest"],
+    }
+    source = cohort["source"]
+    dataset = Dataset(
+        name=Path(source).name or source or "cohort",
+        digest=cohort["digest"][:_DIGEST],
+        source_type="local",
+        source=json.dumps({"uri": source}),
+        profile=json.dumps(profile),
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", "train")])
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return "unknown"
+
+
+def _commit() -> str | None:
+    """Return the commit that the running script, else this package, stands in."""
+    for folder in (Path(sys.argv[0]).absolute().parent, Path(__file__).parent):
+        try:
+            answer = subprocess.run(
+                ["git", "-C", str(folder), "rev-parse", "HEAD"],
+                capture_output=True,
+                text=True,
+                timeout=5,
+                check=True,
+            )
+        except (OSError, subprocess.SubprocessError):
+            continue
+        return answer.stdout.strip()
+    return None

@@ -1,0 +1,457 @@
+"""A tracker that writes to the run's own folder: the spool, and nothing else.
+
+What `MlflowTracker` sends comes from here too: the training thread only ever appends
+to files.
+"""
+
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Protocol
+from uuid import uuid4
+
+import pandas as pd
+
+from spectral_mlops.errors import TrackingError
+from spectral_mlops.records import CohortSummary, EpochRecord
+from spectral_mlops.tracking.base import Status, Tracker
+from spectral_mlops.tracking.metrics import KeyNames
+from spectral_mlops.tracking.pending import build_part, write_pending
+from spectral_mlops.tracking.shards import KINDS, SCHEMA_VERSION
+from spectral_mlops.tracking.spool import FOLDER, Event, Spool, read_info, sync_file
+
+PART = 10
+"""Logged epochs in one parquet part."""
+BUDGET = 0.02
+"""Largest share of an epoch's time that the training thread gives to tracking."""
+SLOWEST = 16
+"""At least every so many epochs are written, however much time it takes."""
+
+Notice = Callable[[str], None]
+
+
+class _Entry(Protocol):
+    """Something logged that is not on the disk yet."""
+
+    @property
+    def points(self) -> int:
+        """How many points and files it is."""
+
+    def write(self, root: Path) -> tuple[int, str, dict[str, Any]]:
+        """Write its files, if it has any, and return its event."""
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """An event without a file."""
+
+    kind: str
+    body: dict[str, Any]
+    time: int = field(default_factory=lambda: int(time.time() * 1000))
+
+    @property
+    def points(self) -> int:
+        return Event(0, 0, self.kind, self.body, 0).points
+
+    def write(self, root: Path) -> tuple[int, str, dict[str, Any]]:
+        return self.time, self.kind, self.body
+
+
+@dataclass(frozen=True)
+class _Records:
+    """An epoch's records, the ``number``-th that were logged."""
+
+    records: list[EpochRecord]
+    part: str
+    number: int
+    time: int = field(default_factory=lambda: int(time.time() * 1000))
+
+    @property
+    def points(self) -> int:
+        return 1
+
+    def write(self, root: Path) -> tuple[int, str, dict[str, Any]]:
+        write_pending(root, self.part, self.number, self.records)
+        ids = [[r.epoch, r.source, r.fold] for r in self.records]
+        return self.time, "records", {"part": self.part, "records": ids}
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file or a table: one that lies in the run's folder, or is put there."""
+
+    kind: str
+    path: str
+    body: dict[str, str]
+    content: bytes | None = None
+    time: int = field(default_factory=lambda: int(time.time() * 1000))
+    points: int = 1
+
+    def write(self, root: Path) -> tuple[int, str, dict[str, Any]]:
+        if self.content is not None:
+            target = root / self.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(self.content)
+            sync_file(target)
+        return self.time, self.kind, {"path": self.path} | self.body
+
+
+@dataclass
+class _Past:
+    """What is in the spool, of this process and of earlier ones.
+
+    Attributes:
+        begun: Whether an earlier process began the run.
+        status: How it ended, if it did; what comes after makes it go on.
+        points: Metrics that an earlier process logged, by name and step.
+        ids: Records that an earlier process logged, by epoch, source and fold.
+        tables: Names of tables that an earlier process logged.
+        names: State of the keys' names.
+        count: How many epochs' records there are, or would be had all parts ten.
+        built: How many of them are in a part.
+        undelivered: Points and files after the last one that the store took.
+    """
+
+    begun: bool = False
+    status: str = ""
+    points: set[tuple[str, int]] = field(default_factory=set)
+    ids: set[tuple[int, str, int]] = field(default_factory=set)
+    tables: set[str] = field(default_factory=set)
+    names: dict[str, Any] = field(default_factory=dict)
+    count: int = 0
+    built: int = 0
+    undelivered: int = 0
+
+    @classmethod
+    def of(cls, spool: Spool) -> "_Past":
+        """Read a spool."""
+        past, acked = cls(), spool.acked
+        for event in spool.events():
+            past.begun = True
+            past._take(event)
+            past.undelivered += event.points * (event.seq > acked)
+        return past
+
+    def _take(self, event: Event) -> None:
+        body = event.body
+        match event.kind:
+            case "start" | "resume":
+                self.status = ""
+            case "end":
+                self.status = body["status"]
+            case "metrics":
+                self.points |= {(key, body["step"]) for key in body["metrics"]}
+            case "records":
+                self.ids |= {
+                    (epoch, source, fold) for epoch, source, fold in body["records"]
+                }
+                self.count += 1
+            case "part":
+                self.count += -self.count % PART
+                self.built = self.count
+            case "table":
+                self.tables.add(body["name"].removesuffix(".json"))
+            case "names":
+                self.names = body["names"]
+
+
+class _Pace:
+    """How often epochs are written, so that it costs little of their time."""
+
+    def __init__(self) -> None:
+        self.every = 1
+        self._since = 0
+        self._marks: list[tuple[float, float]] = []
+
+    def costs(self, spent: float) -> float:
+        """Return the seconds of tracking since the last epoch.
+
+        Args:
+            spent: Seconds of tracking since the start.
+        """
+        self._marks.append((time.perf_counter(), spent))
+        self._since += 1
+        return spent - (self._marks[-2][1] if len(self._marks) > 1 else 0.0)
+
+    def due(self) -> bool:
+        """Return whether it is time to write; then the count begins again."""
+        if self._since < self.every:
+            return False
+        self._since = 0
+        return True
+
+    def too_much(self) -> float | None:
+        """Return tracking's share of the time, if it is over the budget.
+
+        Shares of less than a second in all, and of fewer than four epochs, are none.
+        """
+        if len(self._marks) < 4 or self.every >= SLOWEST:
+            return None
+        (began, before), (now, spent) = self._marks[0], self._marks[-1]
+        share = (spent - before) / (now - began)
+        if spent - before < 1.0 or share <= BUDGET:
+            return None
+        self.every *= 2
+        self._marks = self._marks[-1:]
+        return share
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove an empty folder ``runs/spool/<unique>``, and those around it if empty."""
+    for each in (folder, *folder.parents[:2]):
+        if any(each.iterdir()):
+            return
+        each.rmdir()
+
+
+class SpoolTracker(Tracker):
+    """Writes a run to its folder; ``spectral-mlops sync`` can send it later.
+
+    Everything is on the disk when a call returns, so a process may be killed at any
+    time. A tracker on the folder of a run that did not finish goes on with it: what is
+    logged a second time (a metric's step, a record's epoch, a table) is what was
+    recorded the first time, and is left out.
+
+    A disk that is full stops nothing: what it does not take waits in memory and is
+    tried again at every call. If logging takes more than 2 % of the time between
+    epochs, every second epoch is written, then every fourth, the others with it;
+    a notice says so, and nothing is left out.
+
+    Args:
+        folder: The run's; made if it is not there. If not given,
+            ``runs/spool/<unique>`` in the working folder.
+        notice: Takes one sentence at a time about what the user should know; the
+            log ``spectral_mlops`` if not given.
+
+    Example:
+        >>> with SpoolTracker("runs/first") as tracker:  # doctest: +SKIP
+        ...     tracker.log(monitor.collect(), metrics={"train/loss": 0.4})
+    """
+
+    def __init__(
+        self, folder: str | Path | None = None, *, notice: Notice | None = None
+    ) -> None:
+        super().__init__()
+        self._folder_given = folder is not None
+        made = f"{datetime.now():%Y%m%d-%H%M%S}-{uuid4().hex[:6]}"
+        self.folder = Path(folder or Path("runs") / FOLDER / made).absolute()
+        self._notice = notice or logging.getLogger("spectral_mlops").warning
+        self._spool: Spool | None = None
+        self._waiting: list[_Entry] = []
+        self._past = _Past()
+        self._pace = _Pace()
+        self._parts = "part-"
+        self._appended = 0
+        self._full = ""
+
+    @property
+    def run_id(self) -> str:
+        """A name for the run that no other has."""
+        uid = read_info(self.folder).get("uid")
+        if not uid:
+            raise TrackingError(
+                "There is no run yet: start the tracker or log something."
+            )
+        return str(uid)
+
+    @property
+    def where(self) -> str:
+        """The folder, and how to send it."""
+        return f"{self.folder}  (spectral-mlops sync {self.folder} sends it to MLflow)"
+
+    @property
+    def undelivered(self) -> int:
+        """How many points and files the disk has not taken."""
+        return sum(entry.points for entry in self._waiting)
+
+    @property
+    def durable(self) -> bool:
+        """Whether all that was logged is on the disk: the time for a checkpoint."""
+        return not self._waiting
+
+    @property
+    def resumed(self) -> bool:
+        """Whether this goes on with a run that was begun before."""
+        return self._past.begun
+
+    def _start(
+        self,
+        name: str,
+        params: dict[str, str],
+        tags: dict[str, str],
+        cohort: CohortSummary | None,
+    ) -> None:
+        self._open()
+        tags = {"spectral.schema_version": SCHEMA_VERSION} | tags
+        body = {
+            "name": name,
+            "params": params,
+            "tags": tags,
+            "cohort": None if cohort is None else asdict(cohort),
+        }
+        try:
+            self._put(_Plain("resume" if self.resumed else "start", body))
+            if self._waiting:
+                raise TrackingError(f"{self.folder} cannot be written: {self._full}.")
+        except BaseException:
+            self._forget()
+            raise
+
+    def _open(self) -> None:
+        """Take the run's folder, and read what an earlier process left in it."""
+        try:
+            self._spool = Spool(self.folder)
+        except OSError as error:
+            raise TrackingError(
+                f"{self.folder} cannot be written: {error.strerror}."
+            ) from error
+        self._past = _Past.of(self._spool)
+        if self._past.status == "FINISHED":
+            self._spool.close()
+            raise TrackingError(
+                f"The run in {self.folder} has finished: choose another folder."
+            )
+        if not self._spool.info:
+            self._spool.write_info(version=SCHEMA_VERSION, uid=uuid4().hex)
+        if self._past.names:
+            self._names = KeyNames.of(self._past.names)
+        self._parts = self._spool.info.get("parts", self._parts)
+        if self._past.count >= self._past.built + PART:  # the last line was lost
+            self._end_part()
+        self._appended = self._past.undelivered
+
+    def _forget(self) -> None:
+        """Leave nothing of a run that could not start."""
+        if self._spool is None:
+            return
+        self._spool.close()
+        if not self._spool.existed:
+            shutil.rmtree(self._spool.folder)
+            for empty in (self.folder, *self.folder.parents[:2]):
+                if (
+                    not self._folder_given
+                    and empty.exists()
+                    and not any(empty.iterdir())
+                ):
+                    empty.rmdir()
+        self._spool = None
+
+    def _log(
+        self, records: list[EpochRecord], metrics: dict[str, float], step: int
+    ) -> None:
+        past = self._past
+        new = [r for r in records if (r.epoch, r.source, r.fold) not in past.ids]
+        if records:
+            metrics = metrics | self._costs()
+        fresh = {k: v for k, v in metrics.items() if (k, step) not in past.points}
+        if new:
+            self._waiting.append(_Records(new, self._part, past.count))
+            past.count += 1
+        if fresh:
+            self._waiting.append(_Plain("metrics", {"step": step, "metrics": fresh}))
+        if (names := self._names.state()) != past.names:
+            self._waiting.append(_Plain("names", {"names": names}))
+            past.names = names
+        if past.count >= past.built + PART:
+            self._end_part()
+        if not records or self._pace.due():
+            self._write()
+
+    def _costs(self) -> dict[str, float]:
+        """Return what tracking cost since the last epoch; slow down if too much."""
+        costs = {
+            "cost/tracking_s": self._pace.costs(self.seconds),
+            "cost/pending": float(self.undelivered),
+        }
+        if share := self._pace.too_much():
+            self._notice(
+                f"Tracking takes {share:.0%} of the time between epochs: every "
+                f"{self._pace.every} epochs are written together from now on."
+            )
+        return costs
+
+    @property
+    def _part(self) -> str:
+        """Name of the part that the next records go into."""
+        return f"{self._parts}{self._past.built // PART:05d}"
+
+    def _end_part(self) -> None:
+        """Say that a part is whole; the next records open another."""
+        kinds = list(KINDS)
+        self._waiting.append(_Plain("part", {"part": self._part, "kinds": kinds}))
+        self._past.count += -self._past.count % PART
+        self._past.built = self._past.count
+
+    def _log_table(self, frame: pd.DataFrame, name: str) -> None:
+        if name in self._past.tables:
+            return
+        text = frame.to_json(orient="split", index=False, date_format="iso")
+        path = f"{FOLDER}/tables/{name}.json"
+        self._put(_File("table", path, {"name": f"{name}.json"}, text.encode()))
+
+    def _log_file(self, path: Path, folder: str) -> None:
+        own = path.absolute()
+        if own.is_relative_to(self.folder):
+            inside = own.relative_to(self.folder).as_posix()
+            self._put(_File("file", inside, {"folder": folder}))
+        else:
+            self._put_content(path.read_bytes(), path.name, folder)
+
+    def _log_text(self, text: str, name: str) -> None:
+        folder = str(Path(name).parent)
+        folder = "" if folder == "." else folder
+        self._put_content(text.encode(), Path(name).name, folder)
+
+    def _put_content(self, content: bytes, name: str, folder: str) -> None:
+        """Keep a file aside, under a name that says what is in it."""
+        path = f"{FOLDER}/files/{sha256(content).hexdigest()[:16]}/{name}"
+        self._put(_File("file", path, {"folder": folder}, content))
+
+    def _put(self, *entries: _Entry) -> None:
+        self._waiting += entries
+        self._write()
+
+    def _write(self) -> None:
+        """Bring what waits to the disk; what it does not take waits on."""
+        try:
+            events = [entry.write(self.folder) for entry in self._waiting]
+            self._appended += self.spool.append(events)
+        except OSError as error:
+            if not self._full:
+                self._notice(
+                    f"{self.folder} cannot be written ({error.strerror}): what is "
+                    "logged waits in memory and is tried again at every call."
+                )
+            self._full = str(error.strerror)
+            return
+        self._full = ""
+        self._waiting = []
+        self._wrote()
+
+    def _wrote(self) -> None:
+        """Called when something new is in the spool."""
+
+    def _close(self, status: Status) -> None:
+        if self._past.count > self._past.built:
+            self._end_part()
+        self._put(_Plain("end", {"status": status}))
+        self._deliver()
+        self.spool.close()
+
+    def _deliver(self) -> None:
+        """Do with what is in the spool what this tracker does at its end."""
+        for event in self.spool.events():
+            if event.kind == "part":
+                build_part(self.folder, event.body["part"])
+
+    @property
+    def spool(self) -> Spool:
+        """The open spool; `TrackingError` before ``start``."""
+        if self._spool is None:
+            raise TrackingError("This tracker has not been started.")
+        return self._spool
