@@ -95,10 +95,20 @@ Seed = Annotated[int | None, typer.Option(help="Of folds, weights and batch orde
 TrackingUri = Annotated[
     str | None,
     typer.Option(
-        "--tracking", help="MLflow store; MLFLOW_TRACKING_URI, else sqlite here."
+        "--tracking",
+        help="Address of an MLflow store, spool (the run's folder alone, to be sent "
+        "later) or none. If not given: MLFLOW_TRACKING_URI, else sqlite here.",
+        show_default=False,
     ),
 ]
-Experiment = Annotated[str | None, typer.Option(help="MLflow experiment.")]
+Experiment = Annotated[
+    str | None,
+    typer.Option(
+        help="MLflow experiment. If not given: MLFLOW_EXPERIMENT_NAME or _ID, else "
+        "spectral_mlops.",
+        show_default=False,
+    ),
+]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Threads = Annotated[
     int,
@@ -211,15 +221,16 @@ def _train_one(
 ) -> tuple["FinishedRun", int]:
     """Make one tracked run and show it; also return what was not delivered."""
     from spectral_mlops.report.console import show_controls, show_run
-    from spectral_mlops.tracking import MlflowTracker
+    from spectral_mlops.tracking import open_tracker
     from spectral_mlops.training import run
     from spectral_mlops.training.trajectories import sentences
 
     for note in plan.notes:
         console.print(note, highlight=False)
     settings = plan.config
-    tracker = MlflowTracker(
-        experiment=settings.tracking.experiment, tracking_uri=settings.tracking.uri
+    folder = _free(runs / name)
+    tracker = open_tracker(
+        settings.tracking.uri, settings.tracking.experiment, folder, notice=_notice
     )
     with tracker, _bar() as bar:
         task = bar.add_task("training", total=settings.training.epochs)
@@ -230,7 +241,7 @@ def _train_one(
         finished = run(
             plan,
             tracker,
-            _free(runs / name),
+            folder,
             name=name,
             on_epoch=on_epoch,
             device=device,
@@ -430,6 +441,51 @@ def compare(
         console.print(f"Kept in {result.folder}", highlight=False, soft_wrap=True)
 
 
+@app.command()
+def sync(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Folders of runs. If not given: every undelivered run below the "
+            "current folder.",
+            show_default=False,
+        ),
+    ] = None,
+    tracking: TrackingUri = None,
+    experiment: Experiment = None,
+) -> None:
+    """Deliver to MLflow what runs have recorded and no store has taken yet.
+
+    A run knows its store; --tracking and --experiment are for runs that were
+    trained with --tracking spool, and for a store whose address has a password.
+    Nothing is ever delivered twice.
+    """
+    from spectral_mlops.errors import TrackingError
+    from spectral_mlops.tracking import sync_run, undelivered_runs
+
+    found = runs or undelivered_runs(Path.cwd())
+    if not found:
+        console.print("Nothing waits to be delivered below this folder.")
+    left = 0
+    for folder in found:
+        try:
+            done = sync_run(folder, tracking, experiment)
+        except TrackingError as error:
+            if runs:
+                raise
+            _notice(f"{folder} is left out: {error}")  # it delivers by itself
+            continue
+        left += done.undelivered
+        state = f"{done.delivered} delivered"
+        state += f", {done.undelivered} undelivered" if done.undelivered else ""
+        state += f" ({done.trouble})" if done.trouble else ""
+        state += ", was interrupted: marked KILLED" if done.interrupted else ""
+        console.print(f"{folder}: {state}", highlight=False, markup=False)
+        console.print(f"Look at it:  {done.where}", highlight=False, soft_wrap=True)
+    if left:
+        raise typer.Exit(UNDELIVERED)
+
+
 def main() -> None:
     """Run the command line; a problem the user can mend is one sentence and a 2.
 
@@ -457,6 +513,11 @@ def _fail(message: str) -> None:
         soft_wrap=True,
     )
     sys.exit(BAD_INPUT)
+
+
+def _notice(sentence: str) -> None:
+    """Print what the user should know while work goes on."""
+    problems.print(sentence, style="yellow", highlight=False, markup=False)
 
 
 def _interrupt(number: int, frame: object) -> None:

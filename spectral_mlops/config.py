@@ -117,8 +117,12 @@ class ControlsConfig(Settings):
 class TrackingConfig(Settings):
     """Where the run is recorded."""
 
-    uri: str | None = Field(None, description="MLflow store; sqlite here if unset")
-    experiment: str = Field("spectral_mlops", min_length=1)
+    uri: str | None = Field(
+        None, description="MLflow store, none or spool; sqlite here if unset"
+    )
+    experiment: str | None = Field(
+        None, min_length=1, description="MLflow's; spectral_mlops if unset"
+    )
 
 
 class RunConfig(Settings):

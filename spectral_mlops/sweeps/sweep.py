@@ -7,6 +7,7 @@ probe and one set of relabellings; a study made with another probe is refused.
 import os
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +17,9 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from spectral_mlops.config import RunConfig, merge, validate
-from spectral_mlops.errors import InputError, SpectralError
+from spectral_mlops.errors import InputError, SpectralError, TrackingError
 from spectral_mlops.sweeps.space import suggest
-from spectral_mlops.tracking import MlflowTracker
+from spectral_mlops.tracking import Tracker, open_tracker
 from spectral_mlops.training import Plan, make_plan, run
 from spectral_mlops.training.loop import OnEpoch
 
@@ -113,12 +114,11 @@ class Sweep:
         uid = uuid.uuid4().hex
         trial.set_user_attr("uid", uid)
         tracking = self.config.tracking
-        tracker = MlflowTracker(
-            experiment=tracking.experiment, tracking_uri=tracking.uri
-        )
+        folder = self.runs / f"{self._name(trial)}-{uid[:8]}"
+        tracker = open_tracker(tracking.uri, tracking.experiment, folder)
         state, value = TrialState.FAIL, None
         try:
-            value = self._train(trial, uid, tracker, on_epoch)
+            value = self._train(trial, uid, tracker, folder, on_epoch)
             state = TrialState.COMPLETE
         except optuna.TrialPruned:
             state = TrialState.PRUNED
@@ -156,7 +156,8 @@ class Sweep:
         self,
         trial: optuna.Trial,
         uid: str,
-        tracker: MlflowTracker,
+        tracker: Tracker,
+        folder: Path,
         on_epoch: OnEpoch | None,
     ) -> float:
         """Train one complete run and keep what belongs beside the trial."""
@@ -174,7 +175,8 @@ class Sweep:
 
         def each_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
             if epoch == 0:
-                trial.set_user_attr("mlflow.run_id", tracker.run_id)
+                with suppress(TrackingError):  # a store that is away gives none yet
+                    trial.set_user_attr("mlflow.run_id", tracker.run_id)
             self._keep_divergence(trial, metrics, "divergence/")
             trial.report(metrics["val/auc"], epoch)
             if on_epoch is not None:
@@ -182,12 +184,11 @@ class Sweep:
             if trial.should_prune():
                 raise optuna.TrialPruned
 
-        name = f"{self.study.study_name}-{trial.number:05d}"
         finished = run(
             plan,
             tracker,
-            self.runs / f"{name}-{uid[:8]}",
-            name=name,
+            folder,
+            name=self._name(trial),
             tags={
                 "spectral.kind": "trial",
                 "spectral.uid": uid,
@@ -201,10 +202,13 @@ class Sweep:
         self._keep_divergence(trial, finished.result.metrics, "final/divergence_")
         return finished.result.metrics["final/auc"]
 
+    def _name(self, trial: optuna.Trial) -> str:
+        return f"{self.study.study_name}-{trial.number:05d}"
+
     def _end(
         self,
         trial: optuna.Trial,
-        tracker: MlflowTracker,
+        tracker: Tracker,
         state: TrialState,
         value: float | None,
     ) -> None:

@@ -14,7 +14,7 @@ from spectral_mlops.tracking.metrics import KeyNames, record_metrics, safe_name
 from spectral_mlops.tracking.spooled import SpoolTracker
 
 if TYPE_CHECKING:
-    from spectral_mlops.tracking.load import load_run
+    from spectral_mlops.tracking.load import fetch_run, load_metrics, load_run
     from spectral_mlops.tracking.mlflow import MlflowTracker
     from spectral_mlops.tracking.store import Store, open_store
     from spectral_mlops.tracking.sync import sync_run, undelivered_runs
@@ -29,6 +29,8 @@ __all__ = [
     "SpoolTracker",
     "Store",
     "Tracker",
+    "fetch_run",
+    "load_metrics",
     "load_run",
     "open_store",
     "open_tracker",
@@ -41,6 +43,8 @@ __all__ = [
 _DEFERRED = {
     "MlflowTracker": "mlflow",
     "Store": "store",
+    "fetch_run": "load",
+    "load_metrics": "load",
     "load_run": "load",
     "open_store": "store",
     "sync_run": "sync",

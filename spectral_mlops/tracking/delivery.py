@@ -149,20 +149,25 @@ class Delivery:
                     return  # its process is known to have ended when it has
 
     def _send_or_refuse(self, events: list[Event]) -> None:
+        """Send events; what the store refuses for good is set aside, and no more."""
+        for event in self._refused_of(events):
+            _refuse(self._spool, event[0], event[1])
+            self.refused += event[0].points
+            self.delivered -= event[0].points
+        self._ack(events[-1], sum(event.points for event in events))
+
+    def _refused_of(self, events: list[Event]) -> list[tuple[Event, str]]:
+        """Send events, in ever smaller pieces if need be; return what was refused."""
         try:
             self._send(events)
         except (MlflowException, InputError, FileNotFoundError) as error:
-            lasting = getattr(error, "error_code", "INVALID_PARAMETER_VALUE")
-            if lasting not in _REFUSALS:
+            if getattr(error, "error_code", _REFUSALS[0]) not in _REFUSALS:
                 raise
-            if len(events) > 1:
-                for event in events:
-                    self._send_or_refuse([event])
-                return
-            _refuse(self._spool, events[0], str(error))
-            self.refused += events[0].points
-            self.delivered -= events[0].points
-        self._ack(events[-1], sum(event.points for event in events))
+            pieces = [[e] for e in events] if len(events) > 1 else _halves(events[0])
+            if len(pieces) < 2:
+                return [(events[0], str(error))]
+            return [each for piece in pieces for each in self._refused_of(piece)]
+        return []
 
     def _ack(self, event: Event, points: int = 0) -> None:
         self._place, self._acked = event.end, event.seq
@@ -304,6 +309,14 @@ def _batches(events: Iterator[Event]) -> Iterator[list[Event]]:
             batch.append(event)
 
 
+def _halves(event: Event) -> list[list[Event]]:
+    """Cut the metrics of an event in two; nothing else can be cut."""
+    items = list(event.body["metrics"].items()) if event.kind == "metrics" else []
+    middle = len(items) // 2
+    parts = [part for part in (items[:middle], items[middle:]) if part]
+    return [[event._replace(body=event.body | {"metrics": dict(p)})] for p in parts]
+
+
 def _take(store: Store, run: Run, folder: str) -> None:
     """Write down who writes to the run; refuse one that another process writes.
 
@@ -337,6 +350,7 @@ def _lives(process: object) -> bool:
 def _refuse(spool: Spool, event: Event, reason: str) -> None:
     """Set an event aside, with why the store did not take it."""
     line = {"seq": event.seq, "points": event.points, "reason": reason[:300]}
+    line |= {"metrics": event.body["metrics"]} if event.kind == "metrics" else {}
     with (spool.folder / "refused.jsonl").open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(line) + "\n")
 

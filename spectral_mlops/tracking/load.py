@@ -17,6 +17,7 @@ from spectral_mlops.tracking.shards import (
     read_tables,
     records_of,
 )
+from spectral_mlops.tracking.spool import EVENTS, FOLDER, read_events
 from spectral_mlops.tracking.store import Store, open_store, unusable
 
 # isort: split
@@ -57,6 +58,60 @@ def load_records(run: str | Path, tracking_uri: str | None = None) -> list[Epoch
     """
     tables = _tables(run, tracking_uri)
     return records_of(tables["spectra"], tables["divergences"])
+
+
+def load_metrics(run: str | Path, tracking_uri: str | None = None) -> pd.DataFrame:
+    """Return every metric of a run, from MLflow or from the run's folder alike.
+
+    Returns:
+        One row per point: ``key``, ``step`` (the epoch), ``value``, ``time`` (ms since
+        1970), ordered by key, then step.
+
+    Raises:
+        InputError: If the folder is no run.
+        TrackingError: If there is no such run or the store cannot be used.
+    """
+    if Path(run).is_dir():
+        if not (Path(run) / FOLDER / EVENTS).exists():
+            raise InputError(f"{run} has no {FOLDER}/{EVENTS}: it is no run's folder.")
+        rows = [
+            (key, event.body["step"], value, event.time)
+            for event in read_events(Path(run))
+            if event.kind == "metrics"
+            for key, value in event.body["metrics"].items()
+        ]
+    else:
+        store = open_store(tracking_uri)
+        with quiet():
+            try:
+                keys = store.client.get_run(str(run)).data.metrics
+                rows = [
+                    (point.key, point.step, point.value, point.timestamp)
+                    for key in keys
+                    for point in store.client.get_metric_history(str(run), key)
+                ]
+            except (MlflowException, OSError) as error:
+                raise unusable(store.uri, error) from error
+    frame = pd.DataFrame(rows, columns=["key", "step", "value", "time"])
+    frame = frame.astype({"step": "int64", "value": "float64", "time": "int64"})
+    return frame.sort_values(["key", "step"], kind="stable", ignore_index=True)
+
+
+def fetch_run(run: str, folder: Path, tracking_uri: str | None = None) -> None:
+    """Copy all files of an MLflow run into a folder, laid out as a run's folder is.
+
+    Raises:
+        TrackingError: If there is no such run or the store cannot be used.
+    """
+    store = open_store(tracking_uri)
+    with quiet():
+        try:
+            info = store.client.get_run(run).info
+            store.check_files(info.artifact_uri, f"Run {run}")
+            for item in store.client.list_artifacts(run):
+                store.client.download_artifacts(run, item.path, str(folder))
+        except (MlflowException, OSError) as error:
+            raise unusable(store.uri, error) from error
 
 
 def _tables(run: str | Path, tracking_uri: str | None) -> dict[Kind, pa.Table]:

@@ -37,6 +37,8 @@ CHARTED = {
 LAYER_KEYS = 120
 """At most this many per-layer keys in a section family; more freeze the page."""
 ALIAS_LENGTH = 20
+NAME_LENGTH = 40
+"""Longer names of groups are cut: titles of charts are too."""
 
 
 def safe_name(text: str, taken: Iterable[str] = ()) -> str:
@@ -47,13 +49,15 @@ def safe_name(text: str, taken: Iterable[str] = ()) -> str:
         taken: Names that stand for other texts.
 
     Returns:
-        The name; if it is taken or nothing is left of the text, with a short
-        hash of the text behind it, so two texts never share a name.
+        The name, at most 40 characters and a hash; with a short hash of the text
+        behind it if it is cut, or taken, or if nothing is left of the text, so two
+        texts never share a name.
     """
-    clean = re.sub(r"[^A-Za-z0-9_.\-]+", "_", text)
+    whole = re.sub(r"[^A-Za-z0-9_.\-]+", "_", text)
+    clean = whole[:NAME_LENGTH]
     digest = hashlib.sha256(text.encode()).hexdigest()
     hashed = (f"{clean}-{digest[:length]}" for length in range(6, 65))
-    plain = [clean] if clean.strip("_.-") else []
+    plain = [clean] if clean.strip("_.-") and clean == whole else []
     return next(name for name in chain(plain, hashed) if name not in set(taken))
 
 

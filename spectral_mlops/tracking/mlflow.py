@@ -9,6 +9,7 @@ from pathlib import Path
 from spectral_mlops.errors import StoreAway, TrackingError
 from spectral_mlops.records import CohortSummary
 from spectral_mlops.tracking.delivery import Delivery
+from spectral_mlops.tracking.pending import RECORDS
 from spectral_mlops.tracking.spool import Spool
 from spectral_mlops.tracking.spooled import Notice, SpoolTracker, remove_empty
 from spectral_mlops.tracking.store import experiment_name, redacted, resolve_uri
@@ -180,14 +181,18 @@ class MlflowTracker(SpoolTracker):
 
     def _deliver_unwritten(self, delivery: Delivery) -> None:
         """Send what the disk has not taken from another one, if that takes it."""
+        records = self.folder / RECORDS
         with tempfile.TemporaryDirectory(prefix="spectral-") as folder:
             try:
                 elsewhere = Spool(folder)
+                if records.exists():  # of the part that the rest belongs to
+                    shutil.copytree(records, Path(folder) / RECORDS)
                 elsewhere.append(entry.write(Path(folder)) for entry in self._waiting)
             except OSError:
                 return
             rest = Delivery(elsewhere, self._uri, self._experiment, None)
             rest.run, rest.store = delivery.run, delivery.store
             if rest.deliver() and not rest.refused:
+                shutil.rmtree(records, ignore_errors=True)
                 self._waiting = []
             elsewhere.close()

@@ -13,6 +13,8 @@ from mlflow.exceptions import MlflowException
 from spectral_mlops.errors import InputError, TrackingError
 from spectral_mlops.tracking import (
     MlflowTracker,
+    fetch_run,
+    load_metrics,
     load_run,
     open_store,
     sync_run,
@@ -338,6 +340,27 @@ def test_what_is_refused_does_not_hold_up_the_rest(
     assert (tracker.folder / "spool/tables/layers.json").exists()
 
 
+def test_one_refused_metric_is_set_aside_alone(uri: str, broken: list[Broken]) -> None:
+    tracker = MlflowTracker(tracking_uri=uri)
+    tracker.start("one")
+    client = broken[0].client
+    real = client.log_batch
+
+    def refuse(run_id: str, **given: Any) -> None:
+        if any(point.key == "c" for point in given.get("metrics", [])):
+            raise MlflowException("no c", error_code=1000)
+        real(run_id, **given)
+
+    client.log_batch = refuse
+    tracker.log_metrics(dict.fromkeys("abcde", 1.0))
+    tracker.log_metrics({"f": 1.0})
+    assert tracker.flush() == 1
+    tracker.close()
+    assert MlflowReader(tracker, uri).keys() >= set("abdef")
+    refused = (tracker.folder / "spool/refused.jsonl").read_text()
+    assert json.loads(refused)["metrics"] == {"c": 1.0}
+
+
 def test_resumed_run_goes_on_without_a_double_or_a_gap(uri: str) -> None:
     for first, last in ((0, 13), (11, 25)):
         tracker = MlflowTracker(tracking_uri=uri, experiment="one", folder="run")
@@ -409,6 +432,24 @@ def test_is_silent_and_restores_what_it_silenced(
     assert capfd.readouterr() == ("", "")
     assert {name: logging.getLogger(name).level for name in levels} == levels
     assert dict(os.environ) == environment
+
+
+def test_folder_and_store_give_the_same_back(uri: str, tmp_path: Path) -> None:
+    with MlflowTracker(tracking_uri=uri, folder="run") as tracker:
+        for number in range(3):
+            tracker.log(epoch(number), {"train/loss": 1 / (1 + number)})
+        tracker.log_text("text", "notes/first.txt")
+    from_store = load_metrics(tracker.run_id, uri)
+    pd.testing.assert_frame_equal(from_store, load_metrics("run"))
+    losses = from_store[from_store["key"] == "train/loss"]
+    assert losses["value"].tolist() == [1.0, 0.5, 1 / 3]
+    assert losses["step"].tolist() == [0, 1, 2]
+    pd.testing.assert_frame_equal(load_run(tracker.run_id, uri), load_run("run"))
+    fetch_run(tracker.run_id, tmp_path, uri)
+    assert (tmp_path / "notes/first.txt").read_text() == "text"
+    pd.testing.assert_frame_equal(load_run(tmp_path), load_run("run"))
+    with pytest.raises(InputError, match="no run's folder"):
+        load_metrics(tmp_path)
 
 
 def test_load_names_the_run_it_did_not_find(uri: str, own_run: str) -> None:
