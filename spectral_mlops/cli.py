@@ -92,6 +92,10 @@ Groupings = Annotated[
 ]
 Permutations = Annotated[int | None, typer.Option(help="Relabellings of subjects.")]
 Seed = Annotated[int | None, typer.Option(help="Of folds, weights and batch order.")]
+Seeds = Annotated[
+    int | None,
+    typer.Option(help="Networks per fold, of other first weights and batch orders."),
+]
 TrackingUri = Annotated[
     str | None,
     typer.Option(
@@ -135,6 +139,7 @@ def train(
     groupings: Groupings = None,
     permutations: Permutations = None,
     seed: Seed = None,
+    seeds: Seeds = None,
     controls: Annotated[
         bool | None,
         typer.Option(
@@ -182,6 +187,7 @@ def train(
             "training.batch_size": batch_size,
             "training.learning_rate": learning_rate,
             "training.seed": seed,
+            "training.seeds": seeds,
             "model.settings.hidden": _numbers("--hidden", hidden),
             "model.settings.dropout": dropout,
             "comparison.groupings": groupings.split(",") if groupings else None,

@@ -52,6 +52,9 @@ class TrainingConfig(Settings):
     learning_rate: float = Field(3e-4, gt=0)
     weight_decay: float = Field(1e-3, ge=0)
     seed: int = Field(0, ge=0, description="of folds, weights and batch order")
+    seeds: int = Field(
+        1, ge=1, description="networks per fold: other first weights and batch orders"
+    )
 
 
 class SpectraConfig(Settings):

@@ -32,19 +32,22 @@ def show_run(
         console.print(f"  – {reason}", style="dim", highlight=False)
     console.print(_groups(groups))
     auc, sd = metrics["final/auc"], metrics["final/auc_sd"]
-    line = f"AUC {auc:.3f} ± {sd:.3f} over folds (validation people, who also chose"
-    line += " the checkpoints)"
+    line = f"AUC {auc:.3f} ± {sd:.3f} over folds"
+    if "final/auc_sd_seeds" in metrics:
+        line += f", ± {metrics['final/auc_sd_seeds']:.3f} over seeds"
+    line += " (validation people, who also chose the checkpoints)"
     if "final/probe_auc" in metrics:
         line += f"; {metrics['final/probe_auc']:.3f} on the probe, never touched before"
     console.print(line, highlight=False)
     z = {
         name.removeprefix("final/divergence_"): value
         for name, value in metrics.items()
-        if name.startswith("final/divergence_")
+        if name.startswith("final/divergence_") and "_sd_" not in name
     }
     if z:
         text = ", ".join(
-            f"{quantity} {_number(x, '+.2f')}" for quantity, x in z.items()
+            f"{quantity} {_number(x, '+.2f')}{_spread(metrics, quantity)}"
+            for quantity, x in z.items()
         )
         console.print(
             f"Divergence between groups on the probe, z over layers: {text}",
@@ -144,6 +147,16 @@ def show_trials(console: Console, trials: pd.DataFrame) -> None:
     for number, error in zip(failed["trial"], failed["error"], strict=True):
         line = f"  – trial {number}: {error}"
         console.print(line, style="dim", highlight=False, markup=False)
+
+
+def _spread(metrics: Mapping[str, float], quantity: str) -> str:
+    """How much single networks vary; no error of the z of all of them."""
+    found = {
+        kind: metrics.get(f"final/divergence_{quantity}_sd_{kind}", float("nan"))
+        for kind in ("folds", "seeds")
+    }
+    known = [f"SD {sd:.2f} over {kind}" for kind, sd in found.items() if sd == sd]
+    return f" ({', '.join(known)})" if known else ""
 
 
 def _layers(layers: pd.DataFrame) -> Table:

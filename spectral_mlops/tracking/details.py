@@ -91,6 +91,9 @@ def _read(path: Path, kind: type) -> pa.Table:
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"Cannot read {path}: {error}") from error
     version = (table.schema.metadata or {}).get(_VERSION, b"none").decode()
+    if "seed" in _schema(kind).names and "seed" not in table.column_names:
+        # written before runs had several: the first is all there was
+        table = table.append_column("seed", pa.array([0] * len(table), pa.int64()))
     if version != SCHEMA_VERSION or table.column_names != _schema(kind).names:
         raise InputError(
             f"{path} (schema version {version}) is no table of {kind.__name__} records "

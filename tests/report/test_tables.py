@@ -147,6 +147,13 @@ def test_the_table_fits_a_terminal_and_says_what_is_missing():
     )
     without = {k: v for k, v in METRICS.items() if "probe" not in k and "div" not in k}
     assert "probe" not in shown(show_run, layers, groups, without)
+    z = "final/divergence_gradient"
+    several = {f"{z}_sd_folds": 0.31, f"{z}_sd_seeds": 0.52, "final/auc_sd_seeds": 0.04}
+    out = " ".join(shown(show_run, layers, groups, METRICS | several).split())
+    assert (
+        "z over layers: gradient +1.50 (SD 0.31 over folds, SD 0.52 over seeds)" in out
+    )
+    assert "AUC 0.700 ± 0.050 over folds, ± 0.040 over seeds (validation" in out
 
 
 def test_trials_are_one_line_each():
