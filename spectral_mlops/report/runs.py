@@ -7,7 +7,7 @@ probe and the same relabellings, and nowhere else.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ import pandas as pd
 
 from spectral_mlops.config import RunConfig, flatten, validate
 from spectral_mlops.errors import InputError
+from spectral_mlops.inference.comparison import Comparison
 from spectral_mlops.records import QUANTITIES
+from spectral_mlops.tracking.details import read_null
 
 SPREAD = "SD over folds"
 METRICS = {
@@ -40,6 +42,10 @@ class StoredRun:
         final: Final numbers by key.
         layers: The end-of-run table per layer.
         probe: Digest of the held-out people, or empty.
+        null: Its final statistics on the probe under every relabelling of everyone;
+            empty where there is no probe, or in runs of earlier versions.
+        null_pairs: The same with relabellings of each pair's people alone, where that
+            is not the same.
     """
 
     name: str
@@ -47,6 +53,8 @@ class StoredRun:
     final: dict[str, float]
     layers: pd.DataFrame
     probe: str
+    null: list[Comparison] = field(default_factory=list)
+    null_pairs: list[Comparison] = field(default_factory=list)
 
     @property
     def yardstick(self) -> tuple[str, ...]:
@@ -97,7 +105,11 @@ def read_run(run: Path) -> StoredRun:
     index = _read_json(run / "splits" / "splits.json")
     probe = str((index.get("probe") or {}).get("digest", ""))
     final = _read_json(run / "final.json")
-    return StoredRun(run.resolve().name, config, final, layers, probe)
+    nulls = [
+        read_null(path) if path.exists() else []
+        for path in (run / "null.parquet", run / "null_pairs.parquet")
+    ]
+    return StoredRun(run.resolve().name, config, final, layers, probe, *nulls)
 
 
 def runs_table(runs: Sequence[StoredRun]) -> pd.DataFrame:
@@ -123,6 +135,22 @@ def runs_table(runs: Sequence[StoredRun]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def of_one_kind(runs: Sequence[StoredRun]) -> list[dict[int, StoredRun]]:
+    """Return the sets of runs that differ in their seed alone, by number from 1.
+
+    Left out are single runs, and sets that hold a seed twice.
+    """
+    kinds: dict[str, dict[int, StoredRun]] = {}
+    for number, run in enumerate(runs, start=1):
+        rest = {name: x for name, x in run.settings.items() if name != SEED}
+        kinds.setdefault(json.dumps(rest, sort_keys=True), {})[number] = run
+    return [
+        same
+        for same in kinds.values()
+        if len({run.config.training.seed for run in same.values()}) == len(same) > 1
+    ]
+
+
 def over_seeds(runs: Sequence[StoredRun]) -> pd.DataFrame:
     """Mean, SD and range over runs that differ in their seed alone.
 
@@ -132,15 +160,8 @@ def over_seeds(runs: Sequence[StoredRun]) -> pd.DataFrame:
         Columns ``runs`` (their numbers), ``seeds, value, mean, sd, lowest,
         highest``; empty where no two runs are of one kind.
     """
-    kinds: dict[str, dict[int, StoredRun]] = {}
-    for number, run in enumerate(runs, start=1):
-        rest = {name: x for name, x in run.settings.items() if name != SEED}
-        kinds.setdefault(json.dumps(rest, sort_keys=True), {})[number] = run
     rows = []
-    for same in kinds.values():
-        seeds = {run.config.training.seed for run in same.values()}
-        if len(seeds) < max(2, len(same)):
-            continue
+    for same in of_one_kind(runs):
         final = {
             head: [x.final.get(key, np.nan) for x in same.values()]
             for head, key in METRICS.items()
@@ -156,7 +177,7 @@ def over_seeds(runs: Sequence[StoredRun]) -> pd.DataFrame:
                 rows.append(
                     {
                         "runs": ", ".join(map(str, same)),
-                        "seeds": len(seeds),
+                        "seeds": len(same),
                         "value": head,
                         "mean": values.mean(),
                         "sd": values.std(ddof=1),
@@ -206,7 +227,8 @@ def comparability(runs: Sequence[StoredRun]) -> str:
     if len({run.yardstick for run in runs}) > 1:
         return (
             f"The runs share the probe {probes[0][:8]}, but not its groupings, "
-            "divergence or relabellings: z may not be compared between them."
+            "divergence or relabellings: z may not be compared between them, nor may "
+            "they be tested together."
         )
     return (
         f"The runs share the probe {probes[0][:8]} and its relabellings: z may be "

@@ -15,13 +15,22 @@ import torch
 from spectral_mlops.cohorts import write_splits
 from spectral_mlops.report import layer_table
 from spectral_mlops.tracking import Tracker
+from spectral_mlops.tracking.details import write_null
 from spectral_mlops.training.directions import leave_directions
 from spectral_mlops.training.loop import OnEpoch, Progress, RunResult, train
 from spectral_mlops.training.performance import Predictions
 from spectral_mlops.training.plan import Plan
 
-LEFT = ("predictions.tsv", "layers.tsv", "epochs.tsv", "controls.tsv", "verdict.txt")
-"""Tables of a run's folder that are logged where they were made."""
+LEFT = (
+    "predictions.tsv",
+    "layers.tsv",
+    "epochs.tsv",
+    "controls.tsv",
+    "verdict.txt",
+    "null.parquet",
+    "null_pairs.parquet",
+)
+"""Results in a run's folder that are logged where they were made."""
 PACKAGES = ("spectral-mlops", "torch", "numpy", "mlflow", "optuna", "nibabel")
 
 
@@ -136,6 +145,10 @@ def _leave_results(folder: Path, result: RunResult, layers: pd.DataFrame) -> Non
         result.controls.to_csv(folder / "controls.tsv", sep="\t", index=False)
     if len(result.trajectories):
         result.trajectories.to_csv(folder / "epochs.tsv", sep="\t", index=False)
+    if result.null:
+        write_null(result.null, folder / "null.parquet")
+    if result.null_pairs:
+        write_null(result.null_pairs, folder / "null_pairs.parquet")
     if result.verdict:
         (folder / "verdict.txt").write_text(result.verdict + "\n", encoding="utf-8")
     final = {name: value for name, value in result.metrics.items() if value == value}
