@@ -216,7 +216,7 @@ def _train_one(
     plan: "Plan", name: str, device: str, runs: Path
 ) -> tuple["FinishedRun", int]:
     """Make one tracked run and show it; also return what was not delivered."""
-    from spectral_mlops.report.console import show_controls, show_run
+    from spectral_mlops.report.console import show_controls, show_effects, show_run
     from spectral_mlops.tracking import MlflowTracker
     from spectral_mlops.training import run
     from spectral_mlops.training.trajectories import sentences
@@ -244,6 +244,8 @@ def _train_one(
         )
     result = finished.result
     show_run(console, finished.layers, result.groups, result.metrics)
+    if len(result.effects):
+        show_effects(console, result.effects, plan.primary_quantity)
     if result.controls is not None:
         show_controls(console, result.controls)
     for said in sentences(result.trajectories):

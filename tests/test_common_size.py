@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from spectral_mlops import SpectralMonitor
-from spectral_mlops.errors import InputError
+from spectral_mlops.errors import CaptureError, InputError
 from spectral_mlops.spectra.divergences import DIVERGENCES
 from spectral_mlops.spectra.summaries import effective_rank
 
@@ -58,3 +58,39 @@ def test_a_group_that_is_too_small_is_left_out_and_more_than_all_is_refused():
     assert set(result.at_common_size(m=4, draws=5).group_a) == {"b"}
     with pytest.raises(InputError, match="hold 3 to 6 people"):
         result.at_common_size(m=7)
+
+
+def test_subsamples_and_chance_against_enumeration():
+    """Two of three against two of six; and any two against any two others."""
+    x, result = observed()
+    found = result.subsampled("group", 2, draws=4000, seed=1)
+    assert (found.m, found.n, found.reason) == (2, 3, "")
+    key = ("0", "activation", "a", "b")
+    function = DIVERGENCES.get("js")
+    of = {
+        pair: torch.linalg.svdvals(x[list(pair)].double())
+        for pair in combinations(range(9), 2)
+    }
+    apart = {
+        (a, b): float(function(of[a], of[b])) for a in of for b in of if not {*a} & {*b}
+    }
+    exact = [v for (a, b), v in apart.items() if max(a) < 3 <= min(b)]
+    values, chance = found.values[key], found.chance[key]
+    assert len(exact) == 3 * 15
+    assert np.mean(values) == pytest.approx(np.mean(exact), abs=0.002)
+    assert set(np.round(values, 9)) <= set(np.round(exact, 9))
+    assert np.mean(chance) == pytest.approx(np.mean([*apart.values()]), abs=0.002)
+    assert set(np.round(chance, 9)) <= set(np.round([*apart.values()], 9))
+    assert found.values.keys() == found.chance.keys()
+    assert {k[1] for k in found.values} == {"gradient", "activation", "adjoint"}
+
+
+def test_subsamples_of_everybody_are_none():
+    _, result = observed()
+    found = result.subsampled("group", 3)
+    assert (found.values, found.m, found.n) == ({}, 0, 3)
+    assert found.reason == "the smallest group has 3 people: no subsamples of 3"
+    assert result.subsampled("group", draws=5).m == 2
+    result.release()
+    with pytest.raises(CaptureError, match="released"):
+        result.subsampled("group")

@@ -67,6 +67,45 @@ def show_run(
         )
 
 
+def show_effects(console: Console, effects: pd.DataFrame, quantity: str) -> None:
+    """Print how large the differences of one quantity are, and how much they vary.
+
+    Args:
+        console: Where to.
+        effects: Columns ``quantity, layer, group_a, group_b, effect, low, high, chance,
+            m, draws, sd_folds, sd_seeds`` at least.
+        quantity: Which.
+    """
+    rows = effects[(effects["quantity"] == quantity) & effects["effect"].notna()]
+    if rows.empty:
+        return
+    m, draws = int(rows["m"].iloc[0]), int(rows["draws"].max())
+    several = rows[["group_a", "group_b"]].drop_duplicates().shape[0] > 1
+    columns = {"effect": "effect", "low": "2.5 %", "high": "97.5 %", "chance": "chance"}
+    columns |= {"sd_folds": "SD folds", "sd_seeds": "SD seeds"}
+    shown = {name: head for name, head in columns.items() if rows[name].notna().any()}
+    table = Table(
+        title=f"Effect size in {quantity} (×10³): divergence of {m} people per group "
+        f"on the probe less chance, that of {m} relabelled ones; 95 % of {draws} draws "
+        f"of {m} of these people (no confidence interval); SD over networks",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+    )
+    table.add_column("layer", no_wrap=True)
+    if several:
+        table.add_column("groups")
+    for head in shown.values():
+        table.add_column(head, justify="right", no_wrap=True)
+    for row in rows.to_dict("records"):
+        table.add_row(
+            str(row["layer"]),
+            *([f"{row['group_a']} – {row['group_b']}"] if several else []),
+            *(_number(1e3 * row[name], ".2f") for name in shown),
+        )
+    console.print(table)
+
+
 def show_controls(console: Console, controls: pd.DataFrame) -> None:
     """Print what a primary outcome was held against.
 

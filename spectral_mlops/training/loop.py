@@ -23,6 +23,7 @@ from spectral_mlops.records import Direction, Divergence, EpochRecord, Influence
 from spectral_mlops.tracking import Tracker
 from spectral_mlops.tracking.metrics import safe_name
 from spectral_mlops.training.controls import Controls
+from spectral_mlops.training.effects import effects_table
 from spectral_mlops.training.fold import FoldRun
 from spectral_mlops.training.networks import (
     by_fold,
@@ -72,6 +73,8 @@ class RunResult:
             clusters (`trajectory_table`).
         directions: Of the first layer at chosen epochs, all networks.
         influence: Of each group's steps on each group's loss, all epochs and networks.
+        effects: Size of the differences on the probe at a fixed number of people
+            (`effects_table`).
         null: Every final statistic on the probe under every relabelling of everyone,
             averaged like ``divergences``; empty where there is no probe.
         null_pairs: The same with relabellings of each pair's people alone, where that
@@ -95,6 +98,7 @@ class RunResult:
     trajectories: pd.DataFrame = field(default_factory=pd.DataFrame)
     directions: list[Direction] = field(default_factory=list)
     influence: list[Influence] = field(default_factory=list)
+    effects: pd.DataFrame = field(default_factory=pd.DataFrame)
     null: list[Comparison] = field(default_factory=list)
     null_pairs: list[Comparison] = field(default_factory=list)
 
@@ -216,8 +220,9 @@ def _finish(
         metrics["final/probe_loss"] = float(np.mean([x.loss for x in predicted]))
     gaps = [max((x.monitor.additivity or {"": np.nan}).values()) for x in networks]
     metrics["final/additivity"] = float(np.max(gaps))
-    verdict, table = "", None
+    verdict, table, effects = "", None, pd.DataFrame()
     if held_out:
+        effects = effects_table(plan, networks, held_out, probed.everyone)
         about = plan.primary_quantity, plan.primary
         primary = outcome_of(together, *about)
         verdict = primary.sentence(*about, plan.config.controls.level)
@@ -249,6 +254,7 @@ def _finish(
         verdict=verdict,
         directions=[x for f in networks if f.details for x in f.details.directions],
         influence=[x for f in networks if f.details for x in f.details.influence],
+        effects=effects,
         null=together,
         null_pairs=[] if probed.pairs is together else probed.pairs,
     )

@@ -24,6 +24,7 @@ from spectral_mlops.training.plan import Plan
 LEFT = (
     "predictions.tsv",
     "layers.tsv",
+    "effects.tsv",
     "epochs.tsv",
     "controls.tsv",
     "verdict.txt",
@@ -112,6 +113,8 @@ def run(
     tracker.log_table(layers, "layers")
     if result.controls is not None:
         tracker.log_table(result.controls, "controls")
+    if len(result.effects):
+        tracker.log_table(result.effects, "effects")
     if len(result.trajectories):
         tracker.log_table(result.trajectories, "epochs")
     _leave_results(folder, result, layers)
@@ -145,6 +148,8 @@ def _leave_results(folder: Path, result: RunResult, layers: pd.DataFrame) -> Non
         result.controls.to_csv(folder / "controls.tsv", sep="\t", index=False)
     if len(result.trajectories):
         result.trajectories.to_csv(folder / "epochs.tsv", sep="\t", index=False)
+    if len(result.effects):
+        result.effects.to_csv(folder / "effects.tsv", sep="\t", index=False)
     if result.null:
         write_null(result.null, folder / "null.parquet")
     if result.null_pairs:
