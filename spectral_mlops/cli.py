@@ -413,11 +413,14 @@ def compare(
 ) -> None:
     """Show finished runs side by side, or test one against retrained networks.
 
+    Runs that differ in their seed alone are also tested together.
+
     With --retrain the question is: was it the training on these labels?
     Everything is trained again on targets permuted over people, within site,
     strata and fold; p says how rare so large a divergence of the groups is
-    then. Results stay in RUN/retrain; asking for more later adds to them.
-    Start it in the folder that the run was trained in.
+    then. Of several networks per fold it is the first. Results stay in
+    RUN/retrain; asking for more later adds to them. Start it in the folder that
+    the run was trained in.
     """
     if retrain is None:
         from spectral_mlops.report.runs import read_run

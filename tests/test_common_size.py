@@ -85,6 +85,25 @@ def test_subsamples_and_chance_against_enumeration():
     assert {k[1] for k in found.values} == {"gradient", "activation", "adjoint"}
 
 
+def test_without_a_difference_chance_is_what_subsamples_show():
+    """Raw divergences are far from zero; less chance they are zero on average."""
+    raw, effects = [], []
+    torch.manual_seed(3)
+    model = nn.Linear(6, 3)
+    for _ in range(60):
+        monitor = SpectralMonitor(model, quantities=("activation",))
+        with monitor.watch(["a"] * 8 + ["b"] * 12, [f"s{i}" for i in range(20)]):
+            model(torch.randn(20, 6)).square().sum().backward()
+        found = monitor.collect().subsampled("group", 4, draws=40)
+        ((_, values),) = found.values.items()
+        ((_, chance),) = found.chance.items()
+        raw.append(values.mean())
+        effects.append(values.mean() - chance.mean())
+    error = np.std(effects) / np.sqrt(60)
+    assert abs(np.mean(effects)) < 3 * error
+    assert np.mean(raw) > 10 * error
+
+
 def test_subsamples_of_everybody_are_none():
     _, result = observed()
     found = result.subsampled("group", 3)

@@ -30,6 +30,7 @@ METRICS = {
 }
 SEED = "training.seed"
 KEYS = ["layer", "quantity", "pair"]
+EFFECTS = ["quantity", "layer", "group_a", "group_b", "effect", "low", "high", "m"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +47,7 @@ class StoredRun:
             empty where there is no probe, or in runs of earlier versions.
         null_pairs: The same with relabellings of each pair's people alone, where that
             is not the same.
+        effects: Effect sizes at a fixed number of people; empty likewise.
     """
 
     name: str
@@ -55,6 +57,7 @@ class StoredRun:
     probe: str
     null: list[Comparison] = field(default_factory=list)
     null_pairs: list[Comparison] = field(default_factory=list)
+    effects: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def yardstick(self) -> tuple[str, ...]:
@@ -96,20 +99,19 @@ def read_run(run: Path) -> StoredRun:
         InputError: If the folder is no finished run, or a file is damaged.
     """
     config = read_run_config(run)
-    path = run / "layers.tsv"
-    try:
-        layers = pd.read_csv(path, sep="\t", keep_default_na=False, na_values=[""])
-        layers[[*KEYS, "divergence", "z"]]  # KeyError if absent
-    except (OSError, KeyError, ValueError) as error:
-        raise InputError(f"{path} is missing or damaged.") from error
+    layers = _read_table(run / "layers.tsv", [*KEYS, "divergence", "z"])
     index = _read_json(run / "splits" / "splits.json")
     probe = str((index.get("probe") or {}).get("digest", ""))
     final = _read_json(run / "final.json")
-    nulls = [
+    null, pairs = (
         read_null(path) if path.exists() else []
         for path in (run / "null.parquet", run / "null_pairs.parquet")
-    ]
-    return StoredRun(run.resolve().name, config, final, layers, probe, *nulls)
+    )
+    effects = pd.DataFrame()
+    if (run / "effects.tsv").exists():
+        effects = _read_table(run / "effects.tsv", EFFECTS)
+    name = run.resolve().name
+    return StoredRun(name, config, final, layers, probe, null, pairs, effects)
 
 
 def runs_table(runs: Sequence[StoredRun]) -> pd.DataFrame:
@@ -238,6 +240,16 @@ def comparability(runs: Sequence[StoredRun]) -> str:
 
 def _text(value: object) -> str:
     return "" if value is None else str(value)
+
+
+def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:
+    """Read a table that has at least some columns; empty cells are NaN."""
+    try:
+        table = pd.read_csv(path, sep="\t", keep_default_na=False, na_values=[""])
+        table[columns]  # KeyError if absent
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"{path} is missing or damaged.") from error
+    return table
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from spectral_mlops.report.runs import (
     over_seeds,
     runs_table,
 )
+from spectral_mlops.report.runs_effects import effects_note, effects_table
 from spectral_mlops.report.runs_joint import Joint, joint_tests
 
 NOTHING = "–"
@@ -33,6 +34,12 @@ def show_runs(console: Console, runs: Sequence[StoredRun]) -> None:
         title += f": {layers['pair'][0]}"
         layers = layers.drop(columns="pair")
     console.print(_table(layers.dropna(axis="columns", how="all"), title))
+    effects = effects_table(runs)
+    if len(effects):
+        if effects["pair"].nunique() == 1:
+            effects = effects.drop(columns="pair")
+        console.print(_table(effects, "Effect sizes of the primary quantity"))
+        console.print(effects_note(runs), highlight=False)
     console.print(comparability(runs), highlight=False)
     for joint in joint_tests(runs):
         _show_joint(console, joint)

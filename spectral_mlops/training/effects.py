@@ -2,8 +2,8 @@
 
 A p says how rare, z how detectable. The *effect* is the divergence of the spectra of
 ``m`` people of each group, less the mean divergence of relabelled groups of ``m``
-people: zero where groups do not differ. It is of these people and networks, and
-compares with other effects at the same ``m`` only (`inference.effects`).
+people: zero on average where groups do not differ. It is of these people and
+networks, and compares with others at the same ``m`` only (`inference.effects`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -77,7 +77,7 @@ def effects_table(
 
     Returns:
         One row per quantity, layer and pair, layer `ALL_LAYERS` being the mean over
-        those with a value: ``divergence`` (of all people), ``effect`` (median over
+        those with a value: ``divergence`` (of all people), ``effect`` (mean over
         draws), ``low`` and ``high`` (2.5 and 97.5 % of draws), ``chance`` (what was
         taken off), ``m`` and ``n`` (people of each group drawn; in the smallest),
         ``draws`` that gave a value, ``sd_folds`` and ``sd_seeds`` of ``divergence``
@@ -159,10 +159,11 @@ def _numbers(one: _Layer, m: int, n: int) -> tuple[float, ...]:
     """Numbers of one row, from ``divergence`` to ``sd_seeds``."""
     variability = run_spread(one.observed)
     zero = spread(one.chance[1:].tolist()).mean
-    found = interval_of(one.values[1:] - zero, m, n)
+    effects = one.values[1:] - zero
+    found = interval_of(effects, m, n)
     return (
         float(one.values[0]),
-        found.median,
+        spread(effects.tolist()).mean,
         found.low,
         found.high,
         zero,
