@@ -6,6 +6,7 @@ described by random subsets of ``m`` of its people. For display: the interval is
 of the subsets, which overlap, and not one of new people.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -24,7 +25,6 @@ from spectral_mlops.spectra.statistics import function_of_spectra
 from spectral_mlops.spectra.summaries import effective_rank
 from spectral_mlops.validity import (
     Observed,
-    People,
     Strata,
     draw_people,
     labels_of_people,
@@ -116,7 +116,7 @@ class Subsampled(NamedTuple):
 
     Attributes:
         values: Of the observed groups, ``[draws]`` per layer, quantity and pair.
-        chance: Of relabelled groups, of as many people, likewise.
+        chance: Of the pair's people relabelled, as many a group, likewise.
         m: People per group and draw; 0 where nothing was drawn.
         n: People in the smallest group.
         reason: Why nothing was drawn, or empty.
@@ -166,39 +166,35 @@ def subsampled(
     (seen,) = observed
     labels = labels_of_people(observed, grouping)
     target = target_of_people(observed)
-    people = draw_people(labels, grouping, target, strata, draws, seed)
-    smallest = int(np.bincount(people.codes[0]).min())
+    groups = sorted(set(labels.values()))
+    smallest = min(Counter(labels.values()).values())
     size = max(2, smallest // 2) if m is None else m
     if not 1 <= size < smallest:
         why = f"the smallest group has {smallest} people: no subsamples of {size}"
         return Subsampled({}, {}, 0, smallest, why)
-    as_they_are = np.tile(people.codes[0], (draws, 1))
-    values, chance = (
-        _of_subsamples(seen, people, codes, size, seed, statistic)
-        for codes in (as_they_are, people.codes[1:])
-    )
+    values: Draws = {}
+    chance: Draws = {}
+    for pair in combinations(groups, 2):
+        moved = {who: label for who, label in labels.items() if label in pair}
+        people = draw_people(moved, grouping, target, strata, draws, seed)
+        as_they_are = np.tile(people.codes[0], (draws, 1))
+        for found, codes in ((values, as_they_are), (chance, people.codes[1:])):
+            drawn = np.where(draw_subsamples(codes, size, seed), codes, -1)
+            chosen = replace(people, codes=drawn).columns(seen.people, draws - 1)
+            found |= _of_subsamples(seen, chosen, pair, statistic)
     return Subsampled(values, chance, size, smallest)
 
 
 def _of_subsamples(
-    seen: Observed,
-    people: People,
-    codes: NDArray[np.int64],
-    size: int,
-    seed: int,
-    statistic: str,
+    seen: Observed, codes: Tensor, pair: tuple[str, str], statistic: str
 ) -> Draws:
+    """The statistic of codes 0 and 1 at every layer and quantity, ``[draws]``."""
     function = function_of_spectra(statistic)
-    drawn = np.where(draw_subsamples(codes, size, seed), codes, -1)
-    columns = replace(people, codes=drawn).columns(seen.people, len(drawn) - 1)
-    pairs = list(combinations(range(len(people.groups)), 2))
     found: Draws = {}
     for layer, kept in seen.layers.items():
         for quantity, part in kept.kept.items():
-            spectra = Relabelled(part, columns).spectra(*range(len(people.groups)))
-            for a, b in pairs:
-                key = (layer, quantity, people.groups[a], people.groups[b])
-                found[key] = function(spectra[a], spectra[b]).numpy()
+            first, second = Relabelled(part, codes).spectra(0, 1)
+            found[layer, quantity, *pair] = function(first, second).numpy()
     return found
 
 

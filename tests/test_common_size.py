@@ -104,6 +104,27 @@ def test_without_a_difference_chance_is_what_subsamples_show():
     assert np.mean(raw) > 10 * error
 
 
+def test_of_three_groups_each_pair_is_relabelled_alone():
+    """A third group of other people changes neither subsamples nor chance."""
+    torch.manual_seed(4)
+    x, model = torch.randn(15, 6), nn.Linear(6, 3)
+    x[10:] *= 50
+
+    def found(n, labels):
+        monitor = SpectralMonitor(model, quantities=("activation",))
+        with monitor.watch(labels, [f"s{i:02}" for i in range(n)]):
+            model(x[:n]).square().sum().backward()
+        return monitor.collect().subsampled("group", 3, draws=30)
+
+    two = found(10, ["a"] * 4 + ["b"] * 6)
+    three = found(15, ["a"] * 4 + ["b"] * 6 + ["c"] * 5)
+    key = ("", "activation", "a", "b")
+    assert {k[2:] for k in three.values} == {("a", "b"), ("a", "c"), ("b", "c")}
+    assert three.values[key] == pytest.approx(two.values[key])
+    assert three.chance[key] == pytest.approx(two.chance[key])
+    assert (three.m, three.n) == (3, 4)
+
+
 def test_subsamples_of_everybody_are_none():
     _, result = observed()
     found = result.subsampled("group", 3)
