@@ -92,6 +92,10 @@ Groupings = Annotated[
 ]
 Permutations = Annotated[int | None, typer.Option(help="Relabellings of subjects.")]
 Seed = Annotated[int | None, typer.Option(help="Of folds, weights and batch order.")]
+Seeds = Annotated[
+    int | None,
+    typer.Option(help="Networks per fold, of other first weights and batch orders."),
+]
 TrackingUri = Annotated[
     str | None,
     typer.Option(
@@ -145,6 +149,7 @@ def train(
     groupings: Groupings = None,
     permutations: Permutations = None,
     seed: Seed = None,
+    seeds: Seeds = None,
     controls: Annotated[
         bool | None,
         typer.Option(
@@ -192,6 +197,7 @@ def train(
             "training.batch_size": batch_size,
             "training.learning_rate": learning_rate,
             "training.seed": seed,
+            "training.seeds": seeds,
             "model.settings.hidden": _numbers("--hidden", hidden),
             "model.settings.dropout": dropout,
             "comparison.groupings": groupings.split(",") if groupings else None,
@@ -220,7 +226,7 @@ def _train_one(
     plan: "Plan", name: str, device: str, runs: Path
 ) -> tuple["FinishedRun", int]:
     """Make one tracked run and show it; also return what was not delivered."""
-    from spectral_mlops.report.console import show_controls, show_run
+    from spectral_mlops.report.console import show_controls, show_effects, show_run
     from spectral_mlops.tracking import open_tracker
     from spectral_mlops.training import run
     from spectral_mlops.training.trajectories import sentences
@@ -249,6 +255,8 @@ def _train_one(
         )
     result = finished.result
     show_run(console, finished.layers, result.groups, result.metrics)
+    if len(result.effects):
+        show_effects(console, result.effects, plan.primary_quantity)
     if result.controls is not None:
         show_controls(console, result.controls)
     for said in sentences(result.trajectories):
@@ -416,11 +424,14 @@ def compare(
 ) -> None:
     """Show finished runs side by side, or test one against retrained networks.
 
+    Runs that differ in their seed alone are also tested together.
+
     With --retrain the question is: was it the training on these labels?
     Everything is trained again on targets permuted over people, within site,
     strata and fold; p says how rare so large a divergence of the groups is
-    then. Results stay in RUN/retrain; asking for more later adds to them.
-    Start it in the folder that the run was trained in.
+    then. Of several networks per fold it is the first. Results stay in
+    RUN/retrain; asking for more later adds to them. Start it in the folder that
+    the run was trained in.
     """
     if retrain is None:
         from spectral_mlops.report.runs import read_run

@@ -6,19 +6,30 @@ described by random subsets of ``m`` of its people. For display: the interval is
 of the subsets, which overlap, and not one of new people.
 """
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from spectral_mlops.errors import InputError
+from spectral_mlops.inference.effects import draw_subsamples
 from spectral_mlops.spectra.null import Relabelled
 from spectral_mlops.spectra.statistics import function_of_spectra
 from spectral_mlops.spectra.summaries import effective_rank
-from spectral_mlops.validity import Observed, labels_of_people
+from spectral_mlops.validity import (
+    Observed,
+    Strata,
+    draw_people,
+    labels_of_people,
+    target_of_people,
+)
 
 COLUMNS = (
     "layer",
@@ -94,6 +105,97 @@ def at_common_size(
                 (layer, quantity, grouping, a, b, what, size, middle, low, high)
             )
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+Cell = tuple[str, str, str, str]
+Draws = dict[Cell, NDArray[np.float64]]
+
+
+class Subsampled(NamedTuple):
+    """A statistic of subsamples of ``m`` people per group.
+
+    Attributes:
+        values: Of the observed groups, ``[draws]`` per layer, quantity and pair.
+        chance: Of the pair's people relabelled, as many a group, likewise.
+        m: People per group and draw; 0 where nothing was drawn.
+        n: People in the smallest group.
+        reason: Why nothing was drawn, or empty.
+    """
+
+    values: Draws
+    chance: Draws
+    m: int
+    n: int
+    reason: str = ""
+
+
+def subsampled(
+    observed: Sequence[Observed],
+    grouping: str,
+    m: int | None,
+    draws: int,
+    strata: Strata,
+    seed: int,
+    statistic: str,
+) -> Subsampled:
+    """Compare subsamples of equally many people, and relabelled ones of that size.
+
+    A divergence of ``m`` people a group is above zero without any difference between
+    groups; what relabelled groups of ``m`` people show is the zero to measure from.
+
+    Args:
+        observed: The probe, in one batch.
+        grouping: Whose groups.
+        m: People per group; half of the smallest group, at least 2, if ``None``.
+        draws: Number of subsamples; the same people in every network of a probe.
+        strata: What labels move within, beside the target if it is not the grouping.
+        seed: Of relabellings and draws.
+        statistic: Of two spectra.
+
+    Returns:
+        The draws; none, with a reason, where groups have no more than ``m`` people.
+
+    Raises:
+        InputError: If there are several batches.
+    """
+    if len(observed) != 1:
+        raise InputError(
+            f"{len(observed)} batches were kept: subsamples are drawn of a probe that "
+            "is one batch."
+        )
+    (seen,) = observed
+    labels = labels_of_people(observed, grouping)
+    target = target_of_people(observed)
+    groups = sorted(set(labels.values()))
+    smallest = min(Counter(labels.values()).values())
+    size = max(2, smallest // 2) if m is None else m
+    if not 1 <= size < smallest:
+        why = f"the smallest group has {smallest} people: no subsamples of {size}"
+        return Subsampled({}, {}, 0, smallest, why)
+    values: Draws = {}
+    chance: Draws = {}
+    for pair in combinations(groups, 2):
+        moved = {who: label for who, label in labels.items() if label in pair}
+        people = draw_people(moved, grouping, target, strata, draws, seed)
+        as_they_are = np.tile(people.codes[0], (draws, 1))
+        for found, codes in ((values, as_they_are), (chance, people.codes[1:])):
+            drawn = np.where(draw_subsamples(codes, size, seed), codes, -1)
+            chosen = replace(people, codes=drawn).columns(seen.people, draws - 1)
+            found |= _of_subsamples(seen, chosen, pair, statistic)
+    return Subsampled(values, chance, size, smallest)
+
+
+def _of_subsamples(
+    seen: Observed, codes: Tensor, pair: tuple[str, str], statistic: str
+) -> Draws:
+    """The statistic of codes 0 and 1 at every layer and quantity, ``[draws]``."""
+    function = function_of_spectra(statistic)
+    found: Draws = {}
+    for layer, kept in seen.layers.items():
+        for quantity, part in kept.kept.items():
+            first, second = Relabelled(part, codes).spectra(0, 1)
+            found[layer, quantity, *pair] = function(first, second).numpy()
+    return found
 
 
 def _members(seen: Observed, grouping: str) -> dict[str, list[int]]:

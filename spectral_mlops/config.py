@@ -52,6 +52,9 @@ class TrainingConfig(Settings):
     learning_rate: float = Field(3e-4, gt=0)
     weight_decay: float = Field(1e-3, ge=0)
     seed: int = Field(0, ge=0, description="of folds, weights and batch order")
+    seeds: int = Field(
+        1, ge=1, description="networks per fold: other first weights and batch orders"
+    )
 
 
 class SpectraConfig(Settings):
@@ -88,6 +91,13 @@ class ComparisonConfig(Settings):
     probe_fraction: float = Field(0.25, gt=0, lt=1, description="held-out people")
     probe_seed: int = Field(0, ge=0, description="of who is held out")
     null_epochs: int = Field(5, ge=1, description="evenly spaced, with a null")
+    effect_people: int | None = Field(
+        None,
+        ge=2,
+        description="of each group, in every subsample behind an effect size; half of "
+        "the probe's smallest group if not given; effects compare at one number only",
+    )
+    effect_draws: int = Field(200, ge=20, description="subsamples")
 
 
 class ControlsConfig(Settings):

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from spectral_mlops.common_size import at_common_size
+from spectral_mlops.common_size import Subsampled, at_common_size, subsampled
 from spectral_mlops.compare import Null, Subject, compare
 from spectral_mlops.errors import CaptureError, InputError
 from spectral_mlops.hooks.context import capture
@@ -172,6 +172,31 @@ class EpochSpectra:
         """
         self._refuse_released()
         return at_common_size(self._observed, m, draws, seed, divergence)
+
+    def subsampled(
+        self,
+        grouping: str,
+        m: int | None = None,
+        draws: int = 200,
+        seed: int = 0,
+        divergence: str = "js",
+    ) -> Subsampled:
+        """Divergence of ``m`` people per group, over subsamples; see there.
+
+        Args:
+            grouping: Whose groups.
+            m: People per group; half of the smallest group if not given.
+            draws: Number of subsamples.
+            seed: Of the draws, and of the relabelled groups beside them.
+            divergence: Statistic of two spectra.
+
+        Returns:
+            See `common_size.subsampled`.
+        """
+        self._refuse_released()
+        return subsampled(
+            self._observed, grouping, m, draws, self._strata, seed, divergence
+        )
 
     def per_subject(self) -> pd.DataFrame:
         """Each person's own gradient in two numbers (`subjects.subject_scalars`).

@@ -175,6 +175,8 @@ class EpochRecord:
         spectra: One record per watched batch, layer, quantity and group.
         divergences: One row per pair of groups, layer and quantity.
         fold: Cross-validation fold, counted from 0.
+        seed: Which of the fold's networks, counted from 0; they differ in their first
+            weights and in the order of batches.
         nonfinite: How many spectra are marked as not ``ok``.
     """
 
@@ -183,6 +185,7 @@ class EpochRecord:
     spectra: tuple[Spectrum, ...]
     divergences: tuple[Divergence, ...] = ()
     fold: int = 0
+    seed: int = 0
     nonfinite: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -221,6 +224,7 @@ class Direction:
         shape: Of the input space: ``(d_in,)``, of a convolution ``(C_in, *kernel)``.
         samples: Number of samples of the group.
         status: ``ok``, ``non-finite`` or ``not converged``.
+        seed: Which of the fold's networks, counted from 0.
     """
 
     epoch: int
@@ -237,6 +241,7 @@ class Direction:
     shape: tuple[int, ...]
     samples: int
     status: str = "ok"
+    seed: int = 0
 
     @property
     def pattern(self) -> NDArray[np.float32]:
@@ -266,6 +271,7 @@ class Influence:
         cosine: Of the two gradients, NaN where one is zero.
         learning_rate: Mean over the watched batches.
         batches: How many watched batches had both groups.
+        seed: Which of the fold's networks, counted from 0.
     """
 
     epoch: int
@@ -279,6 +285,7 @@ class Influence:
     cosine: float
     learning_rate: float
     batches: int = 1
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

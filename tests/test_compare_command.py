@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from spectral_mlops import cli
@@ -68,6 +72,45 @@ def test_runs_are_shown_side_by_side(command, folder):
     code, out, _ = command(folder)
     assert code == 0
     assert "--retrain 99" in out
+
+
+def test_runs_that_differ_in_their_seed_are_tested_together(command, small, folder):
+    """The p is that of a slow average of what the runs' networks show."""
+    runs, nulls = [folder], []
+    for seed in (1, 2):
+        training = {"epochs": 3, "folds": 2, "batch_size": 8, "seed": seed}
+        runs.append(folder.with_name(f"seed-{seed}"))
+        plan = make_plan(small(training=training), Path())
+        run(plan, MemoryTracker(), runs[-1], name="x", figures=False)
+    code, out, err = command(*runs)
+    assert (code, err) == (0, "")
+    for path in runs:
+        table = pd.read_parquet(path / "null.parquet")
+        rows = table[(table["quantity"] == "activation") & table["testable"]]
+        rows = rows[rows["values"].map(len) > 1].sort_values("layer")
+        nulls.append(np.array(rows["values"].tolist()))
+    mean = (nulls[0] + nulls[1] + nulls[2]) / 3
+    assert mean.shape == (3, 20)
+    t = (mean - mean.mean(1, keepdims=True)) / mean.std(1, keepdims=True)
+    together = t.mean(0)
+    p = (together >= together[0]).sum() / 20
+    assert f"Runs 1, 2, 3 together: p = {p:.3f} for activation" in " ".join(out.split())
+    assert not (folder / "null_pairs.parquet").exists()
+    table = pq.read_table(runs[1] / "null.parquet")
+    names = table.schema.names
+    other = [text.replace("(", "(0") for text in table["null"].to_pylist()]
+    assert other != table["null"].to_pylist()
+    changed = table.set_column(names.index("null"), "null", pa.array(other))
+    pq.write_table(changed, runs[1] / "null.parquet")
+    code, out, _ = command(*runs)
+    assert code == 0
+    said = " ".join(out.split())
+    assert "No joint test of runs 1, 2, 3: gradient between control and patient" in said
+    assert "was relabelled in different ways" in said
+    (runs[1] / "null.parquet").write_bytes(b"PAR1")
+    code, _, err = command(*runs)
+    assert code == 2
+    assert "Cannot read" in err
 
 
 def test_bad_input_is_one_sentence(command, folder, tmp_path):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import norm
 
 from spectral_mlops.errors import InputError
@@ -169,26 +170,54 @@ def subsample_interval(
             f"{len(ids)} ids ({len(set(ids))} different), {len(labels)} groups, "
             f"{draws=}: give each subject once, with one group, and at least one draw."
         )
-    where = np.asarray(labels)
-    members = [np.flatnonzero(where == label) for label in np.unique(where)]
-    smallest = min((len(x) for x in members), default=0)
+    codes = np.unique(np.asarray(labels, dtype=str), return_inverse=True)[1]
+    smallest = int(np.bincount(codes).min()) if len(codes) else 0
     if not 0 < m < smallest:
         raise InputError(
             f"{m=}: draw at least 1 and fewer than {smallest} subjects, all there are "
             "in the smallest group; who is always drawn does not vary."
         )
+    chosen = draw_subsamples(np.tile(codes, (draws, 1)), m, seed)
+    found = [
+        statistic([ids[j] for j in np.flatnonzero(row).tolist()]) for row in chosen
+    ]
+    return interval_of(np.array(found, dtype=np.float64), m, smallest)
+
+
+def draw_subsamples(codes: NDArray[np.int64], m: int, seed: int) -> NDArray[np.bool_]:
+    """Draw ``m`` subjects of each group, without replacement.
+
+    Args:
+        codes: Group of each subject, one row a draw, shape ``[draws, n]``.
+        m: Subjects per group, at most the size of the smallest.
+        seed: Of the draws.
+
+    Returns:
+        Who is drawn, shape ``[draws, n]``.
+    """
     generator = np.random.default_rng(seed)
-    found = np.empty(draws)
-    for i in range(draws):
-        drawn = [generator.choice(x, m, replace=False) for x in members]
-        found[i] = statistic([ids[j] for j in np.sort(np.concatenate(drawn))])
-    known = found[~np.isnan(found)]
+    chosen = np.zeros(codes.shape, dtype=bool)
+    for row, drawn in zip(codes, chosen, strict=True):
+        for code in np.unique(row):
+            drawn[generator.choice(np.flatnonzero(row == code), m, replace=False)] = 1
+    return chosen
+
+
+def interval_of(values: Array, m: int, n: int) -> SubsampleInterval:
+    """Describe values of subsamples; see `subsample_interval`.
+
+    Args:
+        values: One per draw; NaN draws are counted.
+        m: Subjects per draw and group.
+        n: Subjects of the smallest group.
+    """
+    known = values[~np.isnan(values)]
     low, median, high, sd = [np.nan] * 4
     if len(known):
         low, median, high = np.quantile(known, [0.025, 0.5, 0.975]).tolist()
         sd = float(known.std())
-    lost = draws - len(known)
-    return SubsampleInterval(median, low, high, sd, m, smallest, len(known), lost)
+    lost = len(values) - len(known)
+    return SubsampleInterval(median, low, high, sd, m, n, len(known), lost)
 
 
 @dataclass(frozen=True)

@@ -32,19 +32,22 @@ def show_run(
         console.print(f"  – {reason}", style="dim", highlight=False)
     console.print(_groups(groups))
     auc, sd = metrics["final/auc"], metrics["final/auc_sd"]
-    line = f"AUC {auc:.3f} ± {sd:.3f} over folds (validation people, who also chose"
-    line += " the checkpoints)"
+    line = f"AUC {auc:.3f} ± {sd:.3f} over folds"
+    if "final/auc_sd_seeds" in metrics:
+        line += f", ± {metrics['final/auc_sd_seeds']:.3f} over seeds"
+    line += " (validation people, who also chose the checkpoints)"
     if "final/probe_auc" in metrics:
         line += f"; {metrics['final/probe_auc']:.3f} on the probe, never touched before"
     console.print(line, highlight=False)
     z = {
         name.removeprefix("final/divergence_"): value
         for name, value in metrics.items()
-        if name.startswith("final/divergence_")
+        if name.startswith("final/divergence_") and "_sd_" not in name
     }
     if z:
         text = ", ".join(
-            f"{quantity} {_number(x, '+.2f')}" for quantity, x in z.items()
+            f"{quantity} {_number(x, '+.2f')}{_spread(metrics, quantity)}"
+            for quantity, x in z.items()
         )
         console.print(
             f"Divergence between groups on the probe, z over layers: {text}",
@@ -62,6 +65,45 @@ def show_run(
             "the watched layers, and no group has it.",
             style="red",
         )
+
+
+def show_effects(console: Console, effects: pd.DataFrame, quantity: str) -> None:
+    """Print how large the differences of one quantity are, and how much they vary.
+
+    Args:
+        console: Where to.
+        effects: Columns ``quantity, layer, group_a, group_b, effect, low, high, chance,
+            m, draws, sd_folds, sd_seeds`` at least.
+        quantity: Which.
+    """
+    rows = effects[(effects["quantity"] == quantity) & effects["effect"].notna()]
+    if rows.empty:
+        return
+    m, draws = int(rows["m"].iloc[0]), int(rows["draws"].max())
+    several = rows[["group_a", "group_b"]].drop_duplicates().shape[0] > 1
+    columns = {"effect": "effect", "low": "2.5 %", "high": "97.5 %", "chance": "chance"}
+    columns |= {"sd_folds": "SD folds", "sd_seeds": "SD seeds"}
+    shown = {name: head for name, head in columns.items() if rows[name].notna().any()}
+    table = Table(
+        title=f"Effect size in {quantity} (×10³): divergence of {m} people per group "
+        f"on the probe less chance, that of {m} relabelled ones; 95 % of {draws} draws "
+        f"of {m} of these people (no confidence interval); SD over networks",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+    )
+    table.add_column("layer", no_wrap=True)
+    if several:
+        table.add_column("groups")
+    for head in shown.values():
+        table.add_column(head, justify="right", no_wrap=True)
+    for row in rows.to_dict("records"):
+        table.add_row(
+            str(row["layer"]),
+            *([f"{row['group_a']} – {row['group_b']}"] if several else []),
+            *(_number(1e3 * row[name], ".2f") for name in shown),
+        )
+    console.print(table)
 
 
 def show_controls(console: Console, controls: pd.DataFrame) -> None:
@@ -144,6 +186,16 @@ def show_trials(console: Console, trials: pd.DataFrame) -> None:
     for number, error in zip(failed["trial"], failed["error"], strict=True):
         line = f"  – trial {number}: {error}"
         console.print(line, style="dim", highlight=False, markup=False)
+
+
+def _spread(metrics: Mapping[str, float], quantity: str) -> str:
+    """How much single networks vary; no error of the z of all of them."""
+    found = {
+        kind: metrics.get(f"final/divergence_{quantity}_sd_{kind}", float("nan"))
+        for kind in ("folds", "seeds")
+    }
+    known = [f"SD {sd:.2f} over {kind}" for kind, sd in found.items() if sd == sd]
+    return f" ({', '.join(known)})" if known else ""
 
 
 def _layers(layers: pd.DataFrame) -> Table:

@@ -16,6 +16,7 @@ COLUMNS = (
     "epoch",
     "source",
     "fold",
+    "seed",
     "layer",
     "quantity",
     "grouping",
@@ -37,10 +38,10 @@ def angle_table(directions: Iterable[Direction]) -> pd.DataFrame:
         directions: Records of any epochs, folds, layers and groupings.
 
     Returns:
-        One row per pair of groups: ``epoch, source, fold, layer, quantity, grouping,
-        group_a, group_b, rank`` (dimension of both subspaces, the smaller number of
-        directions that the two have), ``smallest_degrees, largest_degrees``; NaN where
-        rows were not finite.
+        One row per pair of groups: ``epoch, source, fold, seed, layer, quantity,
+        grouping, group_a, group_b, rank`` (dimension of both subspaces, the smaller
+        number of directions that the two have), ``smallest_degrees,
+        largest_degrees``; NaN where rows were not finite.
     """
     rows = []
     chosen = sorted(
@@ -116,11 +117,12 @@ def face_alike(vectors: Array, like: Array) -> Array:
     return turned
 
 
-def _cell(record: Direction) -> tuple[int, str, int, str, str, str]:
+def _cell(record: Direction) -> tuple[int, str, int, int, str, str, str]:
     return (
         record.epoch,
         record.source,
         record.fold,
+        record.seed,
         record.layer,
         record.quantity,
         record.grouping,

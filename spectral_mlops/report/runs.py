@@ -7,7 +7,7 @@ probe and the same relabellings, and nowhere else.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ import pandas as pd
 
 from spectral_mlops.config import RunConfig, flatten, validate
 from spectral_mlops.errors import InputError
+from spectral_mlops.inference.comparison import Comparison
 from spectral_mlops.records import QUANTITIES
+from spectral_mlops.tracking.details import read_null
 
 SPREAD = "SD over folds"
 METRICS = {
@@ -28,6 +30,7 @@ METRICS = {
 }
 SEED = "training.seed"
 KEYS = ["layer", "quantity", "pair"]
+EFFECTS = ["quantity", "layer", "group_a", "group_b", "effect", "low", "high", "m"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +43,11 @@ class StoredRun:
         final: Final numbers by key.
         layers: The end-of-run table per layer.
         probe: Digest of the held-out people, or empty.
+        null: Its final statistics on the probe under every relabelling of everyone;
+            empty where there is no probe, or in runs of earlier versions.
+        null_pairs: The same with relabellings of each pair's people alone, where that
+            is not the same.
+        effects: Effect sizes at a fixed number of people; empty likewise.
     """
 
     name: str
@@ -47,6 +55,9 @@ class StoredRun:
     final: dict[str, float]
     layers: pd.DataFrame
     probe: str
+    null: list[Comparison] = field(default_factory=list)
+    null_pairs: list[Comparison] = field(default_factory=list)
+    effects: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def yardstick(self) -> tuple[str, ...]:
@@ -88,16 +99,19 @@ def read_run(run: Path) -> StoredRun:
         InputError: If the folder is no finished run, or a file is damaged.
     """
     config = read_run_config(run)
-    path = run / "layers.tsv"
-    try:
-        layers = pd.read_csv(path, sep="\t", keep_default_na=False, na_values=[""])
-        layers[[*KEYS, "divergence", "z"]]  # KeyError if absent
-    except (OSError, KeyError, ValueError) as error:
-        raise InputError(f"{path} is missing or damaged.") from error
+    layers = _read_table(run / "layers.tsv", [*KEYS, "divergence", "z"])
     index = _read_json(run / "splits" / "splits.json")
     probe = str((index.get("probe") or {}).get("digest", ""))
     final = _read_json(run / "final.json")
-    return StoredRun(run.resolve().name, config, final, layers, probe)
+    null, pairs = (
+        read_null(path) if path.exists() else []
+        for path in (run / "null.parquet", run / "null_pairs.parquet")
+    )
+    effects = pd.DataFrame()
+    if (run / "effects.tsv").exists():
+        effects = _read_table(run / "effects.tsv", EFFECTS)
+    name = run.resolve().name
+    return StoredRun(name, config, final, layers, probe, null, pairs, effects)
 
 
 def runs_table(runs: Sequence[StoredRun]) -> pd.DataFrame:
@@ -123,6 +137,22 @@ def runs_table(runs: Sequence[StoredRun]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def of_one_kind(runs: Sequence[StoredRun]) -> list[dict[int, StoredRun]]:
+    """Return the sets of runs that differ in their seed alone, by number from 1.
+
+    Left out are single runs, and sets that hold a seed twice.
+    """
+    kinds: dict[str, dict[int, StoredRun]] = {}
+    for number, run in enumerate(runs, start=1):
+        rest = {name: x for name, x in run.settings.items() if name != SEED}
+        kinds.setdefault(json.dumps(rest, sort_keys=True), {})[number] = run
+    return [
+        same
+        for same in kinds.values()
+        if len({run.config.training.seed for run in same.values()}) == len(same) > 1
+    ]
+
+
 def over_seeds(runs: Sequence[StoredRun]) -> pd.DataFrame:
     """Mean, SD and range over runs that differ in their seed alone.
 
@@ -132,15 +162,8 @@ def over_seeds(runs: Sequence[StoredRun]) -> pd.DataFrame:
         Columns ``runs`` (their numbers), ``seeds, value, mean, sd, lowest,
         highest``; empty where no two runs are of one kind.
     """
-    kinds: dict[str, dict[int, StoredRun]] = {}
-    for number, run in enumerate(runs, start=1):
-        rest = {name: x for name, x in run.settings.items() if name != SEED}
-        kinds.setdefault(json.dumps(rest, sort_keys=True), {})[number] = run
     rows = []
-    for same in kinds.values():
-        seeds = {run.config.training.seed for run in same.values()}
-        if len(seeds) < max(2, len(same)):
-            continue
+    for same in of_one_kind(runs):
         final = {
             head: [x.final.get(key, np.nan) for x in same.values()]
             for head, key in METRICS.items()
@@ -156,7 +179,7 @@ def over_seeds(runs: Sequence[StoredRun]) -> pd.DataFrame:
                 rows.append(
                     {
                         "runs": ", ".join(map(str, same)),
-                        "seeds": len(seeds),
+                        "seeds": len(same),
                         "value": head,
                         "mean": values.mean(),
                         "sd": values.std(ddof=1),
@@ -206,7 +229,8 @@ def comparability(runs: Sequence[StoredRun]) -> str:
     if len({run.yardstick for run in runs}) > 1:
         return (
             f"The runs share the probe {probes[0][:8]}, but not its groupings, "
-            "divergence or relabellings: z may not be compared between them."
+            "divergence or relabellings: z may not be compared between them, nor may "
+            "they be tested together."
         )
     return (
         f"The runs share the probe {probes[0][:8]} and its relabellings: z may be "
@@ -216,6 +240,16 @@ def comparability(runs: Sequence[StoredRun]) -> str:
 
 def _text(value: object) -> str:
     return "" if value is None else str(value)
+
+
+def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:
+    """Read a table that has at least some columns; empty cells are NaN."""
+    try:
+        table = pd.read_csv(path, sep="\t", keep_default_na=False, na_values=[""])
+        table[columns]  # KeyError if absent
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"{path} is missing or damaged.") from error
+    return table
 
 
 def _read_json(path: Path) -> dict[str, Any]:

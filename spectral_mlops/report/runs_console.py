@@ -14,6 +14,8 @@ from spectral_mlops.report.runs import (
     over_seeds,
     runs_table,
 )
+from spectral_mlops.report.runs_effects import effects_note, effects_table
+from spectral_mlops.report.runs_joint import Joint, joint_tests
 
 NOTHING = "–"
 
@@ -32,7 +34,15 @@ def show_runs(console: Console, runs: Sequence[StoredRun]) -> None:
         title += f": {layers['pair'][0]}"
         layers = layers.drop(columns="pair")
     console.print(_table(layers.dropna(axis="columns", how="all"), title))
+    effects = effects_table(runs)
+    if len(effects):
+        if effects["pair"].nunique() == 1:
+            effects = effects.drop(columns="pair")
+        console.print(_table(effects, "Effect sizes of the primary quantity"))
+        console.print(effects_note(runs), highlight=False)
     console.print(comparability(runs), highlight=False)
+    for joint in joint_tests(runs):
+        _show_joint(console, joint)
 
 
 def show_retrained(
@@ -83,6 +93,26 @@ def show_retrained(
         console.print(f"  – {reason}", style="dim", highlight=False, markup=False)
     for sentence in sentences:
         console.print(sentence, highlight=False, markup=False)
+
+
+def _show_joint(console: Console, joint: Joint) -> None:
+    """Print what some runs show together, all layers in one and one by one."""
+    shown = ", ".join(map(str, joint.runs))
+    if len(joint.overall):
+        title = (
+            f"Runs {shown} together: z of the mean over runs, all layers, under the "
+            "same relabellings; lowest and highest z of single runs"
+        )
+        console.print(_table(joint.overall, title))
+    if len(joint.layers):
+        layers = joint.layers.rename(columns={"sd": "SD over runs", "p_max": "p max"})
+        for name in ("divergence", "SD over runs"):
+            layers[name] *= 1e3
+        title = f"Runs {shown} together, per layer: divergence ×10³, mean over runs"
+        if layers["pair"].nunique() == 1:
+            layers = layers.drop(columns="pair")
+        console.print(_table(layers, title))
+    console.print(joint.sentence, highlight=False, markup=False)
 
 
 def _upright(runs: pd.DataFrame) -> pd.DataFrame:

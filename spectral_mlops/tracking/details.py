@@ -1,4 +1,4 @@
-"""Directions and influence as one parquet file each, and back, exactly.
+"""Directions, influence and nulls as one parquet file each, and back, exactly.
 
 Beside the spectra (`shards`): few rows of long vectors, written once at the end of a
 run. Reading executes nothing.
@@ -9,10 +9,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from spectral_mlops.errors import InputError
+from spectral_mlops.inference.comparison import Comparison
 from spectral_mlops.records import Direction, Influence
 from spectral_mlops.tracking.shards import SCHEMA_VERSION
 
@@ -21,6 +23,8 @@ _TYPES = {
     "float": pa.float64(),
     int: pa.int64(),
     float: pa.float64(),
+    bool: pa.bool_(),
+    "values": pa.list_(pa.float64()),
     "vector": pa.list_(pa.float32()),
     "shape": pa.list_(pa.int64()),
 }
@@ -72,6 +76,28 @@ def read_influence(path: Path) -> list[Influence]:
     return [Influence(**row) for row in _read(path, Influence).to_pylist()]
 
 
+def write_null(comparisons: Iterable[Comparison], path: Path) -> Path:
+    """Write one row per layer, quantity and pair of groups.
+
+    ``values`` is the statistic under the observed labels and then under every
+    relabelling, so that z and p can be formed anew, of several runs together.
+
+    Raises:
+        InputError: If the file is there already.
+    """
+    return _write(list(comparisons), Comparison, path)
+
+
+def read_null(path: Path) -> list[Comparison]:
+    """Read what `write_null` wrote.
+
+    Raises:
+        InputError: If the file cannot be read, or is something else.
+    """
+    rows = _read(path, Comparison).to_pylist()
+    return [Comparison(**row | {"values": np.array(row["values"])}) for row in rows]
+
+
 def _write(records: Sequence[Any], kind: type, path: Path) -> Path:
     if path.exists():
         raise InputError(f"{path} is there already: it is written once.")
@@ -91,6 +117,9 @@ def _read(path: Path, kind: type) -> pa.Table:
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"Cannot read {path}: {error}") from error
     version = (table.schema.metadata or {}).get(_VERSION, b"none").decode()
+    if "seed" in _schema(kind).names and "seed" not in table.column_names:
+        # written before runs had several: the first is all there was
+        table = table.append_column("seed", pa.array([0] * len(table), pa.int64()))
     if version != SCHEMA_VERSION or table.column_names != _schema(kind).names:
         raise InputError(
             f"{path} (schema version {version}) is no table of {kind.__name__} records "

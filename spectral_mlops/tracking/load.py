@@ -46,7 +46,8 @@ def load_run(
     if kind not in KINDS:
         raise InputError(f"kind='{kind}': choose one of {', '.join(KINDS)}.")
     frame: pd.DataFrame = _tables(run, tracking_uri)[kind].to_pandas()
-    return frame
+    # null in runs of before there were several
+    return frame.assign(seed=frame["seed"].fillna(0).astype("int64"))
 
 
 def load_records(run: str | Path, tracking_uri: str | None = None) -> list[EpochRecord]:

@@ -23,7 +23,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 SCHEMA_VERSION = "1"
 
 _TEXT, _FLOAT, _INT = pa.string(), pa.float64(), pa.int64()
-_RECORD = {"epoch": _INT, "fold": _INT, "source": _TEXT}
+_RECORD = {"epoch": _INT, "fold": _INT, "seed": _INT, "source": _TEXT}
 _SPECTRA = _RECORD | {
     "step": _INT,
     "rank": _INT,
@@ -121,13 +121,16 @@ def read_tables(paths: Iterable[Path], kind: Kind) -> pa.Table:
 def records_of(spectra: pa.Table, divergences: pa.Table) -> list[EpochRecord]:
     """Return the records that two tables were made of, in order of appearance.
 
-    Records of one epoch, fold and source that were logged apart come back as one.
+    Records of one epoch, fold, seed and source that were logged apart come back as
+    one.
     """
     summaries = json.loads(spectra.schema.metadata[b"spectral.summaries"])
-    found: dict[tuple[int, int, str], tuple[list[Spectrum], list[Divergence]]]
+    found: dict[
+        tuple[tuple[int, int, int], str], tuple[list[Spectrum], list[Divergence]]
+    ]
     found = defaultdict(lambda: ([], []))
     for row in _rows(spectra):
-        key = row.pop("epoch"), row.pop("fold"), row.pop("source")
+        key = _network(row), row.pop("source")
         named = {name: row.pop(name) for name in summaries}
         named = {name: value for name, value in named.items() if value is not None}
         shape = row.pop("d_in"), row.pop("d_out")
@@ -135,12 +138,17 @@ def records_of(spectra: pa.Table, divergences: pa.Table) -> list[EpochRecord]:
         row |= {"bound": row["bound"] or 0.0, "rank": row["rank"] or 0}
         found[key][0].append(Spectrum(shape=shape, summaries=named, **row))
     for row in _rows(divergences):
-        key = row.pop("epoch"), row.pop("fold"), row["source"]
+        key = _network(row), row["source"]
         found[key][1].append(Divergence(**row))
     return [
-        EpochRecord(epoch, source, tuple(spectra), tuple(rows), fold)
-        for (epoch, fold, source), (spectra, rows) in found.items()
+        EpochRecord(epoch, source, tuple(spectra), tuple(rows), fold, seed)
+        for ((epoch, fold, seed), source), (spectra, rows) in found.items()
     ]
+
+
+def _network(row: dict[str, Any]) -> tuple[int, int, int]:
+    """Take epoch, fold and seed out of a row; parts of before seeds have none."""
+    return row.pop("epoch"), row.pop("fold"), row.pop("seed") or 0
 
 
 def _rows(table: pa.Table) -> list[dict[str, Any]]:
@@ -157,7 +165,7 @@ def _rows(table: pa.Table) -> list[dict[str, Any]]:
 
 def _spectrum_rows(records: Iterable[EpochRecord]) -> list[dict[str, Any]]:
     return [
-        {"epoch": record.epoch, "fold": record.fold, "source": record.source}
+        _of_record(record)
         | {name: getattr(s, name) for name in _OF_SPECTRUM}
         | {"d_in": s.shape[0], "d_out": s.shape[1]}
         | dict(s.summaries)
@@ -168,15 +176,17 @@ def _spectrum_rows(records: Iterable[EpochRecord]) -> list[dict[str, Any]]:
 
 def _divergence_rows(records: Iterable[EpochRecord]) -> list[dict[str, Any]]:
     return [
-        {"epoch": record.epoch, "fold": record.fold}
-        | {name: getattr(row, name) for name in _OF_DIVERGENCE}
-        | {"source": record.source}
+        _of_record(record) | {name: getattr(row, name) for name in _OF_DIVERGENCE}
         for record in records
         for row in record.divergences
     ]
 
 
+def _of_record(record: EpochRecord) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in _RECORD}
+
+
 _OF_SPECTRUM = [
     item.name for item in fields(Spectrum) if item.name not in ("shape", "summaries")
 ]
-_OF_DIVERGENCE = [item.name for item in fields(Divergence)]
+_OF_DIVERGENCE = [item.name for item in fields(Divergence) if item.name != "source"]

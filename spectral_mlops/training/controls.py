@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spectral_mlops.inference.comparison import average
 from spectral_mlops.monitor import SpectralMonitor
 from spectral_mlops.probe import ProbeBatch
 from spectral_mlops.training.controls_input import input_comparisons
@@ -32,6 +31,7 @@ from spectral_mlops.training.controls_people import (
     surrogate_mixing,
 )
 from spectral_mlops.training.fold import FoldRun
+from spectral_mlops.training.networks import mean_comparisons
 from spectral_mlops.training.outcome import (
     Outcome,
     mean_outcome,
@@ -52,15 +52,15 @@ class Controls:
 
     Args:
         plan: The run; it has a probe.
-        folds: Its folds, with the weights of the chosen checkpoints.
+        networks: Of all folds and seeds, with the weights of the chosen checkpoints.
         trained: The primary outcome.
         init: The same at the untrained networks.
     """
 
     def __init__(
-        self, plan: Plan, folds: Sequence[FoldRun], trained: Outcome, init: Outcome
+        self, plan: Plan, networks: Sequence[FoldRun], trained: Outcome, init: Outcome
     ) -> None:
-        self._plan, self._folds = plan, folds
+        self._plan, self._networks = plan, networks
         self._trained, self._init = trained, init
         self._quantity, self._level = plan.primary_quantity, plan.config.controls.level
         assert plan.probe is not None
@@ -129,7 +129,7 @@ class Controls:
         yield self._meaningless("input-pooled", found["input-pooled"])
 
     def _loss_rows(self) -> Iterator[ControlRow]:
-        said = [p for fold in self._folds if (p := fold.predict_probe()) is not None]
+        said = [p for one in self._networks if (p := one.predict_probe()) is not None]
         losses = np.mean([one.losses for one in said], axis=0)
         matches = match_by_loss(losses, self._labels)
         if len(matches) < FEWEST:
@@ -144,10 +144,11 @@ class Controls:
 
     def _input_rows(self) -> Iterator[ControlRow]:
         settings = self._plan.config.comparison
+        firsts = [one for one in self._networks if one.seed == 0]  # one per fold
         for rows in ("uncentred", "centred"):
             compared = [
                 input_comparisons(
-                    self._batch(fold).inputs,
+                    self._batch(one).inputs,
                     dict(zip(self._ids, self._labels, strict=True)),
                     dict(zip(self._ids, self._within, strict=True)),
                     rows=rows,
@@ -157,9 +158,10 @@ class Controls:
                     seed=settings.seed,
                     divergence=settings.divergence,
                 )
-                for fold in self._folds
+                for one in firsts
             ]
-            outcome = outcome_of(average(compared), "activation", self._plan.primary)
+            together = mean_comparisons(firsts, compared)
+            outcome = outcome_of(together, "activation", self._plan.primary)
             name = "input" if rows == "uncentred" else "input-centred"
             what = "the inputs themselves" + (
                 ", less means," if name != "input" else ""
@@ -203,11 +205,16 @@ class Controls:
     def _unrelated_rows(self) -> Iterator[ControlRow]:
         targets = self._random("unrelated-target").permutation(self._plan.targets)
         models = []
-        for fold in self._folds:
+        for one in self._networks:
             other = FoldRun(
-                self._plan, fold.number, fold.device, targets=targets, watched=False
+                self._plan,
+                one.number,
+                one.device,
+                seed=one.seed,
+                targets=targets,
+                watched=False,
             )
-            for epoch in range(fold.best_epoch + 1):
+            for epoch in range(one.best_epoch + 1):
                 other.train_epoch(epoch)
             models.append(other.model)
         yield self._subtracted(
@@ -230,13 +237,13 @@ class Controls:
         mix: Callable[[Tensor], Tensor] | None = None,
         models: Sequence[torch.nn.Module] | None = None,
     ) -> Outcome:
-        """Pass people through every fold's network and compare their groups.
+        """Pass people through every network and compare their groups.
 
         Args:
             chosen: Which people; all if not given.
             labels: Group of each of all people; their own if not given.
             mix: What is done to the inputs.
-            models: Instead of the folds' own.
+            models: Instead of the networks' own.
         """
         plan, settings = self._plan, self._plan.config.comparison
         rows = list(range(len(self))) if chosen is None else list(chosen)
@@ -247,10 +254,10 @@ class Controls:
             for name, column in plan.strata().items()
             if not _same_groups(shown, [column[self._ids[i]] for i in rows])
         }
-        networks = models or [fold.model for fold in self._folds]
+        models = models or [one.model for one in self._networks]
         compared = []
-        for fold, model in zip(self._folds, networks, strict=True):
-            inputs = self._batch(fold).inputs
+        for one, model in zip(self._networks, models, strict=True):
+            inputs = self._batch(one).inputs
             batch = ProbeBatch(
                 (inputs if mix is None else mix(inputs))[rows],
                 torch.from_numpy(self._targets[rows]),
@@ -273,7 +280,8 @@ class Controls:
                     relabel="everyone",
                 )
             )
-        return outcome_of(average(compared), self._quantity, plan.primary)
+        together = mean_comparisons(self._networks, compared)
+        return outcome_of(together, self._quantity, plan.primary)
 
     def _subtracted(self, name: str, outcome: Outcome, yes: str, no: str) -> ControlRow:
         """Return the row of a control that is subtracted from the trained networks."""
@@ -313,9 +321,9 @@ class Controls:
         within = [" × ".join(cell) for cell in zip(*used.values(), strict=True)]
         return " × ".join(used) or "none", within or [""] * len(self)
 
-    def _batch(self, fold: FoldRun) -> ProbeBatch:
-        assert fold.probe_batch is not None
-        return fold.probe_batch
+    def _batch(self, network: FoldRun) -> ProbeBatch:
+        assert network.probe_batch is not None
+        return network.probe_batch
 
     def _random(self, name: str) -> np.random.Generator:
         """Return random numbers of one control's own."""

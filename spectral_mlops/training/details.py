@@ -1,5 +1,7 @@
 """What a fold keeps beside spectra: directions, and groups' influence on each other."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -20,16 +22,17 @@ class FoldDetails:
     Args:
         config: Of the run.
         fold: Which fold, counted from 0.
+        seed: Which of its networks, counted from 0.
 
     Attributes:
         directions: Of the first layer with rows, at chosen epochs.
         influence: Means over the watched batches of every epoch.
     """
 
-    def __init__(self, config: RunConfig, fold: int) -> None:
+    def __init__(self, config: RunConfig, fold: int, seed: int = 0) -> None:
         self.directions: list[Direction] = []
         self.influence: list[Influence] = []
-        self._fold, self._k = fold, config.spectra.directions
+        self._fold, self._seed, self._k = fold, seed, config.spectra.directions
         self._steps = InfluenceMeans() if config.spectra.influence else None
         self._epochs = direction_epochs(config.training.epochs)
         self._last: capture | None = None
@@ -53,16 +56,18 @@ class FoldDetails:
             probe: The held-out people, if there are any.
         """
         if self._steps is not None:
-            self.influence += self._steps.records(epoch, fold=self._fold)
+            found = self._steps.records(epoch, fold=self._fold)
+            self.influence += [replace(one, seed=self._seed) for one in found]
         seen, self._last, source = self._last, None, "train"
         if not self._k or epoch not in self._epochs:
             return
         if probe is not None:
             seen, source = _pass(model, probe), "probe"
         if seen is not None and seen.reached_layers():
-            self.directions += leading_directions(
+            leading = leading_directions(
                 seen, k=self._k, epoch=epoch, source=source, fold=self._fold
             )
+            self.directions += [replace(one, seed=self._seed) for one in leading]
 
 
 def _pass(model: nn.Module, batch: ProbeBatch) -> capture:

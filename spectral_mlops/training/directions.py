@@ -52,8 +52,8 @@ def leave_directions(
         folder: Of the run.
         plan: The run.
         scalers: What each fold's features were scaled with.
-        directions: Of all folds.
-        influence: Of all folds.
+        directions: Of all networks.
+        influence: Of all networks.
         figures: Whether to draw; it takes seconds.
 
     Returns:
@@ -84,19 +84,19 @@ def leave_directions(
 def _joined(
     plan: Plan, scalers: Sequence[FeatureScaler], directions: Iterable[Direction]
 ) -> _Drawn:
-    """Bring directions back to the features, and join the folds' of each group."""
-    by_group: dict[str, dict[int, list[Direction]]] = {}
+    """Bring directions back to the features; join each group's over all networks."""
+    by_group: dict[str, dict[tuple[int, int], list[Direction]]] = {}
     for one in directions:
         fits = one.shape == (scalers[one.fold].width,)
         if fits and one.grouping in (plan.primary, POOLED):
-            folds = by_group.setdefault(one.group, {})
-            folds.setdefault(one.fold, []).append(one)
+            networks = by_group.setdefault(one.group, {})
+            networks.setdefault((one.fold, one.seed), []).append(one)
     names = sorted(by_group, key=lambda group: (group == POOLED, group))
     shape = scalers[0].shape
     joined = {}
     for group in names:
         parts = []
-        for fold, found in by_group[group].items():
+        for (fold, _), found in by_group[group].items():
             vectors = np.stack([d.vector for d in found]).astype(np.float64)
             restored = scalers[fold].restore(vectors).reshape(len(found), -1)
             parts.append((restored, np.array([d.share for d in found])))

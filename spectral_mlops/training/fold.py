@@ -27,13 +27,15 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 class FoldRun:
     """Train one network on the training people of one fold.
 
-    Everything fitted is fitted on those. Random numbers are drawn from the seed,
-    the fold and the epoch alone, so that a fold does not depend on its siblings.
+    Everything fitted is fitted on those. Random numbers are drawn from the seeds,
+    the fold and the epoch alone, so that a network does not depend on its siblings.
 
     Args:
         plan: The run.
         number: Which fold, counted from 0.
         device: Where tensors live.
+        seed: Which of the fold's ``training.seeds`` networks, counted from 0: they
+            differ in first weights, batch order and dropout, and in nothing else.
         targets: Class of every person, in the cohort's order, to train on instead of
             their own (as some controls do).
         watched: Whether training batches are watched.
@@ -46,11 +48,13 @@ class FoldRun:
         number: int,
         device: torch.device,
         *,
+        seed: int = 0,
         targets: NDArray[np.int64] | None = None,
         watched: bool = True,
         details: bool = False,
     ) -> None:
         self.plan, self.number, self.device = plan, number, device
+        self.seed = seed
         config, fold = plan.config, plan.folds[number]
         self.train_rows = plan.cohort.rows(fold.train_ids)
         self.validation_rows = plan.cohort.rows(fold.validation_ids)
@@ -80,7 +84,7 @@ class FoldRun:
         self.targets = torch.from_numpy(learned[self.train_rows]).to(device)
         self.validation_inputs = self._tensor(self.validation_rows)
         self.probe_batch = self._make_probe_batch()
-        self.details = FoldDetails(config, number) if details else None
+        self.details = FoldDetails(config, number, seed) if details else None
         self.best_loss, self.best_epoch = float("inf"), -1
         self.best_weights = copy.deepcopy(self.model.state_dict())
         self.initial_weights = copy.deepcopy(self.model.state_dict())
@@ -165,8 +169,9 @@ class FoldRun:
         return torch.from_numpy(scaled).to(self.device)
 
     def _seed(self, epoch: int) -> None:
-        seed = self.plan.config.training.seed
-        state = np.random.SeedSequence([seed, self.number, epoch + 1])
+        words = [self.plan.config.training.seed, self.number, epoch + 1]
+        # words of their own, not seed + 1: runs of other seeds share no network
+        state = np.random.SeedSequence(words + [self.seed] * (self.seed > 0))
         torch.manual_seed(int(state.generate_state(1)[0]))
 
 

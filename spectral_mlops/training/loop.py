@@ -1,12 +1,12 @@
-"""All folds, epoch by epoch, so that one run has one curve per number.
+"""All networks, epoch by epoch, so that one run has one curve per number.
 
-Folds share the probe and its relabellings; their statistics are averaged
-relabelling by relabelling before z is formed.
+Folds, and seeds within folds, share the probe and its relabellings; their statistics
+are averaged relabelling by relabelling before z is formed (`networks`).
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,6 @@ import torch
 from spectral_mlops.cohorts import FeatureScaler
 from spectral_mlops.inference.comparison import (
     Comparison,
-    average,
     headline,
     to_divergences,
 )
@@ -24,7 +23,15 @@ from spectral_mlops.records import Direction, Divergence, EpochRecord, Influence
 from spectral_mlops.tracking import Tracker
 from spectral_mlops.tracking.metrics import safe_name
 from spectral_mlops.training.controls import Controls
+from spectral_mlops.training.effects import effects_table
 from spectral_mlops.training.fold import FoldRun
+from spectral_mlops.training.networks import (
+    by_fold,
+    by_seed,
+    mean_comparisons,
+    spread_metrics,
+    start_networks,
+)
 from spectral_mlops.training.outcome import outcome_of
 from spectral_mlops.training.performance import Predictions
 from spectral_mlops.training.plan import Plan
@@ -44,34 +51,43 @@ class RunResult:
 
     Attributes:
         metrics: Final numbers, ``final/…``; NaN where there is no probe.
-        last_epoch: Records of the last epoch's watched batches, all folds.
-        divergences: On the probe at the chosen checkpoints, averaged over folds;
-            from the last epoch's training batches where there is no probe.
-        validation: Out-of-fold predictions at the chosen checkpoints.
-        groups: Loss and accuracy per group on validation people.
-        fold_auc: Validation AUC of each fold.
-        best_epochs: The checkpoint chosen in each fold, by validation loss.
+        last_epoch: Records of the last epoch's watched batches, all networks.
+        divergences: On the probe at the chosen checkpoints, averaged over seeds, then
+            folds; from the last epoch's training batches where there is no probe.
+        networks: Fold and seed of each network, fold by fold; what follows ``of each
+            network`` is in this order.
+        validation: Out-of-fold predictions at the chosen checkpoints, of each seed.
+        groups: Loss and accuracy per group on validation people, means over seeds.
+        auc: Validation AUC of each network.
+        best_epochs: The checkpoint chosen by validation loss, of each network.
         additivity: Largest relative gap between the sum over groups and what
-            reached a parameter, on the first watched batch of every fold.
-        weights: State dict of the chosen checkpoint of each fold.
+            reached a parameter, on the first watched batch of every network.
+        weights: State dict of the chosen checkpoint, of each network.
         scalers: What each fold's features were scaled with before the network.
-        init: On the probe at the untrained networks, averaged over folds.
+        init: On the probe at the untrained networks, averaged like ``divergences``.
         controls: What the primary outcome was held against (`controls_table`), if
             it was.
         verdict: What the primary outcome means, and what the controls leave of it;
             empty where there is no probe.
         trajectories: Epochs of the probe adjusted over epochs and layers, and their
             clusters (`trajectory_table`).
-        directions: Of the first layer at chosen epochs, all folds.
-        influence: Of each group's steps on each group's loss, all epochs and folds.
+        directions: Of the first layer at chosen epochs, all networks.
+        influence: Of each group's steps on each group's loss, all epochs and networks.
+        effects: Size of the differences on the probe at a fixed number of people
+            (`effects_table`).
+        null: Every final statistic on the probe under every relabelling of everyone,
+            averaged like ``divergences``; empty where there is no probe.
+        null_pairs: The same with relabellings of each pair's people alone, where that
+            is not the same.
     """
 
     metrics: dict[str, float]
     last_epoch: list[EpochRecord]
     divergences: list[Divergence]
-    validation: Predictions
+    networks: list[tuple[int, int]]
+    validation: list[Predictions]
     groups: pd.DataFrame
-    fold_auc: list[float]
+    auc: list[float]
     best_epochs: list[int]
     additivity: float
     weights: list[dict[str, torch.Tensor]]
@@ -82,19 +98,22 @@ class RunResult:
     trajectories: pd.DataFrame = field(default_factory=pd.DataFrame)
     directions: list[Direction] = field(default_factory=list)
     influence: list[Influence] = field(default_factory=list)
+    effects: pd.DataFrame = field(default_factory=pd.DataFrame)
+    null: list[Comparison] = field(default_factory=list)
+    null_pairs: list[Comparison] = field(default_factory=list)
 
 
-class _EpochOfFolds:
-    """What all folds showed in one epoch, as trackers take it."""
+class _EpochOfNetworks:
+    """What all networks showed in one epoch, as trackers take it."""
 
-    def __init__(self, shown: list[tuple[int, EpochSpectra]]) -> None:
+    def __init__(self, shown: list[tuple[FoldRun, EpochSpectra]]) -> None:
         self._shown = shown
 
     def to_records(self) -> list[EpochRecord]:
-        """Records of every fold and source."""
+        """Records of every network and source."""
         return [
-            replace(record, fold=fold)
-            for fold, spectra in self._shown
+            replace(record, fold=network.number, seed=network.seed)
+            for network, spectra in self._shown
             for record in spectra.to_records()
         ]
 
@@ -111,7 +130,7 @@ def train(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> RunResult:
-    """Train every fold, watch it, and log each epoch.
+    """Train every fold's networks, watch them, and log each epoch.
 
     Args:
         plan: The run.
@@ -124,41 +143,43 @@ def train(
     Returns:
         What was found.
     """
-    folds = [
-        FoldRun(plan, k, torch.device(device), details=True)
-        for k in range(len(plan.folds))
-    ]
+    networks = start_networks(plan, torch.device(device))
     null_epochs = plan.null_epochs()
     last: list[EpochRecord] = []
     training_comparisons: list[list[Comparison]] = []
-    untrained = [x for fold in folds if (x := fold.probe(UNTRAINED)) is not None]
-    init, init_folds = _on_probe(plan, untrained)
+    untrained = [x for one in networks if (x := one.probe(UNTRAINED)) is not None]
+    init = _on_probe(plan, networks, untrained)
     along: dict[int, list[Comparison]] = {}
     for epoch in range(plan.config.training.epochs):
         with_null = epoch in null_epochs
-        trained = [fold.train_epoch(epoch) for fold in folds]
-        said = [fold.validate(epoch) for fold in folds]
+        trained = [one.train_epoch(epoch) for one in networks]
+        said = [one.validate(epoch) for one in networks]
         seen = [spectra for spectra, _ in trained]
         training_comparisons = [_compare(plan, x, with_null) for x in seen]
-        probed = [fold.probe(epoch) for fold in folds] if with_null else []
+        probed = [one.probe(epoch) for one in networks] if with_null else []
         held_out = [x for x in probed if x is not None]
-        shown = _EpochOfFolds([*enumerate(seen), *enumerate(held_out)])
+        shown = _EpochOfNetworks(
+            [*zip(networks, seen, strict=True), *zip(networks, held_out, strict=False)]
+        )
         if epoch == plan.config.training.epochs - 1:
             last = [r for r in shown.to_records() if r.source == "train"]
-        metrics = _epoch_metrics(plan, [loss for _, loss in trained], said)
-        together = _on_probe(plan, held_out)[0]
+        losses = [loss for _, loss in trained]
+        metrics = _epoch_metrics(plan, losses, by_seed(networks, said), said)
+        together = _on_probe(plan, networks, held_out).together
         metrics |= _headlines(plan, together, "divergence/{}")
         if held_out:
             along[epoch] = [x for x in together if x.grouping == plan.primary]
         tracker.log(shown, metrics)
         if untrained:  # after the first epoch, whose keys open a run's page
-            before = _EpochOfFolds([*enumerate(untrained)])
-            tracker.log(before, _headlines(plan, init, "init/divergence_{}"))
+            before = _EpochOfNetworks([*zip(networks, untrained, strict=True)])
+            tracker.log(before, _headlines(plan, init.together, "init/divergence_{}"))
             untrained = []
         if on_epoch is not None:
             on_epoch(epoch, metrics)
-    found = _finish(plan, tracker, folds, last, training_comparisons, init, progress)
-    rows = to_divergences(average(init_folds))
+    found = _finish(
+        plan, tracker, networks, last, training_comparisons, init.together, progress
+    )
+    rows = to_divergences(init.pairs)
     return replace(
         found,
         init=[row for row in rows if row.grouping == plan.primary],
@@ -169,42 +190,45 @@ def train(
 def _finish(
     plan: Plan,
     tracker: Tracker,
-    folds: list[FoldRun],
+    networks: list[FoldRun],
     last: list[EpochRecord],
     training_comparisons: list[list[Comparison]],
     init: list[Comparison],
     progress: Progress | None,
 ) -> RunResult:
     """Measure the checkpoints chosen by validation loss."""
-    for fold in folds:
-        fold.restore_best()
-    said = [fold.validate(fold.best_epoch) for fold in folds]
-    held_out = [x for fold in folds if (x := fold.probe(fold.best_epoch)) is not None]
-    together, each_fold = _on_probe(plan, held_out)
+    for one in networks:
+        one.restore_best()
+    said = [one.validate(one.best_epoch) for one in networks]
+    held_out = [x for one in networks if (x := one.probe(one.best_epoch)) is not None]
+    probed = _on_probe(plan, networks, held_out)
+    together = probed.together
     metrics = _headlines(plan, together, "final/divergence_{}")
-    compared = each_fold or training_comparisons
-    predicted = [p for fold in folds if (p := fold.predict_probe()) is not None]
-    validation = Predictions.join(said)
+    metrics |= _spread(plan, networks, probed, said)
+    compared = probed.pairs or mean_comparisons(networks, training_comparisons)
+    predicted = [p for one in networks if (p := one.predict_probe()) is not None]
+    validation = by_seed(networks, said)
     aucs = [x.auc for x in said]
     metrics |= {
         "final/auc": float(np.mean(aucs)),
-        "final/auc_sd": float(np.std(aucs)),
-        "final/loss": validation.loss,
+        "final/auc_sd": float(np.std(np.mean(by_fold(networks, aucs), axis=1))),
+        "final/loss": float(np.mean([x.loss for x in validation])),
         "final/balanced_accuracy": float(np.mean([x.balanced_accuracy for x in said])),
     }
     if predicted:
         metrics["final/probe_auc"] = float(np.mean([x.auc for x in predicted]))
         metrics["final/probe_loss"] = float(np.mean([x.loss for x in predicted]))
-    gaps = [max((f.monitor.additivity or {"": np.nan}).values()) for f in folds]
+    gaps = [max((x.monitor.additivity or {"": np.nan}).values()) for x in networks]
     metrics["final/additivity"] = float(np.max(gaps))
-    verdict, table = "", None
+    verdict, table, effects = "", None, pd.DataFrame()
     if held_out:
+        effects = effects_table(plan, networks, held_out, probed.everyone)
         about = plan.primary_quantity, plan.primary
         primary = outcome_of(together, *about)
         verdict = primary.sentence(*about, plan.config.controls.level)
         metrics["final/primary_p"] = primary.p
         if plan.config.controls.run:
-            controls = Controls(plan, folds, primary, outcome_of(init, *about))
+            controls = Controls(plan, networks, primary, outcome_of(init, *about))
             rows = controls.rows(progress)
             table = controls_table(primary, rows)
             verdict += "\n" + verdict_of(plan, primary, rows)
@@ -212,25 +236,27 @@ def _finish(
                 f"controls/{safe_name(row.name)}": row.outcome.z for row in rows
             }
     tracker.log_metrics(metrics, step=plan.config.training.epochs - 1)
-    divergences = to_divergences(average(compared))
+    divergences = to_divergences(compared)
     return RunResult(
         metrics=metrics,
         last_epoch=last,
         divergences=[x for x in divergences if x.grouping == plan.primary],
+        networks=[(one.number, one.seed) for one in networks],
         validation=validation,
-        groups=validation.per_group(
-            plan.labels(plan.cohort.rows(validation.ids))[plan.primary]
-        ),
-        fold_auc=aucs,
-        best_epochs=[fold.best_epoch for fold in folds],
+        groups=_per_group(plan, validation),
+        auc=aucs,
+        best_epochs=[one.best_epoch for one in networks],
         additivity=metrics["final/additivity"],
-        weights=[fold.best_weights for fold in folds],
-        scalers=[fold.scaler for fold in folds],
+        weights=[one.best_weights for one in networks],
+        scalers=[fold[0].scaler for fold in by_fold(networks, networks)],
         init=[],
         controls=table,
         verdict=verdict,
-        directions=[x for f in folds if f.details for x in f.details.directions],
-        influence=[x for f in folds if f.details for x in f.details.influence],
+        directions=[x for f in networks if f.details for x in f.details.directions],
+        influence=[x for f in networks if f.details for x in f.details.influence],
+        effects=effects,
+        null=together,
+        null_pairs=[] if probed.pairs is together else probed.pairs,
     )
 
 
@@ -249,25 +275,49 @@ def _compare(
     )
 
 
-def _on_probe(
-    plan: Plan, held_out: list[EpochSpectra]
-) -> tuple[list[Comparison], list[list[Comparison]]]:
-    """Compare groups on the probe.
+class _OnProbe(NamedTuple):
+    """Groups compared on the probe, means over seeds, then folds.
 
-    Returns:
-        With everyone's labels moving together, averaged over folds; and with those of
-        each pair alone, which is what is recorded, per fold.
+    Attributes:
+        together: With everyone's labels moving together.
+        pairs: With those of each pair alone, which is what is recorded; the very same
+            list where there is one pair.
+        everyone: ``together`` of each network.
     """
+
+    together: list[Comparison]
+    pairs: list[Comparison]
+    everyone: list[list[Comparison]]
+
+
+def _on_probe(
+    plan: Plan, networks: list[FoldRun], held_out: list[EpochSpectra]
+) -> _OnProbe:
+    """Compare groups on the probe; nothing where there is none."""
+    if not held_out:
+        return _OnProbe([], [], [])
     everyone = [_compare(plan, x, True, "everyone") for x in held_out]
-    together = average(everyone)
+    together = mean_comparisons(networks, everyone)
     primary = [item for item in together if item.grouping == plan.primary]
     if len(plan.groupings) > 1 or len(_groups(primary)) > 2:
-        return together, [_compare(plan, x, True) for x in held_out]
-    return together, everyone
+        pairs = [_compare(plan, x, True) for x in held_out]
+        return _OnProbe(together, mean_comparisons(networks, pairs), everyone)
+    return _OnProbe(together, together, everyone)
+
+
+def _spread(
+    plan: Plan, networks: list[FoldRun], probed: _OnProbe, said: list[Predictions]
+) -> dict[str, float]:
+    """Tell how much single networks vary: in AUC, and in z under the same null."""
+    values = {"final/auc": [x.auc for x in said]}
+    each = [_headlines(plan, x, "final/divergence_{}") for x in probed.everyone]
+    for name in each[0] if each else ():
+        values[name] = [one.get(name, np.nan) for one in each]
+    return spread_metrics(networks, values)
 
 
 def _headlines(plan: Plan, together: list[Comparison], name: str) -> dict[str, float]:
-    """The one number per quantity: z over layers, averaged over folds first."""
+    """The one number per quantity: z over layers of what was averaged first."""
     primary = [item for item in together if item.grouping == plan.primary]
     if not primary:
         return {}
@@ -281,13 +331,26 @@ def _groups(comparisons: list[Comparison]) -> set[str]:
     return {group for item in comparisons for group in (item.group_a, item.group_b)}
 
 
+def _per_group(plan: Plan, validation: list[Predictions]) -> pd.DataFrame:
+    """Loss and accuracy per group over people, means over seeds."""
+    tables = []
+    for said in validation:
+        labels = plan.labels(plan.cohort.rows(said.ids))[plan.primary]
+        tables.append(said.per_group(labels))
+    means = [
+        np.mean([t[name] for t in tables], axis=0) for name in ("loss", "accuracy")
+    ]
+    return tables[0].assign(loss=means[0], accuracy=means[1])
+
+
 def _epoch_metrics(
-    plan: Plan, losses: list[float], said: list[Predictions]
+    plan: Plan,
+    losses: list[float],
+    validation: list[Predictions],
+    said: list[Predictions],
 ) -> dict[str, float]:
-    """Loss and accuracy of one epoch: means over folds; per group, over people."""
-    joined = Predictions.join(said)
-    labels = plan.labels(plan.cohort.rows(joined.ids))[plan.primary]
-    groups = joined.per_group(labels).set_index("group")
+    """Loss and accuracy of one epoch: means over networks; per group, over people."""
+    groups = _per_group(plan, validation).set_index("group")
     metrics = {
         "train/loss": float(np.mean(losses)),
         "val/loss": float(np.mean([x.loss for x in said])),

@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -15,12 +15,23 @@ import torch
 from spectral_mlops.cohorts import write_splits
 from spectral_mlops.report import layer_table
 from spectral_mlops.tracking import Tracker
+from spectral_mlops.tracking.details import write_null
 from spectral_mlops.training.directions import leave_directions
 from spectral_mlops.training.loop import OnEpoch, Progress, RunResult, train
+from spectral_mlops.training.performance import Predictions
 from spectral_mlops.training.plan import Plan
 
-LEFT = ("predictions.tsv", "layers.tsv", "epochs.tsv", "controls.tsv", "verdict.txt")
-"""Tables of a run's folder that are logged where they were made."""
+LEFT = (
+    "predictions.tsv",
+    "layers.tsv",
+    "effects.tsv",
+    "epochs.tsv",
+    "controls.tsv",
+    "verdict.txt",
+    "null.parquet",
+    "null_pairs.parquet",
+)
+"""Results in a run's folder that are logged where they were made."""
 PACKAGES = ("spectral-mlops", "torch", "numpy", "mlflow", "optuna", "nibabel")
 
 
@@ -102,6 +113,8 @@ def run(
     tracker.log_table(layers, "layers")
     if result.controls is not None:
         tracker.log_table(result.controls, "controls")
+    if len(result.effects):
+        tracker.log_table(result.effects, "effects")
     if len(result.trajectories):
         tracker.log_table(result.trajectories, "epochs")
     _leave_results(folder, result, layers)
@@ -126,28 +139,55 @@ def _make(folder: Path) -> list[Path]:
 
 def _leave_results(folder: Path, result: RunResult, layers: pd.DataFrame) -> None:
     """Write checkpoints, predictions and final numbers into the run's folder."""
-    (folder / "checkpoints").mkdir()
-    for fold, weights in enumerate(result.weights):
-        torch.save(weights, folder / "checkpoints" / f"fold-{fold}.pt")
-        scaler: dict[str, Any] = {**result.scalers[fold].to_arrays()}
-        np.savez(folder / "checkpoints" / f"fold-{fold}-scaler.npz", **scaler)
-    said = result.validation
-    columns = {
-        f"p_{k}": said.probabilities[:, k] for k in range(said.probabilities.shape[1])
-    }
-    pd.DataFrame(
-        {"participant_id": said.ids, "target": said.targets, **columns}
-    ).to_csv(folder / "predictions.tsv", sep="\t", index=False)
+    _leave_checkpoints(folder / "checkpoints", result)
+    _predictions(result.validation).to_csv(
+        folder / "predictions.tsv", sep="\t", index=False
+    )
     layers.to_csv(folder / "layers.tsv", sep="\t", index=False)
     if result.controls is not None:
         result.controls.to_csv(folder / "controls.tsv", sep="\t", index=False)
     if len(result.trajectories):
         result.trajectories.to_csv(folder / "epochs.tsv", sep="\t", index=False)
+    if len(result.effects):
+        result.effects.to_csv(folder / "effects.tsv", sep="\t", index=False)
+    if result.null:
+        write_null(result.null, folder / "null.parquet")
+    if result.null_pairs:
+        write_null(result.null_pairs, folder / "null_pairs.parquet")
     if result.verdict:
         (folder / "verdict.txt").write_text(result.verdict + "\n", encoding="utf-8")
     final = {name: value for name, value in result.metrics.items() if value == value}
     text = json.dumps(final, indent=2) + "\n"
     (folder / "final.json").write_text(text, encoding="utf-8")
+
+
+def _leave_checkpoints(folder: Path, result: RunResult) -> None:
+    """Write ``fold-K.pt`` of a fold's first network, ``fold-K-seed-S.pt`` of others."""
+    folder.mkdir()
+    for (fold, seed), weights in zip(result.networks, result.weights, strict=True):
+        name = f"fold-{fold}-seed-{seed}" if seed else f"fold-{fold}"
+        torch.save(weights, folder / f"{name}.pt")
+    for fold, one in enumerate(result.scalers):
+        scaler: dict[str, Any] = {**one.to_arrays()}
+        np.savez(folder / f"fold-{fold}-scaler.npz", **scaler)
+
+
+def _predictions(validation: Sequence[Predictions]) -> pd.DataFrame:
+    """One row per person and seed, with a probability for each class."""
+    tables = []
+    for seed, said in enumerate(validation):
+        columns = {f"p_{k}": p for k, p in enumerate(said.probabilities.T)}
+        tables.append(
+            pd.DataFrame(
+                {
+                    "participant_id": said.ids,
+                    "seed": seed,
+                    "target": said.targets,
+                    **columns,
+                }
+            )
+        )
+    return pd.concat(tables, ignore_index=True)
 
 
 def _environment() -> str:

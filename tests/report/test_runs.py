@@ -108,6 +108,8 @@ def test_what_may_be_compared_is_said(stored):
         ("final.json", None, "not finished"),
         ("layers.tsv", None, "layers.tsv is missing or damaged"),
         ("layers.tsv", "a\tb\n1\t2\n", "layers.tsv is missing or damaged"),
+        ("effects.tsv", "a\tb\n1\t2\n", "effects.tsv is missing or damaged"),
+        ("null.parquet", "no", "Cannot read .*null.parquet"),
         ("config.json", "{", "config.json is missing or damaged"),
         ("config.json", "[]", "config.json is damaged"),
         ("config.json", '{"trainning": {}}', "trainning"),

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from spectral_mlops.records import Divergence, EpochRecord, Spectrum
 from spectral_mlops.report import layer_table
-from spectral_mlops.report.console import show_run, show_trials
+from spectral_mlops.report.console import show_effects, show_run, show_trials
 
 
 def spectrum(layer, quantity, group, rank, grouping="dx", status="ok", step=0):
@@ -147,6 +147,46 @@ def test_the_table_fits_a_terminal_and_says_what_is_missing():
     )
     without = {k: v for k, v in METRICS.items() if "probe" not in k and "div" not in k}
     assert "probe" not in shown(show_run, layers, groups, without)
+    z = "final/divergence_gradient"
+    several = {f"{z}_sd_folds": 0.31, f"{z}_sd_seeds": 0.52, "final/auc_sd_seeds": 0.04}
+    out = " ".join(shown(show_run, layers, groups, METRICS | several).split())
+    assert (
+        "z over layers: gradient +1.50 (SD 0.31 over folds, SD 0.52 over seeds)" in out
+    )
+    assert "AUC 0.700 ± 0.050 over folds, ± 0.040 over seeds (validation" in out
+
+
+def effect(layer, **changes):
+    known = {
+        "quantity": "activation", "layer": layer, "group_a": "hc", "group_b": "sz",
+        "divergence": 0.01, "effect": 0.00123, "low": -0.00045, "high": 0.0031,
+        "chance": 0.002, "m": 9, "n": 18, "draws": 200, "sd_folds": 0.0007,
+        "sd_seeds": float("nan"), "reason": "",
+    }  # fmt: skip
+    return known | changes
+
+
+def test_effects_of_the_primary_quantity_say_what_they_are():
+    nan = float("nan")
+    rows = [
+        effect("hidden_1"),
+        effect("output", effect=nan, low=nan, high=nan, reason="rank 1"),
+        effect("hidden_1", quantity="adjoint", effect=0.9),
+    ]
+    text = shown(show_effects, pd.DataFrame(rows), "activation")
+    assert max(map(len, text.splitlines())) <= 80
+    words = " ".join(text.split())
+    assert "divergence of 9 people per group" in words
+    assert "95 % of 200 draws of 9 of these people" in words
+    (line,) = (line for line in text.splitlines() if "hidden_1" in line)
+    assert line.split() == ["hidden_1", "1.23", "-0.45", "3.10", "2.00", "0.70"]
+    assert "output" not in words
+    assert "SD seeds" not in words
+    pair = effect("hidden_1", group_b="od", sd_seeds=0.0001)
+    several = shown(show_effects, pd.DataFrame([*rows, pair]), "activation")
+    assert "hc – od" in several
+    assert "SD seeds" in several
+    assert shown(show_effects, pd.DataFrame(rows[1:2]), "activation") == ""
 
 
 def test_trials_are_one_line_each():

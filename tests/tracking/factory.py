@@ -148,7 +148,7 @@ def epoch(number: int = 0) -> Epoch:
 
 
 def in_order(records: list[EpochRecord]) -> list[EpochRecord]:
-    return sorted(records, key=lambda r: (r.epoch, r.source, r.fold))
+    return sorted(records, key=lambda r: (r.epoch, r.source, r.fold, r.seed))
 
 
 def same(first: EpochRecord, second: EpochRecord) -> bool:
@@ -170,4 +170,4 @@ def _plain(item: EpochRecord) -> object:
         for s in item.spectra
     ]
     rows = list(map(repr, item.divergences))
-    return item.epoch, item.source, item.fold, spectra, rows
+    return item.epoch, item.source, item.fold, item.seed, spectra, rows

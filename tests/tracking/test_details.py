@@ -1,16 +1,21 @@
 import math
+from dataclasses import fields
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from spectral_mlops.errors import InputError
+from spectral_mlops.inference.comparison import Comparison
 from spectral_mlops.records import ALL_LAYERS, Direction, Influence
 from spectral_mlops.tracking.details import (
     read_directions,
     read_influence,
+    read_null,
     write_directions,
     write_influence,
+    write_null,
 )
 
 
@@ -61,6 +66,44 @@ def test_influence_comes_back_exactly(tmp_path):
     path = write_influence(given, tmp_path / "influence.parquet")
     assert read_influence(path) == given
     assert read_influence(write_influence([], tmp_path / "none.parquet")) == []
+
+
+def comparison(values, **changes):
+    known = {
+        "layer": "hidden_1", "quantity": "adjoint", "grouping": "dx",
+        "group_a": "ä b", "group_b": "c", "divergence": "js",
+        "values": np.array(values), "n_a": 5, "n_b": 7, "subjects_a": 4,
+        "subjects_b": 6, "source": "probe", "null": "2 relabellings (d1)",
+        "strata": "site", "valid_for": "held-out people", "testable": True,
+        "reason": "",
+    }  # fmt: skip
+    return Comparison(**known | changes)
+
+
+def test_nulls_come_back_exactly(tmp_path):
+    given = [
+        comparison([1 / 3, math.nan, 5e-324]),
+        comparison([math.nan], null="none", testable=False, reason="rank 1"),
+    ]
+    path = write_null(given, tmp_path / "null.parquet")
+    found = read_null(path)
+    assert len(found) == 2
+    for a, b in zip(given, found, strict=True):
+        for item in fields(Comparison):
+            x, y = getattr(a, item.name), getattr(b, item.name)
+            if item.name == "values":
+                assert x.dtype == y.dtype
+                assert np.array_equal(x, y, equal_nan=True)
+            else:
+                assert (x, type(x)) == (y, type(y))
+    assert read_null(write_null([], tmp_path / "none.parquet")) == []
+
+
+def test_files_of_before_there_were_seeds_are_of_the_first(tmp_path):
+    given = [Influence(0, "train", 1, "hidden", "dx", "a", "b", 0.5, 0.1, 3e-4, 8)]
+    path = write_influence(given, tmp_path / "influence.parquet")
+    pq.write_table(pq.read_table(path).drop_columns(["seed"]), path)
+    assert read_influence(path) == given
 
 
 def test_a_file_is_written_once(tmp_path):

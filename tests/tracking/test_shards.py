@@ -22,6 +22,7 @@ def write_part(records: list[EpochRecord], folder: Path, number: int) -> list[Pa
 def test_values_come_back_bit_for_bit(tmp_path: Path) -> None:
     parts = [
         [record(0), record(0, fold=1), record(0, source="probe")],
+        [replace(record(0), seed=1), replace(record(0, source="probe"), seed=2)],
         [record(1), EpochRecord(2, "train", ())],
         [EpochRecord(3, "train", (spectrum(values=(5e-324, 0.0)),))],
     ]
@@ -42,6 +43,19 @@ def test_batches_of_several_ranks_stay_apart(tmp_path: Path) -> None:
     pq.write_table(pq.read_table(path).drop_columns(["rank", "bound"]), path)
     (stored,) = records_of(read_shards(tmp_path, "spectra"), tables[1])
     assert [(s.rank, s.bound) for s in stored.spectra] == [(0, 0.0)] * 2
+
+
+def test_parts_of_before_there_were_seeds_are_of_the_first(tmp_path: Path) -> None:
+    write_shards([record()], tmp_path, 0)
+    for kind in ("spectra", "divergences"):
+        path = tmp_path / kind / "part-00000.parquet"
+        pq.write_table(pq.read_table(path).drop_columns(["seed"]), path)
+    write_shards([replace(record(), seed=1)], tmp_path, 1)
+    spectra, rows = (read_shards(tmp_path, kind) for kind in ("spectra", "divergences"))
+    assert [one.seed for one in records_of(spectra, rows)] == [0, 1]
+    frame = load_run(tmp_path)
+    assert frame["seed"].dtype == "int64"
+    assert set(frame["seed"]) == {0, 1}
 
 
 def test_a_part_is_never_written_twice(tmp_path: Path) -> None:

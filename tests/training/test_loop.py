@@ -14,7 +14,7 @@ from spectral_mlops.training import make_plan, run, train
 from spectral_mlops.training.fold import FoldRun, even_order
 
 
-def plain_training(plan, number):
+def plain_training(plan, number, *seeds):
     """The same fold trained by hand, with no monitor anywhere."""
     config, fold = plan.config.training, plan.folds[number]
     rows = plan.cohort.rows(fold.train_ids)
@@ -23,7 +23,7 @@ def plain_training(plan, number):
     y = torch.from_numpy(plan.targets[rows])
 
     def seed(epoch):
-        state = np.random.SeedSequence([config.seed, number, epoch + 1])
+        state = np.random.SeedSequence([config.seed, number, epoch + 1, *seeds])
         torch.manual_seed(int(state.generate_state(1)[0]))
 
     seed(-1)
@@ -124,9 +124,8 @@ def test_a_run_logs_what_it_found(small):
     folds = {(r.epoch, r.source, r.fold) for r in tracker.records}
     assert {(e, "train", k) for e in range(3) for k in range(2)} <= folds
     assert {(e, "probe", k) for e in (1, 2) for k in range(2)} <= folds
-    assert set(result.validation.ids) == set(plan.cohort.people.index) - {
-        *plan.probe.ids
-    }
+    (validation,) = result.validation
+    assert set(validation.ids) == set(plan.cohort.people.index) - {*plan.probe.ids}
 
 
 def test_the_final_numbers_are_those_of_the_lowest_validation_loss(small):
@@ -143,7 +142,7 @@ def test_the_final_numbers_are_those_of_the_lowest_validation_loss(small):
     fold.restore_best()
     for name, weight in fold.model.state_dict().items():
         assert torch.equal(weight, result.weights[0][name])
-    assert fold.validate(best).auc == pytest.approx(result.fold_auc[0])
+    assert fold.validate(best).auc == pytest.approx(result.auc[0])
 
 
 def test_the_same_settings_give_the_same_run(small):
@@ -237,7 +236,7 @@ def test_a_run_leaves_its_files(small, tmp_path):
     model.load_state_dict(weights)
     with np.load(tmp_path / "one" / "checkpoints" / "fold-0-scaler.npz") as arrays:
         scaler = FeatureScaler.from_arrays(arrays)
-    said = finished.result.validation
+    (said,) = finished.result.validation
     ids = plan.folds[0].validation_ids
     rows = plan.cohort.rows(ids)
     x = torch.from_numpy(scaler.transform(plan.cohort.features[rows]))
