@@ -212,7 +212,7 @@ class _Comparing:
             return described, "none", why
         groups = sorted({group for pair in pairs for group in pair})
         refusal = people.refusal(grouping, groups) if self._wanted else ""
-        number = 0 if refusal or not self._wanted else self.null.permutations
+        number = 0 if refusal or not self._wanted else people.relabelled.number
         found, reason = self._under(people, pairs, layer, quantity, number)
         if found is None:
             return described, "none", reason
@@ -221,7 +221,7 @@ class _Comparing:
         distinct = people.distinct(groups)
         only_some = f" (only {distinct} different)" if distinct <= number else ""
         null = (
-            f"{number} relabellings ({people.digest}){only_some} of "
+            f"{people.relabelled.text}{only_some} of "
             f"{len(people.labels)} people, "
             f"{len(self.seen.observed)} of {self.seen.batches} watched batches"
         )

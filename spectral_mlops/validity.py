@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from spectral_mlops.errors import InputError
-from spectral_mlops.inference.relabel import digest, draw_relabellings
+from spectral_mlops.inference.relabel import Relabellings, relabel
 from spectral_mlops.spectra.kept import KeptLayer
 
 Strata = Mapping[str, Mapping[str, str]]
@@ -62,24 +62,24 @@ class People:
         labels: The observed label of each person, by id, sorted.
         within: Stratum of each person, in that order.
         strata: Names of the strata.
-        codes: Group of each person under each relabelling, ``[P + 1, n]``.
+        relabelled: The relabellings, in that order.
         fused: Name of a stratum that is the grouping itself, if there is one.
     """
 
     labels: Mapping[str, str]
     within: Sequence[str]
     strata: str
-    codes: NDArray[np.int64]
+    relabelled: Relabellings
     fused: str = ""
     groups: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", sorted(set(self.labels.values())))
 
-    @cached_property
-    def digest(self) -> str:
-        """Short digest of who is relabelled and how; equal ones mean one null."""
-        return digest(list(self.labels), self.codes)[:12]
+    @property
+    def codes(self) -> NDArray[np.int64]:
+        """Group of each person under each relabelling, ``[P + 1, n]``."""
+        return self.relabelled.codes
 
     def columns(self, people: Sequence[str], relabellings: int) -> torch.Tensor:
         """Codes of some people, -1 for those who take no part, ``[·, len(people)]``."""
@@ -153,7 +153,7 @@ def draw_people(
     permutations: int,
     seed: int,
 ) -> People:
-    """Draw the relabellings of some people, sorted by id.
+    """Relabel some people, sorted by id, in every way where there are few.
 
     A stratum of the grouping's own name, and the target where the grouping is the
     target, are left out: labels could not move within them.
@@ -175,9 +175,11 @@ def draw_people(
     within = [
         " × ".join(column[person] for column in columns.values()) for person in ids
     ]
-    codes = draw_relabellings([labels[i] for i in ids], within, permutations, seed)
+    moved = {person: labels[person] for person in ids}
     names = " × ".join(columns) or "none"
-    return People({i: labels[i] for i in ids}, within, names, codes, fused)
+    return People(
+        moved, within, names, relabel(moved, within, permutations, seed), fused
+    )
 
 
 def refuse_gaps(
