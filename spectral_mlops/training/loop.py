@@ -4,6 +4,7 @@ Folds share the probe and its relabellings; their statistics are averaged
 relabelling by relabelling before z is formed.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -21,6 +22,7 @@ from spectral_mlops.inference.comparison import (
 )
 from spectral_mlops.monitor import EpochSpectra
 from spectral_mlops.records import Direction, Divergence, EpochRecord, Influence
+from spectral_mlops.schedule import NullEpochs
 from spectral_mlops.tracking import Tracker
 from spectral_mlops.tracking.metrics import safe_name
 from spectral_mlops.training.controls import Controls
@@ -43,7 +45,8 @@ class RunResult:
     """What a run found.
 
     Attributes:
-        metrics: Final numbers, ``final/…``; NaN where there is no probe.
+        metrics: Final numbers, ``final/…``; NaN where there is no probe. Where a budget
+            decided it, ``cost/null_every``: every so many epochs had a null.
         last_epoch: Records of the last epoch's watched batches, all folds.
         divergences: On the probe at the chosen checkpoints, averaged over folds;
             from the last epoch's training batches where there is no probe.
@@ -110,6 +113,7 @@ def train(
     on_epoch: OnEpoch | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> RunResult:
     """Train every fold, watch it, and log each epoch.
 
@@ -120,6 +124,7 @@ def train(
             it raises ends the run.
         device: Where tensors live.
         progress: Told ``(what, done, total)`` while controls are computed.
+        clock: Seconds; decides how many epochs have a null (`schedule.NullEpochs`).
 
     Returns:
         What was found.
@@ -136,18 +141,24 @@ def train(
     along: dict[int, list[Comparison]] = {}
     for epoch in range(plan.config.training.epochs):
         with_null = epoch in null_epochs
+        began = clock()
         trained = [fold.train_epoch(epoch) for fold in folds]
         said = [fold.validate(epoch) for fold in folds]
         seen = [spectra for spectra, _ in trained]
+        learned = clock()
         training_comparisons = [_compare(plan, x, with_null) for x in seen]
         probed = [fold.probe(epoch) for fold in folds] if with_null else []
         held_out = [x for x in probed if x is not None]
+        together = _on_probe(plan, held_out)[0]
+        if with_null:
+            null_epochs.decide(clock() - learned, learned - began)
         shown = _EpochOfFolds([*enumerate(seen), *enumerate(held_out)])
         if epoch == plan.config.training.epochs - 1:
             last = [r for r in shown.to_records() if r.source == "train"]
         metrics = _epoch_metrics(plan, [loss for _, loss in trained], said)
-        together = _on_probe(plan, held_out)[0]
         metrics |= _headlines(plan, together, "divergence/{}")
+        if epoch == 0:
+            metrics |= _null_cost(null_epochs)
         if held_out:
             along[epoch] = [x for x in together if x.grouping == plan.primary]
         tracker.log(shown, metrics)
@@ -161,6 +172,7 @@ def train(
     rows = to_divergences(average(init_folds))
     return replace(
         found,
+        metrics=found.metrics | _null_cost(null_epochs),
         init=[row for row in rows if row.grouping == plan.primary],
         trajectories=trajectory_table(along),
     )
@@ -275,6 +287,11 @@ def _headlines(plan: Plan, together: list[Comparison], name: str) -> dict[str, f
         name.format(quantity): headline(primary, quantity)
         for quantity in plan.quantities
     }
+
+
+def _null_cost(null_epochs: NullEpochs) -> dict[str, float]:
+    every = null_epochs.every
+    return {} if every is None else {"cost/null_every": float(every)}
 
 
 def _groups(comparisons: list[Comparison]) -> set[str]:
