@@ -98,24 +98,26 @@ class People:
         labels: The observed label of each person, by id, sorted.
         within: Stratum of each person, in that order.
         strata: Names of the strata.
-        relabelled: The relabellings, in that order.
+        codes: Group of each person under each relabelling, ``[P + 1, n]``.
         fused: Name of a stratum that is the grouping itself, if there is one.
+        exact: Whether these are all relabellings that there are, each once.
     """
 
     labels: Mapping[str, str]
     within: Sequence[str]
     strata: str
-    relabelled: Relabellings
+    codes: NDArray[np.int64]
     fused: str = ""
+    exact: bool = False
     groups: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", sorted(set(self.labels.values())))
 
-    @property
-    def codes(self) -> NDArray[np.int64]:
-        """Group of each person under each relabelling, ``[P + 1, n]``."""
-        return self.relabelled.codes
+    @cached_property
+    def relabelled(self) -> Relabellings:
+        """The relabellings, which say what they are."""
+        return Relabellings(tuple(self.labels), self.codes, self.exact)
 
     def columns(self, people: Sequence[str], relabellings: int) -> torch.Tensor:
         """Codes of some people, -1 for those who take no part, ``[·, len(people)]``."""
@@ -223,9 +225,8 @@ def draw_people(
     ]
     moved = {person: labels[person] for person in ids}
     names = " × ".join(columns) or "none"
-    return People(
-        moved, within, names, relabel(moved, within, permutations, seed), fused
-    )
+    found = relabel(moved, within, permutations, seed)
+    return People(moved, within, names, found.codes, fused, found.exact)
 
 
 def refuse_gaps(

@@ -10,7 +10,7 @@ from spectral_mlops.errors import InputError
 from spectral_mlops.records import EpochRecord
 from spectral_mlops.tracking.load import load_run
 from spectral_mlops.tracking.shards import read_shards, records_of, write_shards
-from tests.tracking.factory import record, same, spectrum
+from tests.tracking.factory import divergence, record, same, spectrum
 
 
 def test_values_come_back_bit_for_bit(tmp_path: Path) -> None:
@@ -51,6 +51,16 @@ def test_another_schema_version_is_refused(tmp_path: Path) -> None:
     pq.write_table(table.replace_schema_metadata(newer), path)
     with pytest.raises(InputError, match="schema version 99"):
         read_shards(tmp_path, "spectra")
+
+
+def test_a_frame_says_which_epochs_have_a_null(tmp_path: Path) -> None:
+    known = replace(divergence(), null="exact, all 70 relabellings (x) of 8 people")
+    rows = {0: [divergence(), known], 1: [replace(known, null="none")], 4: [known]}
+    for part, epoch in enumerate(rows):
+        one = EpochRecord(epoch, "train", (spectrum(),), tuple(rows[epoch]))
+        write_shards([one], tmp_path, part)
+    for kind in ("spectra", "divergences"):
+        assert load_run(tmp_path, kind=kind).attrs["null_epochs"] == [0, 4]
 
 
 def test_a_broken_part_is_named(tmp_path: Path) -> None:
