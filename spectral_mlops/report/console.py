@@ -52,10 +52,10 @@ def show_run(
         )
     if "cost/null_every" in metrics:
         every = int(metrics["cost/null_every"])
-        text = f"every {every} epochs, in the first and in the last"
+        text = f"every {every} epochs, and in the first and the last"
         console.print(
-            f"Relabelled {text if every > 1 else 'in every epoch'}, as "
-            "comparison.null_budget allows (cost/null_every)",
+            f"Labels permuted {text if every > 1 else 'in every epoch'}, as "
+            "comparison.null_budget allows",
             highlight=False,
         )
     gap = metrics["final/additivity"]

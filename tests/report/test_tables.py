@@ -147,10 +147,10 @@ def test_the_table_fits_a_terminal_and_says_what_is_missing():
     )
     without = {k: v for k, v in METRICS.items() if "probe" not in k and "div" not in k}
     assert "probe" not in shown(show_run, layers, groups, without)
-    assert "Relabelled" not in text
-    for every, words in ((1, "in every epoch"), (7, "every 7 epochs, in the first")):
+    assert "permuted in" not in text
+    for every, words in ((1, "in every epoch"), (7, "every 7 epochs, and in the")):
         said = shown(show_run, layers, groups, METRICS | {"cost/null_every": every})
-        assert f"Relabelled {words}" in said
+        assert f"Labels permuted {words}" in said
 
 
 def test_trials_are_one_line_each():
