@@ -18,9 +18,10 @@ from spectral_mlops.records import POOLED, Quantity, Spectrum
 from spectral_mlops.spectra.null import Relabelled
 from spectral_mlops.spectra.statistics import OfSpectra, find_statistic
 from spectral_mlops.validity import (
+    BY_ROWS,
+    Null,
     Observed,
     People,
-    Strata,
     batch_strata,
     draw_people,
     labels_of_people,
@@ -49,30 +50,6 @@ class Subject:
     source: str
     batches: int
     refused: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class Null:
-    """How labels are moved, and what is computed of them.
-
-    Attributes:
-        permutations: Relabellings beside the observed labels; 0 for none.
-        strata: ``{name: {subject: stratum}}``.
-        by_target: Whether labels also stay within the target's classes, where the
-            grouping is not the target.
-        seed: Of the relabellings.
-        statistic: Name in `STATISTICS`.
-        everyone: Move everyone's labels together, not the pair's alone.
-        omnibus: Of all groups at once instead of pairs; moves everyone.
-    """
-
-    permutations: int
-    strata: Strata
-    by_target: bool
-    seed: int
-    statistic: str
-    everyone: bool = False
-    omnibus: bool = False
 
 
 def compare(seen: Subject, null: Null) -> list[Comparison]:
@@ -120,9 +97,13 @@ class _Comparing:
     ) -> Iterator[Comparison]:
         """Yield the rows of one grouping."""
         labels = labels_of_people(self.seen.observed, grouping)
-        valid, testable = validity(
-            self.seen.source, self.seen.observed, labels, self.target
-        )
+        valid, testable = {}, {}
+        for quantity in dict.fromkeys(s.quantity for s in self.seen.spectra):
+            words, testable[quantity] = validity(
+                self.seen.source, self.seen.observed, labels, self.target, quantity
+            )
+            by_rows = self.null.weighting == "rows"
+            valid[quantity] = words + (BY_ROWS if by_rows else "")
         pairs = list(combinations(sorted(sizes), 2))
         rows: list[Pairs] = [[pair] for pair in pairs]
         if self.null.omnibus:
@@ -155,9 +136,9 @@ class _Comparing:
                     source=self.seen.source,
                     null=null,
                     strata=people.strata if people and self._wanted else "none",
-                    valid_for=valid,
-                    testable=testable,
-                    reason=reason or ("" if testable else valid),
+                    valid_for=valid[quantity],
+                    testable=testable[quantity],
+                    reason=reason or ("" if testable[quantity] else valid[quantity]),
                 )
 
     @property
@@ -212,7 +193,7 @@ class _Comparing:
             return described, "none", why
         groups = sorted({group for pair in pairs for group in pair})
         refusal = people.refusal(grouping, groups) if self._wanted else ""
-        number = 0 if refusal or not self._wanted else self.null.permutations
+        number = 0 if refusal or not self._wanted else people.relabelled.number
         found, reason = self._under(people, pairs, layer, quantity, number)
         if found is None:
             return described, "none", reason
@@ -221,7 +202,7 @@ class _Comparing:
         distinct = people.distinct(groups)
         only_some = f" (only {distinct} different)" if distinct <= number else ""
         null = (
-            f"{number} relabellings ({people.digest}){only_some} of "
+            f"{people.relabelled.text}{only_some} of "
             f"{len(people.labels)} people, "
             f"{len(self.seen.observed)} of {self.seen.batches} watched batches"
         )
@@ -250,7 +231,7 @@ class _Comparing:
         found = []
         for i, seen in enumerate(self.seen.observed):
             kept = seen.layers.get(layer)
-            part = kept.kept.get(quantity) if kept else None
+            part = kept.weighted(quantity, self.null.weighting) if kept else None
             if part is None:
                 why = kept.reasons.get(quantity) if kept else None
                 return None, why or "nothing was kept of this layer for a null"

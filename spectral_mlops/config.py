@@ -90,7 +90,19 @@ class ComparisonConfig(Settings):
     seed: int = Field(0, ge=0, description="of the relabellings")
     probe_fraction: float = Field(0.25, gt=0, lt=1, description="held-out people")
     probe_seed: int = Field(0, ge=0, description="of who is held out")
-    null_epochs: int = Field(5, ge=1, description="evenly spaced, with a null")
+    null_budget: float = Field(
+        0.05,
+        ge=0,
+        description="share of the epochs' time that relabelling may take (a quarter of "
+        "a second per epoch at least); every k-th epoch has a null, and the first and "
+        "the last",
+    )
+    null_epochs: int | None = Field(
+        None,
+        ge=1,
+        description="so many epochs have a null, evenly spaced, whatever it costs; "
+        "takes the place of null_budget",
+    )
     effect_people: int | None = Field(
         None,
         ge=2,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from spectral_mlops.common_size import Subsampled, at_common_size, subsampled
-from spectral_mlops.compare import Null, Subject, compare
+from spectral_mlops.compare import Subject, compare
 from spectral_mlops.errors import CaptureError, InputError
 from spectral_mlops.hooks.context import capture
 from spectral_mlops.hooks.coverage import CoverageRow
@@ -50,13 +50,14 @@ from spectral_mlops.schedule import Decided, EveryNth, Schedule, TimeBudget
 from spectral_mlops.spectra.reduced import Reduced
 from spectral_mlops.spectra.solver import Solver
 from spectral_mlops.subjects import adjusted, subject_scalars
-from spectral_mlops.validity import Observed
+from spectral_mlops.validity import Null, Observed
 
 WAITING_BYTES = 32 * 2**20
 """Rows of one batch above which they are reduced at once, not beside training."""
 
 AGGREGATES = ("batch", "window")
 DISTRIBUTED = ("auto", "off")
+NULLS = ("auto", "reformed", "none")
 NO_NULL = "the null of a distributed run is formed on the probe only"
 
 Strata = Mapping[str, Mapping[str, str]]
@@ -103,6 +104,8 @@ class EpochSpectra:
         seed: int = 0,
         divergence: str = "js",
         relabel: Literal["pair", "everyone"] = "pair",
+        null: str = "auto",
+        weighting: str = "subjects",
     ) -> list[Comparison]:
         """The statistics behind `divergences`, under every relabelling.
 
@@ -117,13 +120,16 @@ class EpochSpectra:
             divergence: Name of a divergence or of another statistic
                 (`spectra.statistics.STATISTICS`).
             relabel: Whose labels move: the pair's people, or everyone's.
+            null: See `divergences`.
+            weighting: See `divergences`.
 
         Raises:
             CaptureError: If a null is asked for after `release`.
+            InputError: If a name is unknown, or nothing was re-formed.
         """
-        null = self._null(permutations, strata, seed, divergence)
-        null = replace(null, everyone=relabel == "everyone")
-        self._compared = compare(self._subject, null)
+        how = self._null(permutations, strata, seed, divergence, null, weighting)
+        how = replace(how, everyone=relabel == "everyone")
+        self._compared = self._compare(how)
         return self._compared
 
     def omnibus(
@@ -132,6 +138,7 @@ class EpochSpectra:
         strata: str | Strata | None = "auto",
         seed: int = 0,
         divergence: str = "js",
+        weighting: str = "subjects",
     ) -> pd.DataFrame:
         """Whether any groups differ: the mean over pairs, everyone's labels moved.
 
@@ -140,14 +147,15 @@ class EpochSpectra:
             strata: See `comparisons`.
             seed: See `comparisons`.
             divergence: See `comparisons`.
+            weighting: See `divergences`.
 
         Returns:
             The columns of `divergences`, one row per layer, quantity and grouping of
             three groups or more, with both groups ``*``; ``n_a`` and ``subjects_a``
             are those of the smallest group, ``n_b`` and ``subjects_b`` of the largest.
         """
-        null = self._null(permutations, strata, seed, divergence)
-        found = compare(self._subject, replace(null, omnibus=True))
+        null = self._null(permutations, strata, seed, divergence, weighting=weighting)
+        found = self._compare(replace(null, omnibus=True))
         columns = as_columns(to_divergences(found))
         return pd.DataFrame(columns, columns=[x.name for x in fields(Divergence)])
 
@@ -253,16 +261,31 @@ class EpochSpectra:
             self.spectra, self._observed, self.source, self.batches, self._refused
         )
 
+    def _compare(self, null: Null) -> list[Comparison]:
+        """Compare, with adjoints re-formed where they were."""
+        found = compare(self._subject, null)
+        if self.reformed is None or not self._observed:
+            return found
+        return self.reformed.in_place_of(found, self._observed[0].groupings, null)
+
     def _null(
         self,
         permutations: int,
         strata: str | Strata | None,
         seed: int,
         statistic: str,
+        null: str = "auto",
+        weighting: str = "subjects",
     ) -> Null:
         """Read how groups are to be compared."""
+        if null not in NULLS:
+            names = ", ".join(map(repr, NULLS))
+            raise InputError(f"null='{null}': choose one of {names}.")
+        permutations = 0 if null == "none" else permutations
         if permutations:
             self._refuse_released()
+        if permutations and null == "reformed":
+            self._refuse_not_reformed()
         chosen = self._strata if strata == "auto" else strata
         if isinstance(chosen, str):
             raise InputError(
@@ -270,7 +293,27 @@ class EpochSpectra:
                 "{name: {subject: stratum}}."
             )
         by_target = strata == "auto"
-        return Null(permutations, chosen or {}, by_target, seed, statistic)
+        return Null(
+            permutations,
+            chosen or {},
+            by_target,
+            seed,
+            statistic,
+            weighting=weighting,
+        )
+
+    def _refuse_not_reformed(self) -> None:
+        if self.reformed is None:
+            raise InputError(
+                "null='reformed' is of a probe passed with adjoint='reformed' and a "
+                "loss_function, which this result is not: choose null='auto'."
+            )
+        groupings = self._observed[0].groupings if self._observed else {}
+        if not any(map(self.reformed.class_of, groupings.values())):
+            raise InputError(
+                "null='reformed' moves the target's labels, and no grouping is the "
+                f"target (there is {', '.join(groupings)}): choose null='auto'."
+            )
 
     def _refuse_released(self) -> None:
         if self._released:
@@ -286,29 +329,35 @@ class EpochSpectra:
         null: str = "auto",
         seed: int = 0,
         divergence: str = "js",
+        weighting: str = "subjects",
     ) -> pd.DataFrame:
         """How far groups are apart at each layer, with what a p may mean.
 
         With a null, ``value`` is the mean over the batches that the null is about
-        (all of the probe; ``null_batches`` of a training epoch), each person of
-        the same weight; without one, over all watched batches.
+        (all of the probe; ``null_batches`` of a training epoch), people weighted by
+        ``weighting``; without one, over all watched batches, whose recorded spectra
+        are of the rows as they are.
 
         Args:
             permutations: See `comparisons`.
             strata: See `comparisons`.
-            null: ``"auto"`` (relabelled subjects where factors were kept) or
+            null: ``"auto"``: subjects are relabelled where factors were kept, and where
+                they were passed with ``adjoint="reformed"`` and the grouping is the
+                target, gradients and adjoints are those of the moved labels;
+                ``"reformed"``: the same, and an error where nothing was re-formed;
                 ``"none"``.
             seed: See `comparisons`.
             divergence: See `comparisons`.
+            weighting: ``"subjects"``: each person weighs the same, a row 1/(rows of its
+                person at that layer); ``"rows"``: each row, as ``valid_for`` then says.
 
         Returns:
             One row per layer, quantity and pair of groups, with the columns of
             `records.Divergence`.
         """
-        if null not in ("auto", "none"):
-            raise InputError(f"null='{null}': choose 'auto' or 'none'.")
-        number = permutations if null == "auto" else 0
-        found = self.comparisons(number, strata, seed, divergence)
+        found = self.comparisons(
+            permutations, strata, seed, divergence, null=null, weighting=weighting
+        )
         return pd.DataFrame(as_columns(to_divergences(found)))
 
     def detectable(
@@ -317,6 +366,7 @@ class EpochSpectra:
         strata: str | Strata | None = "auto",
         seed: int = 0,
         divergence: str = "js",
+        weighting: str = "subjects",
     ) -> pd.DataFrame:
         """What each comparison could have shown: to stand beside a large p.
 
@@ -325,6 +375,7 @@ class EpochSpectra:
             strata: See `comparisons`.
             seed: See `comparisons`.
             divergence: See `comparisons`.
+            weighting: See `divergences`.
 
         Returns:
             One row per layer, quantity and pair of groups: ``value`` as observed,
@@ -333,8 +384,8 @@ class EpochSpectra:
             ``reason`` where there is none (`effects.smallest_detectable`).
         """
         rows = []
-        null = self._null(permutations, strata, seed, divergence)
-        for item in compare(self._subject, null):  # what is recorded stays
+        null = self._null(permutations, strata, seed, divergence, weighting=weighting)
+        for item in self._compare(null):  # what is recorded stays
             found = smallest_detectable(item.values)
             tested = item.testable and item.has_null
             rows.append(
@@ -706,7 +757,7 @@ class SpectralMonitor:
                 are the target; ``"loss"``: adjoints of the loss; ``"reformed"``:
                 the same, and beside them the loss taken at each class for
                 everybody, for the null of a grouping that is the target
-                (``result.reformed``, `reformed.Reformed`).
+                (``result.divergences()``, `reformed.Reformed`).
 
         Returns:
             The same as `collect`, with ``source="probe"``.

@@ -8,8 +8,8 @@ pass of their permuted class, just as if the loss had been computed anew.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import combinations
+from dataclasses import dataclass, field, replace
+from itertools import combinations, product
 
 import numpy as np
 import torch
@@ -20,15 +20,30 @@ from torch.linalg import matrix_rank
 from spectral_mlops.errors import InputError
 from spectral_mlops.hooks.measured import LayerRows
 from spectral_mlops.hooks.rows import Rows
-from spectral_mlops.inference.comparison import Comparison
-from spectral_mlops.inference.relabel import digest, draw_relabellings
+from spectral_mlops.inference.comparison import EVERY_GROUP, Comparison
 from spectral_mlops.records import DEGENERATE, Quantity
 from spectral_mlops.spectra.kept import GradientRows, KeptRows, compress
 from spectral_mlops.spectra.null import MAX_ROWS
-from spectral_mlops.spectra.statistics import function_of_spectra
+from spectral_mlops.spectra.statistics import (
+    OfSpectra,
+    find_statistic,
+    function_of_spectra,
+)
+from spectral_mlops.validity import (
+    BY_ROWS,
+    Null,
+    People,
+    draw_people,
+    same_partition,
+    uneven_rows,
+)
 
 QUANTITIES: tuple[Quantity, ...] = ("gradient", "adjoint")
 """What depends on labels; activations do not, and need nothing re-formed."""
+GROUPING = "target"
+"""Where no grouping has a name for the classes."""
+DEGENERATE_ROWS = "degenerate: rank 1, a spectrum has no shape to compare"
+VALID = "held-out people; adjoints re-formed"
 TOLERANCE = 1e-4
 """Relative gap above which the loss is not a plain mean or sum over people."""
 
@@ -96,19 +111,20 @@ class Reformed:
         pair: tuple[str, str],
         codes: NDArray[np.int64],
         divergence: str = "js",
+        weighting: str = "subjects",
     ) -> NDArray[np.float64]:
         """Divergence of two classes' spectra under every relabelling.
-
-        Each person weighs the same, whatever their number of rows.
 
         Args:
             layer: Name of a layer in ``layers``.
             quantity: ``gradient`` or ``adjoint``.
             pair: Two classes.
             codes: Class of each of `people` under each relabelling, as an index into
-                the sorted classes, shape ``[P + 1, n]``
-                (`inference.relabel.draw_relabellings`).
+                the sorted classes, -1 for who takes no part, shape ``[P + 1, n]``
+                (`inference.relabel.relabel`).
             divergence: Name of the divergence.
+            weighting: ``subjects``: each person weighs the same, whatever their number
+                of rows; ``rows``: each row.
 
         Returns:
             Shape ``[P + 1]``; NaN where a class has an all-zero spectrum.
@@ -130,6 +146,8 @@ class Reformed:
         rows = self.layers[layer]
         owner = owner[rows.sample]
         weight = torch.bincount(owner)[owner].to(torch.float64).rsqrt().unsqueeze(1)
+        if weighting == "rows":
+            weight = torch.ones_like(weight)
         classes = sorted(set(self.targets))
         spectra = []
         for label in pair:
@@ -149,6 +167,9 @@ class Reformed:
     ) -> list[Comparison]:
         """Every pair of classes under relabellings of the people, within strata.
 
+        `monitor.EpochSpectra.divergences` has them in its frame, under the names of
+        the groups; here groups are classes, whether or not a grouping tells them apart.
+
         Args:
             permutations: Relabellings beside the observed labels.
             seed: Of the relabellings.
@@ -158,42 +179,152 @@ class Reformed:
             One comparison per layer, quantity and pair, as
             `inference.comparison.to_divergences` takes them; groups are classes.
         """
-        labels = self.people
-        within = [" × ".join(c[i] for c in self.strata.values()) for i in labels]
-        codes = draw_relabellings(list(labels.values()), within, permutations, seed)
-        null = (
-            f"{permutations} relabellings ({digest(list(labels), codes)[:12]}) of "
-            f"{len(labels)} people, adjoints re-formed"
-        )
-        samples, people = Counter(self.targets), Counter(labels.values())
+        classes = self.people
+        people = draw_people(classes, GROUPING, None, self.strata, permutations, seed)
+        samples, number = Counter(self.targets), Counter(classes.values())
+        null = Null(permutations, self.strata, False, seed, divergence)
         found = []
-        for a, b in combinations(sorted(people), 2):
-            for layer, rows in self.layers.items():
-                for quantity in QUANTITIES:
-                    values = self.values(layer, quantity, (a, b), codes, divergence)
-                    shapeless = rows.degenerate(quantity)
-                    found.append(
-                        Comparison(
-                            layer=layer,
-                            quantity=quantity,
-                            grouping="target",
-                            group_a=a,
-                            group_b=b,
-                            divergence=divergence,
-                            values=np.full(1, np.nan) if shapeless else values,
-                            n_a=samples[a],
-                            n_b=samples[b],
-                            subjects_a=people[a],
-                            subjects_b=people[b],
-                            source="probe",
-                            null="none" if shapeless else null,
-                            strata=" × ".join(self.strata) or "none",
-                            valid_for="held-out people; adjoints re-formed",
-                            testable=not shapeless,
-                            reason="degenerate: rank 1" if shapeless else "",
-                        )
-                    )
+        for a, b in combinations(sorted(number), 2):
+            for layer, quantity in product(self.layers, QUANTITIES):
+                blank = Comparison(
+                    layer=layer,
+                    quantity=quantity,
+                    grouping=GROUPING,
+                    group_a=a,
+                    group_b=b,
+                    divergence=divergence,
+                    values=np.full(1, np.nan),
+                    n_a=samples[a],
+                    n_b=samples[b],
+                    subjects_a=number[a],
+                    subjects_b=number[b],
+                    source="probe",
+                    null="none",
+                    strata="none",
+                    valid_for=VALID,
+                    testable=True,
+                    reason="",
+                )
+                same = {c: c for c in number}
+                found.append(self._tested(blank, people, same, [(a, b)], null))
         return found
+
+    def in_place_of(
+        self,
+        compared: Sequence[Comparison],
+        groupings: Mapping[str, Sequence[str]],
+        null: Null,
+    ) -> list[Comparison]:
+        """Put re-formed values where loss adjoints cannot be relabelled.
+
+        That is at gradients and adjoints, for groupings that are the target. All other
+        rows are left as they are: activations know no labels, and adjoints stay with
+        the target where a grouping is another.
+
+        Args:
+            compared: What relabelling alone gives.
+            groupings: Label of each sample, per grouping.
+            null: How groups are compared.
+
+        Returns:
+            As many rows, in the same order.
+        """
+        if not null.permutations:
+            return list(compared)
+        classes = {name: self.class_of(labels) for name, labels in groupings.items()}
+        drawn: dict[tuple[str, ...], People] = {}
+        found = []
+        for row in compared:
+            of = classes.get(row.grouping)
+            if of is None or row.quantity not in QUANTITIES:
+                found.append(row)
+                continue
+            one_pair = row.group_a != EVERY_GROUP
+            groups = (row.group_a, row.group_b) if one_pair else tuple(sorted(of))
+            moved = tuple(sorted(of)) if null.everyone else groups
+            if moved not in drawn:
+                group_of = {c: group for group, c in of.items()}
+                labels = {who: group_of[c] for who, c in self.people.items()}
+                drawn[moved] = draw_people(
+                    {who: label for who, label in labels.items() if label in moved},
+                    row.grouping,
+                    None,
+                    null.strata,
+                    null.permutations,
+                    null.seed,
+                )
+            pairs = list(combinations(groups, 2))
+            found.append(self._tested(row, drawn[moved], of, pairs, null))
+        return found
+
+    def class_of(self, labels: Sequence[str]) -> dict[str, str] | None:
+        """The class of each group, or ``None`` if the groups are not the classes.
+
+        Args:
+            labels: Label of each sample, length ``N``.
+        """
+        person = dict(zip(self.subjects, labels, strict=True))
+        if not same_partition(person, self.people):
+            return None
+        return {person[who]: found for who, found in self.people.items()}
+
+    def _tested(
+        self,
+        row: Comparison,
+        people: People,
+        class_of: Mapping[str, str],
+        pairs: Sequence[tuple[str, str]],
+        null: Null,
+    ) -> Comparison:
+        """Return a row with the mean over pairs of groups under every relabelling."""
+        if reason := self._lacks(row, null):
+            values = np.full(1, np.nan) if reason == DEGENERATE_ROWS else row.values[:1]
+            return replace(
+                row, values=values, null="none", testable=False, reason=reason
+            )
+        classes = sorted(set(self.targets))
+        codes = people.columns(list(self.people), people.relabelled.number).numpy()
+        to_class = np.array([classes.index(class_of[g]) for g in people.groups] + [-1])
+        values = np.mean(
+            [
+                self.values(
+                    row.layer,
+                    row.quantity,
+                    (class_of[a], class_of[b]),
+                    to_class[codes],  # -1, of who takes no part, stays -1
+                    null.statistic,
+                    null.weighting,
+                )
+                for a, b in pairs
+            ],
+            axis=0,
+        )
+        names = {group for pair in pairs for group in pair}
+        # A group's adjoints are its class's: exchanged groups give another value.
+        refusal = people.refusal(row.grouping, sorted(names), symmetric=False)
+        moved = len(people.labels)
+        text = f"{people.relabelled.text} of {moved} people, adjoints re-formed"
+        words = VALID + uneven_rows(self.subjects, people.labels)
+        return replace(
+            row,
+            values=values[:1] if refusal else values,
+            null="none" if refusal else text,
+            strata=people.strata,
+            valid_for=words + (BY_ROWS if null.weighting == "rows" else ""),
+            testable=True,
+            reason=refusal,
+        )
+
+    def _lacks(self, row: Comparison, null: Null) -> str:
+        """Say why a row has no re-formed values, if so."""
+        if row.layer not in self.layers:
+            why = self.reasons.get(row.layer, "only layers whose rows pair up are")
+            return row.reason if np.isnan(row.values[0]) else f"not re-formed: {why}"
+        if not isinstance(find_statistic(null.statistic), OfSpectra):
+            return row.reason or f"{null.statistic} is not of spectra"
+        if self.layers[row.layer].degenerate(row.quantity):
+            return DEGENERATE_ROWS
+        return ""
 
 
 def reform(

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from spectral_mlops.errors import InputError
-from spectral_mlops.inference.relabel import digest, draw_relabellings
+from spectral_mlops.inference.relabel import Relabellings, relabel
+from spectral_mlops.records import Quantity
 from spectral_mlops.spectra.kept import KeptLayer
 
 Strata = Mapping[str, Mapping[str, str]]
@@ -25,6 +26,8 @@ UNEVEN = 1.05
 """Ratio of the groups' mean numbers of samples per person above which it is said."""
 MANY = 10**9
 """Where counting relabellings ends."""
+WEIGHTINGS = ("subjects", "rows")
+BY_ROWS = "; each row weighs the same"
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +58,39 @@ class Observed:
 
 
 @dataclass(frozen=True, eq=False)
+class Null:
+    """How labels are moved, and what is computed of them.
+
+    Attributes:
+        permutations: Relabellings beside the observed labels; 0 for none.
+        strata: ``{name: {subject: stratum}}``.
+        by_target: Whether labels also stay within the target's classes, where the
+            grouping is not the target.
+        seed: Of the relabellings.
+        statistic: Name in `STATISTICS`.
+        everyone: Move everyone's labels together, not the pair's alone.
+        omnibus: Of all groups at once instead of pairs; moves everyone.
+        weighting: Whether all ``subjects`` weigh the same, or all ``rows``.
+    """
+
+    permutations: int
+    strata: Strata
+    by_target: bool
+    seed: int
+    statistic: str
+    everyone: bool = False
+    omnibus: bool = False
+    weighting: str = "subjects"
+
+    def __post_init__(self) -> None:
+        if self.weighting not in WEIGHTINGS:
+            raise InputError(
+                f"weighting='{self.weighting}': choose "
+                f"{' or '.join(map(repr, WEIGHTINGS))}."
+            )
+
+
+@dataclass(frozen=True, eq=False)
 class People:
     """The people a relabelling moves.
 
@@ -64,6 +100,7 @@ class People:
         strata: Names of the strata.
         codes: Group of each person under each relabelling, ``[P + 1, n]``.
         fused: Name of a stratum that is the grouping itself, if there is one.
+        exact: Whether these are all relabellings that there are, each once.
     """
 
     labels: Mapping[str, str]
@@ -71,15 +108,16 @@ class People:
     strata: str
     codes: NDArray[np.int64]
     fused: str = ""
+    exact: bool = False
     groups: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", sorted(set(self.labels.values())))
 
     @cached_property
-    def digest(self) -> str:
-        """Short digest of who is relabelled and how; equal ones mean one null."""
-        return digest(list(self.labels), self.codes)[:12]
+    def relabelled(self) -> Relabellings:
+        """The relabellings, which say what they are."""
+        return Relabellings(tuple(self.labels), self.codes, self.exact)
 
     def columns(self, people: Sequence[str], relabellings: int) -> torch.Tensor:
         """Codes of some people, -1 for those who take no part, ``[·, len(people)]``."""
@@ -88,22 +126,22 @@ class People:
         at = [place.get(person, -1) for person in people]
         return torch.from_numpy(codes[: relabellings + 1, at])
 
-    def distinct(self, groups: Sequence[str]) -> int:
+    def distinct(self, groups: Sequence[str], symmetric: bool = True) -> int:
         """Number of different values of a statistic of some groups, at most `MANY`.
 
-        Other groups' labels are all one to it, and groups that have the same number
-        of people in every stratum may be exchanged as a whole: it is symmetric.
+        Other groups' labels are all one to it. Where it is symmetric, groups that have
+        the same number of people in every stratum may be exchanged as a whole.
         """
-        key = tuple(groups)
+        key = (symmetric, tuple(groups))
         if key not in self._counted:
-            self._counted[key] = self._count(groups)
+            self._counted[key] = self._count(groups, symmetric)
         return self._counted[key]
 
     @cached_property
-    def _counted(self) -> dict[tuple[str, ...], int]:
+    def _counted(self) -> dict[tuple[bool, tuple[str, ...]], int]:
         return {}
 
-    def _count(self, groups: Sequence[str]) -> int:
+    def _count(self, groups: Sequence[str], symmetric: bool) -> int:
         strata: dict[str, Counter[str]] = defaultdict(Counter)
         for label, stratum in zip(self.labels.values(), self.within, strict=True):
             strata[stratum][label if label in groups else ""] += 1
@@ -115,13 +153,23 @@ class People:
                 left -= n
             if ways > MANY:
                 return MANY
+        if not symmetric:
+            return ways
         shares = Counter(tuple(c[g] for c in strata.values()) for g in groups)
         for alike in shares.values():
             ways //= factorial(alike)
         return max(ways, 1)
 
-    def refusal(self, grouping: str, groups: Sequence[str]) -> str:
-        """Why no p may be formed for some groups, if so, in one sentence."""
+    def refusal(
+        self, grouping: str, groups: Sequence[str], symmetric: bool = True
+    ) -> str:
+        """Why no p may be formed for some groups, if so, in one sentence.
+
+        Args:
+            grouping: Name of the labels.
+            groups: Those compared.
+            symmetric: See `distinct`.
+        """
         count = Counter(self.labels.values())
         few = [group for group in groups if count[group] < 2]
         if few:
@@ -134,7 +182,7 @@ class People:
                 f"grouping '{grouping}' and stratum '{self.fused}' tell the same "
                 "people apart: labels that stay within it cannot move"
             )
-        distinct = self.distinct(groups)
+        distinct = self.distinct(groups, symmetric)
         if distinct == 1:
             return f"no relabelling within the strata ({self.strata}) changes groups"
         if distinct < FEWEST:
@@ -153,7 +201,7 @@ def draw_people(
     permutations: int,
     seed: int,
 ) -> People:
-    """Draw the relabellings of some people, sorted by id.
+    """Relabel some people, sorted by id, in every way where there are few.
 
     A stratum of the grouping's own name, and the target where the grouping is the
     target, are left out: labels could not move within them.
@@ -175,9 +223,10 @@ def draw_people(
     within = [
         " × ".join(column[person] for column in columns.values()) for person in ids
     ]
-    codes = draw_relabellings([labels[i] for i in ids], within, permutations, seed)
+    moved = {person: labels[person] for person in ids}
     names = " × ".join(columns) or "none"
-    return People({i: labels[i] for i in ids}, within, names, codes, fused)
+    found = relabel(moved, within, permutations, seed)
+    return People(moved, within, names, found.codes, fused, found.exact)
 
 
 def refuse_gaps(
@@ -247,19 +296,27 @@ def validity(
     observed: Sequence[Observed],
     labels: Mapping[str, str],
     target: Mapping[str, str] | None,
+    quantity: Quantity = "gradient",
 ) -> tuple[str, bool]:
     """Say what a p-value may mean here, and whether one may be formed."""
-    words, testable = _validity(source, observed, labels, target)
-    return words + (_uneven_rows(observed, labels) if testable else ""), testable
+    words, testable = _validity(source, observed, labels, target, quantity)
+    if testable:
+        subjects = [person for seen in observed for person in seen.subjects]
+        words += uneven_rows(subjects, labels)
+    return words, testable
 
 
-def _uneven_rows(observed: Sequence[Observed], labels: Mapping[str, str]) -> str:
+def uneven_rows(subjects: Sequence[str], labels: Mapping[str, str]) -> str:
     """Say that people have unequal numbers of samples, where groups differ in that.
 
     Spectra depend on the number of rows: without strata of it (scan length), such a
     group is relabelled too freely (`experiments/calibration`).
+
+    Args:
+        subjects: The person behind each sample.
+        labels: Of each person.
     """
-    counts = Counter(person for seen in observed for person in seen.subjects)
+    counts = Counter(subjects)
     by_group: dict[str, Counter[int]] = defaultdict(Counter)
     for person, label in labels.items():
         by_group[label][counts[person]] += 1
@@ -280,10 +337,13 @@ def _validity(
     observed: Sequence[Observed],
     labels: Mapping[str, str],
     target: Mapping[str, str] | None,
+    quantity: Quantity,
 ) -> tuple[str, bool]:
     if source == "probe" and all(seen.label_free for seen in observed):
         return "held-out people; adjoints of a label-free output", True
     is_target = bool(labels) and target is not None and same_partition(labels, target)
+    if is_target and source == "probe" and quantity == "activation":
+        return "held-out people; activations know no labels", True
     if is_target and source == "probe":
         return (
             "descriptive: the grouping is the target and the loss's adjoints know it",

@@ -1,5 +1,7 @@
 """Comparisons through the monitor: omnibus, refusals, invariances."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
@@ -169,6 +171,39 @@ def test_few_relabellings_are_said():
     said = table[table["null"] != "none"]["null"]
     assert said.str.contains("(only 35 different)", regex=False).all()
     assert len(said)
+
+
+@pytest.mark.parametrize(("first", "total"), [(3, 8), (4, 8)])
+def test_few_relabellings_are_all_taken_once_and_p_is_exact(first, total):
+    """Every choice of the first group by itertools, with a full SVD each."""
+    x = inputs(total)
+    labels = ["a"] * first + ["b"] * (total - first)
+    table = rows_of(probed(labels, x).divergences(199, strata=None))
+    values = []
+    for chosen in combinations(range(total), first):
+        rest = [i for i in range(total) if i not in chosen]
+        some, others = (
+            reference_singular_values(x.numpy()[[*m]]) for m in (chosen, rest)
+        )
+        values.append(reference_js(some, others))
+    row = table.loc[("0", "activation")]
+    assert row["value"] == pytest.approx(values[0], rel=1e-6)
+    assert row["p"] == np.mean(np.array(values) >= values[0] * (1 - 1e-9))
+    assert row["null_mean"] == pytest.approx(np.mean(values[1:]), rel=1e-6)
+    assert row["null"].startswith(f"exact, all {len(values)} relabellings (")
+    assert table[table["null"] != "none"]["null"].nunique() == 1
+    again = rows_of(probed(labels, x).divergences(len(values) - 1, strata=None, seed=9))
+    assert again.equals(table)
+    drawn = rows_of(probed(labels, x).divergences(len(values) - 2, strata=None))
+    assert drawn.loc[("0", "activation"), "null"].startswith(f"{len(values) - 2} rel")
+
+
+def test_an_exact_omnibus_moves_everyone_in_every_way():
+    table = probed(list("aabbbcc"), inputs(7)).omnibus(209, strata=None)
+    said = table[table["p"].notna()]["null"].unique()
+    assert len(said) == 1
+    assert said[0].startswith("exact, all 210 relabellings (")
+    assert "(only 105 different)" in said[0]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -572,13 +572,22 @@ def test_without_targets_the_assumption_is_said():
     assert (table["strata"] == "none").all()
 
 
-def test_the_loss_adjoint_of_the_target_on_the_probe_has_no_p():
+def test_what_knows_the_loss_of_the_target_on_the_probe_has_no_p():
     x, y, sex, who = people()
     batch = (x, y, {"dx": y, "sex": sex}, who)
     result = SpectralMonitor(network()).probe([batch], cross_entropy, adjoint="loss")
-    table = result.divergences(39).set_index("grouping")
-    assert table.loc["dx", "p"].isna().all()
-    assert table.loc["sex", "p"].notna().any()
+    table = result.divergences(39).set_index(["grouping", "quantity"]).sort_index()
+    for quantity in ("gradient", "adjoint"):
+        assert table.loc[("dx", quantity), "p"].isna().all()
+        assert table.loc[("sex", quantity), "p"].notna().any()
+    activations = table.loc[("dx", "activation")]
+    assert activations["p"].notna().all()
+    assert set(activations["valid_for"]) == {
+        "held-out people; activations know no labels"
+    }
+    margins = SpectralMonitor(network()).probe([batch]).divergences(39)
+    margins = margins.set_index(["grouping", "quantity"]).loc[("dx", "activation")]
+    assert margins["p"].tolist() == activations["p"].tolist()
     assert {s.loss_scale for s in result.spectra} == {1 / PEOPLE}
 
 

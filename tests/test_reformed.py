@@ -7,10 +7,11 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from spectral_mlops import SpectralMonitor
-from spectral_mlops.errors import InputError
+from spectral_mlops.errors import CaptureError, InputError
 from spectral_mlops.inference.comparison import to_divergences
 from spectral_mlops.inference.relabel import draw_relabellings
 from spectral_mlops.inference.significance import p_value
+from tests.reference import reference_js, reference_singular_values
 
 SIZES = (11, 8)
 
@@ -157,3 +158,185 @@ def test_losses_and_targets_that_cannot_be_re_formed_are_refused():
         reformed.values("0", "activation", ("0", "1"), codes)
     with pytest.raises(InputError, match="there are 0, 3"):
         reformed.values("9", "adjoint", ("0", "1"), codes)
+
+
+# -- in the frame of divergences ---------------------------------------------------
+
+NAMES = {0: "mid", 1: "high", 2: "low"}  # groups are sorted in another order
+
+
+def probed_by_name(x, y, who, model=None, strata=None, rows=None, **more):
+    rows = list(range(len(who))) if rows is None else rows
+    groups = {"dx": [NAMES[int(label)] for label in y], **more}
+    monitor = SpectralMonitor(model or network(), strata=strata)
+    batch = (
+        x[rows],
+        y[rows],
+        {name: [column[i] for i in rows] for name, column in groups.items()},
+        [who[i] for i in rows],
+    )
+    loss = nn.CrossEntropyLoss(reduction="sum")
+    return monitor.probe([batch], loss, adjoint="reformed")
+
+
+def frame_of(result, **settings):
+    table = result.divergences(**settings)
+    keys = ["grouping", "layer", "quantity", "group_a", "group_b"]
+    return table.set_index(keys).sort_index()
+
+
+@pytest.mark.parametrize("weighting", ["subjects", "rows"])
+def test_the_frame_has_the_loss_computed_anew_under_every_relabelling(weighting):
+    """Of each pair: its people's labels move, and the loss is taken at them."""
+    x, y, who = people()
+    rows = [*range(19), 4, 4, 9]
+    result = probed_by_name(x, y, who, rows=rows)
+    found = frame_of(result, permutations=6, seed=3, weighting=weighting)
+    assert frame_of(result, permutations=6, seed=3, weighting=weighting,
+                    null="reformed").equals(found)  # fmt: skip
+    model = network()
+    for a, b in (("high", "low"), ("high", "mid"), ("low", "mid")):
+        classes = {name: number for number, name in NAMES.items()}
+        pair = [i for i in range(19) if NAMES[int(y[i])] in (a, b)]
+        labels = [NAMES[int(y[i])] for i in pair]
+        expected = {}
+        for codes in draw_relabellings(labels, [""] * len(pair), 6, seed=3):
+            moved = y.clone()
+            moved[pair] = torch.tensor([classes[(a, b)[code]] for code in codes])
+            again = slow_values(model, x[rows], moved[rows], [who[i] for i in rows],
+                                (classes[a], classes[b]), weighting)  # fmt: skip
+            for quantity, value in again.items():
+                expected.setdefault(quantity, []).append(value)
+        for quantity, values in expected.items():
+            row = found.loc[("dx", "0", quantity, a, b)]
+            assert row["value"] == pytest.approx(values[0], rel=1e-6)
+            assert row["null_mean"] == pytest.approx(np.mean(values[1:]), rel=1e-6)
+            assert row["p"] == np.mean(np.array(values) >= values[0] * (1 - 1e-9))
+            assert "adjoints re-formed" in row["valid_for"]
+            assert ("each row" in row["valid_for"]) == (weighting == "rows")
+
+
+def slow_values(model, x, y, who, pair, weighting):
+    """The first layer's divergences with the loss at ``y``, from formed matrices."""
+    model = model.eval()
+    hidden = model[0](x)
+    (delta,) = torch.autograd.grad(
+        cross_entropy(model[1:](hidden), y, reduction="sum"), hidden
+    )
+    spectra = {"gradient": [], "adjoint": []}
+    for label in pair:
+        own = [i for i in range(len(who)) if int(y[i]) == label]
+        weight = torch.tensor(
+            [1 / who.count(who[i]) if weighting == "subjects" else 1.0 for i in own]
+        ).double().sqrt()[:, None]  # fmt: skip
+        a, d = x[own] * weight, delta[own] * weight
+        spectra["adjoint"].append(reference_singular_values(d))
+        spectra["gradient"].append(reference_singular_values(a.T @ d))
+    return {name: reference_js(*both) for name, both in spectra.items()}
+
+
+def test_only_what_knows_the_target_is_re_formed():
+    x, y, who = people()
+    sex = ["mf"[i % 2] for i in range(19)]
+    found = frame_of(probed_by_name(x, y, who, sex=sex), permutations=19)
+    loss = nn.CrossEntropyLoss(reduction="sum")
+    groups = {"dx": [NAMES[int(label)] for label in y], "sex": sex}
+    plain = SpectralMonitor(network()).probe(
+        [(x, y, groups, who)], loss, adjoint="loss"
+    )
+    plain = frame_of(plain, permutations=19)
+    assert list(found.columns) == list(plain.columns)
+    assert found.index.equals(plain.index)
+    same = [
+        key for key in found.index if key[0] == "sex" or key[2] == "activation"
+    ]  # fmt: skip
+    assert found.loc[same].equals(plain.loc[same])
+    others = found.index.difference(same)
+    assert found.loc[others, "p"].notna().all()
+    assert plain.loc[others, "p"].isna().all()
+    np.testing.assert_allclose(
+        found.loc[others, "value"], plain.loc[others, "value"], rtol=1e-6
+    )
+    assert found.loc[same[:1], "null"].str.contains("watched batches").all()
+    nothing = probed_by_name(x, y, who, sex=sex)
+    assert nothing.divergences(null="none")["p"].isna().all()
+    assert nothing.divergences(0).equals(nothing.divergences(null="none"))
+    (record,) = nothing.to_records()
+    assert all(row.null == "none" for row in record.divergences)
+
+
+def test_records_detectable_and_omnibus_have_it_too():
+    x, y, who = people()
+    result = probed_by_name(x, y, who)
+    pairs = result.divergences(19)
+    (record,) = result.to_records()
+    assert [row.p for row in record.divergences] == pytest.approx(pairs["p"].tolist())
+    seen = result.detectable(19)
+    assert seen["critical"].notna().all()
+    omnibus = result.omnibus(19).set_index(["layer", "quantity"])
+    assert omnibus["p"].notna().all()
+    mean = pairs.groupby(["layer", "quantity"])["value"].mean()
+    np.testing.assert_allclose(omnibus["value"].sort_index(), mean, rtol=1e-9)
+    result.comparisons(19, relabel="everyone")
+    together = {row.null for row in result.to_records()[0].divergences}
+    assert len(together) == 2  # with and without anything re-formed
+    assert all("of 19 people" in text for text in together)
+
+
+def test_strata_hold_and_few_relabellings_are_exact():
+    """Exchanged groups give another value here: 20 of 3 + 3 people are enough."""
+    x, y, who = people(6, classes=2)
+    y = torch.tensor([0, 1, 0, 1, 0, 1])
+    found = frame_of(probed_by_name(x, y, who, network(3)), permutations=99)
+    row = found.loc[("dx", "0", "gradient", "high", "mid")]
+    assert row["null"].startswith("exact, all 20 relabellings (")
+    assert row["p"] * 20 == pytest.approx(round(row["p"] * 20))
+    assert "only 10 different" in found.loc[
+        ("dx", "0", "activation", "high", "mid"), "reason"
+    ]  # fmt: skip
+    site = {person: str(i // 2) for i, person in enumerate(who)}
+    found = frame_of(probed_by_name(x, y, who, network(3), {"site": site}))
+    row = found.loc[("dx", "0", "gradient", "high", "mid")]
+    assert "only 8 different values" in row["reason"]
+    assert np.isnan(row["p"])
+    assert np.isfinite(row["value"])
+
+
+def test_what_cannot_be_re_formed_keeps_its_value_and_says_why():
+    x, y, who = people()
+    model = network()
+    found = frame_of(probed_by_name(x, y, who, model), divergence="gradient_cosine")
+    gradients = found.xs("gradient", level="quantity")
+    assert gradients["p"].isna().all()
+    assert gradients["value"].notna().all()
+    assert (gradients["reason"] != "").all()
+
+    class Own(nn.Linear):
+        pass
+
+    replayed = nn.Sequential(Own(7, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    found = frame_of(probed_by_name(x, y, who, replayed))
+    own = found.loc[("dx", "0.weight", "gradient")]
+    assert own["value"].notna().all()
+    assert own["p"].isna().all()
+    assert own["reason"].str.contains("pair up").all()
+    assert found.loc[("dx", "2", "gradient"), "p"].notna().all()
+
+
+def test_a_null_that_there_is_not_is_refused_in_one_sentence():
+    x, y, who = people()
+    plain = SpectralMonitor(network()).probe([(x, y, {"dx": y}, who)])
+    with pytest.raises(InputError, match="'auto', 'reformed', 'none'"):
+        plain.divergences(null="permuted")
+    with pytest.raises(InputError, match="passed with adjoint='reformed'"):
+        plain.divergences(null="reformed")
+    site = ["ab"[i % 2] for i in range(19)]
+    monitor = SpectralMonitor(network())
+    result = monitor.probe([(x, y, {"site": site}, who)], cross_entropy,
+                           adjoint="reformed")  # fmt: skip
+    with pytest.raises(InputError, match="no grouping is the target"):
+        result.divergences(null="reformed")
+    assert result.divergences(19)["p"].notna().any()
+    result.release()
+    with pytest.raises(CaptureError, match="released"):
+        result.divergences(null="reformed")

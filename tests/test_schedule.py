@@ -7,6 +7,7 @@ from spectral_mlops.schedule import (
     Decided,
     EvenlySpaced,
     EveryNth,
+    NullEpochs,
     TimeBudget,
     evenly_spaced,
 )
@@ -100,3 +101,49 @@ def test_a_time_budget_over_a_whole_run(monkeypatch: pytest.MonkeyPatch):
             clock[0] += 0.5
     # Half a second of watching per step: 5 % of the time is every tenth.
     assert seen == pytest.approx(0.05 * clock[0] / 0.5, abs=1)
+
+
+def epochs_with_a_null(null, epochs):
+    return [epoch for epoch in range(epochs) if epoch in null]
+
+
+@pytest.mark.parametrize(
+    ("null_seconds", "epoch_seconds", "budget", "every", "expected"),
+    [
+        (2.0, 10.0, 0.05, 4, [0, 4, 8, 9]),
+        (2.1, 10.0, 0.05, 5, [0, 5, 9]),
+        (0.4, 10.0, 0.05, 1, list(range(10))),
+        (0.0, 0.0, 0.05, 1, list(range(10))),
+        (60.0, 10.0, 0.05, 10, [0, 9]),
+        (1.0, 0.1, 0.05, 4, [0, 4, 8, 9]),  # a quarter of a second an epoch is free
+        (1.0, 10.0, 0.0, 10, [0, 9]),
+    ],
+)
+def test_nulls_keep_to_their_share_of_the_time(
+    null_seconds, epoch_seconds, budget, every, expected
+):
+    null = NullEpochs(10, budget)
+    assert epochs_with_a_null(null, 10) == [0, 9]  # before it is decided
+    null.decide(null_seconds, epoch_seconds)
+    assert null.every == every
+    assert epochs_with_a_null(null, 10) == expected
+    room = max(budget * epoch_seconds, 0.25 if budget else 0.0)
+    assert every == 10 or null_seconds <= every * room
+    assert every == 1 or null_seconds > (every - 1) * room  # the smallest
+    null.decide(1000.0, 1.0)
+    assert null.every == every  # once and for all
+    resumed = NullEpochs(10, 0.5)
+    resumed.load_state_dict(null.state_dict())
+    assert epochs_with_a_null(resumed, 10) == expected
+
+
+def test_fixed_epochs_cost_what_they_cost():
+    null = NullEpochs(10, 0.05, fixed=[9, 6])
+    null.decide(1000.0, 1.0)
+    assert epochs_with_a_null(null, 10) == [6, 9]
+    assert null.every is None
+    assert null.state_dict() == {"every": None}
+
+
+def test_a_single_epoch_has_its_null():
+    assert epochs_with_a_null(NullEpochs(1, 0.0), 1) == [0]

@@ -1,7 +1,8 @@
 """What a null keeps of a batch's layers: rows where they are few, else people's sums.
 
-Each person weighs the same: a row counts 1/(rows of its person at that layer). What
-would take more than `KEPT_BYTES` is not kept, and says so.
+Each person weighs the same: a row counts 1/(rows of its person at that layer), and
+how many these are is kept too. What would take more than `KEPT_BYTES` is not kept, and
+says so.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Set
@@ -98,7 +99,8 @@ def _keep(
     reasons = {name: x for name, x in found.items() if isinstance(x, str)}
     if not all(x.finite for x in kept.values()) or NOT_FINITE in reasons.values():
         return KeptLayer(item.name, {}, dict.fromkeys(found, NOT_FINITE))
-    return KeptLayer(item.name, kept, reasons)
+    rows_of = {str(name): rows.rows_of(name) for name in item.quantities}
+    return KeptLayer(item.name, kept, reasons, rows_of)
 
 
 class _Pair:
@@ -188,12 +190,18 @@ class _PairedRows:
         s = item.activation.shape[1]
         a, d = (x.detach().flatten(0, 1) for x in (item.activation, item.adjoint))
         rows_of = owner.bincount(item.positions.double(), minlength=count)
+        self._rows_of = rows_of
         each = owner.repeat_interleave(s)
         if s > 1 and len(a) <= MAX_ROWS:  # padding adds nothing
             taken = (a != 0).any(1) | (d != 0).any(1)
             if not taken.all():
                 a, d, each, s = a[taken], d[taken], each[taken.cpu()], 1
         self.keep = _Pair(a, d, each, count, rows_of, max(1, s)).keep
+
+    def rows_of(self, quantity: Quantity) -> Tensor:
+        """Number of rows of each person, ``[n]``; one for all quantities."""
+        del quantity
+        return self._rows_of
 
 
 class _UnpairedRows:
@@ -265,7 +273,7 @@ class _UnpairedRows:
             for (owner, _), x in zip(self.calls, a, strict=True)
         ]
         left, right = (torch.cat([x.flatten(0, 1) for x in side]) for side in (a, d))
-        rows_of = self._rows_of(quantity)
+        rows_of = self.rows_of(quantity)
         return _Pair(left, right, torch.cat(each), self.count, rows_of)
 
     def _looked_up(self) -> Kept | str:
@@ -279,7 +287,7 @@ class _UnpairedRows:
             owners.append(owner.unsqueeze(1).expand(taken.shape)[taken.cpu()])
         used, place = torch.cat(entries).unique(return_inverse=True)
         adjoint, owner, n = torch.cat(adjoints), torch.cat(owners), len(used)
-        rows_of = self._rows_of("gradient")
+        rows_of = self.rows_of("gradient")
         if len(owner) <= MAX_ROWS:
             hot = one_hot(place, n).to(adjoint)
             return _Pair(hot, adjoint, owner, self.count, rows_of).keep("gradient")
@@ -300,7 +308,7 @@ class _UnpairedRows:
         owner = self.owner[table[:, 0]]
         if 8 * self.count * len(used) > KEPT_BYTES:
             return _too_large(len(table), 8 * self.count * len(used))
-        weight = self._rows_of("activation").clamp(min=1).reciprocal()[owner]
+        weight = self.rows_of("activation").clamp(min=1).reciprocal()[owner]
         counts = torch.zeros(self.count * len(used), dtype=torch.float64)
         counts.index_add_(0, owner * len(used) + place, weight)
         return KeptCounts(counts.view(self.count, len(used)))
@@ -309,7 +317,7 @@ class _UnpairedRows:
         self, of: Callable[[Factored], Tensor], shape: tuple[int, ...], name: Quantity
     ) -> Tensor:
         """Weighted sums over each person's samples, one by one, ``[n, *shape]``."""
-        weight = self._rows_of(name).clamp(min=1).reciprocal().tolist()
+        weight = self.rows_of(name).clamp(min=1).reciprocal().tolist()
         found = torch.zeros(self.count, *shape, dtype=torch.float64)
         for owner, rows in self.calls:
             for sample, person in enumerate(owner.tolist()):
@@ -317,7 +325,8 @@ class _UnpairedRows:
                 found[person] += one.double().cpu() * weight[person]
         return found
 
-    def _rows_of(self, quantity: Quantity) -> Tensor:
+    def rows_of(self, quantity: Quantity) -> Tensor:
+        """Number of rows of each person, ``[n]``."""
         positions = self.item.positions(quantity).double()
         return self.owner.bincount(positions, minlength=self.count)
 

@@ -86,7 +86,8 @@ def average(folds: Sequence[Iterable[Comparison]]) -> list[Comparison]:
     Folds in which it has no finite observed value are left out of its average, and
     so are folds without a null where others have one. Sizes are those of the first
     fold that is in; the average is testable if all of them are and have one null, and
-    not of a single fold that has one.
+    not of a single fold that has one. Where folds relabel different people, and one
+    has fewer relabellings than another, its own are gone through again and again.
 
     Args:
         folds: The comparisons of each fold, made with the same relabellings.
@@ -99,8 +100,7 @@ def average(folds: Sequence[Iterable[Comparison]]) -> list[Comparison]:
     for items in together.values():
         known = [x for x in items if np.isfinite(x.values[0])]
         if known:
-            longest = max(len(x.values) for x in known)
-            used = [x for x in known if len(x.values) == longest]
+            used = [x for x in known if x.has_null] or known
             result.append(_mean(used, alone=len(used) == 1 < len(known)))
         else:
             result.append(items[0])
@@ -129,7 +129,9 @@ def _mean(items: Sequence[Comparison], alone: bool) -> Comparison:
     """
     untestable = next((item for item in items if not item.testable), None)
     first = untestable or items[0]
-    mean = replace(first, values=np.mean([item.values for item in items], axis=0))
+    number = max(len(item.values) for item in items) - 1
+    every = [np.append(x.values[0], np.resize(x.values[1:], number)) for x in items]
+    mean = replace(first, values=np.mean(every, axis=0))
     if untestable is None and (alone or len({item.null for item in items}) > 1):
         reason = first.reason or DIFFERENT_NULLS
         mean = replace(mean, testable=False, valid_for=DIFFERENT_NULLS, reason=reason)

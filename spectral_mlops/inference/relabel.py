@@ -8,7 +8,9 @@ for each of them and averaging would break the dependence that the null needs.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from math import factorial
 
@@ -16,6 +18,70 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectral_mlops.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Relabellings:
+    """Which relabellings of whom, as one null uses them everywhere.
+
+    Attributes:
+        people: Ids, in the order of the columns of ``codes``.
+        codes: Group of each person under each relabelling, ``[P + 1, n]``, the
+            observed labels first.
+        exact: Whether these are all that there are, each of them once.
+    """
+
+    people: tuple[str, ...]
+    codes: NDArray[np.int64]
+    exact: bool
+
+    @property
+    def number(self) -> int:
+        """Relabellings beside the observed labels, ``P``."""
+        return len(self.codes) - 1
+
+    @cached_property
+    def digest(self) -> str:
+        """Short digest of who is relabelled and how; equal ones mean one null."""
+        return digest(self.people, self.codes)[:12]
+
+    @property
+    def text(self) -> str:
+        """Which they are; where exact, the observed labels are among the number."""
+        if self.exact:
+            return f"exact, all {len(self.codes)} relabellings ({self.digest})"
+        return f"{self.number} relabellings ({self.digest})"
+
+
+def relabel(
+    labels: Mapping[str, str], strata: Sequence[str], permutations: int, seed: int
+) -> Relabellings:
+    """Take every distinct relabelling once where there are few, else draw some.
+
+    Where there are no more than ``permutations + 1`` (`distinct_relabellings`) all are
+    listed, and p is exact: drawing would repeat some and leave others out.
+
+    Args:
+        labels: Label of each of ``n`` people by id; pass them sorted, so that a draw
+            does not depend on batches.
+        strata: One stratum per person; labels never leave it.
+        permutations: Number ``P`` of relabellings wanted beside the observed one; 0
+            gives the observed labels alone.
+        seed: Of the draw, if one is needed.
+
+    Raises:
+        InputError: See `draw_relabellings`.
+    """
+    names = list(labels.values())
+    exact = permutations > 0 and (
+        distinct_relabellings(names, strata) <= permutations + 1
+    )
+    codes = (
+        enumerate_relabellings(names, strata, permutations)
+        if exact
+        else draw_relabellings(names, strata, permutations, seed)
+    )
+    return Relabellings(tuple(labels), codes, exact)
 
 
 def draw_relabellings(
@@ -102,6 +168,7 @@ def enumerate_relabellings(
 
     In the place of `draw_relabellings` where no more than ``permutations + 1`` exist
     (`distinct_relabellings`): p is then exact, and nothing is left to chance.
+    `relabel` chooses between the two.
 
     Args:
         labels: One label per subject, length ``n``.

@@ -53,6 +53,14 @@ def show_run(
             f"Divergence between groups on the probe, z over layers: {text}",
             highlight=False,
         )
+    if "cost/null_every" in metrics:
+        every = int(metrics["cost/null_every"])
+        text = f"every {every} epochs, and in the first and the last"
+        console.print(
+            f"Labels permuted {text if every > 1 else 'in every epoch'}, as "
+            "comparison.null_budget allows",
+            highlight=False,
+        )
     gap = metrics["final/additivity"]
     console.print(
         "Σ of the groups' gradients = the gradient: largest relative gap "

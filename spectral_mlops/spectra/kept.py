@@ -4,8 +4,8 @@ A relabelling only changes whose parts belong to a group, so nothing is passed
 through the network again. Where rows are few they are kept, compressed to their own
 rank, and a group is a sub-block of their Gram matrix; where they are many, each
 person's Gram of columns or gradient is kept, and a group is a sum of them. Rows come
-weighted so that people weigh the same. All groups and
-relabellings share one scale, which is not always that of backpropagation.
+weighted so that people weigh the same; `Kept.scaled` gives them other weights. All
+groups and relabellings share one scale, which is not always that of backpropagation.
 """
 
 from abc import ABC, abstractmethod
@@ -84,6 +84,14 @@ class Kept(ABC):
 
         Returns:
             Shape ``[P, R]``, float64, descending.
+        """
+
+    @abstractmethod
+    def scaled(self, factors: Tensor) -> "Kept":
+        """The same with each person's rows, of A and of Δ, times a factor.
+
+        Args:
+            factors: One per person, shape ``[n]``, float64.
         """
 
     @property
@@ -173,6 +181,10 @@ class KeptRows(Kept):
         """The rows."""
         return (self.rows,)
 
+    def scaled(self, factors: Tensor) -> "KeptRows":
+        """See `Kept`."""
+        return KeptRows(self.rows * factors[self.owner].unsqueeze(1), self.owner)
+
     @cached_property
     def gram(self) -> Tensor:
         """Of all rows, and of one of zeros, ``[r + 1, r + 1]``."""
@@ -204,6 +216,10 @@ class KeptColumns(Kept):
         """The Grams."""
         return (self.grams,)
 
+    def scaled(self, factors: Tensor) -> "KeptColumns":
+        """See `Kept`."""
+        return KeptColumns(_by_person(self.grams, factors))
+
     def spectra(self, member: Tensor) -> Tensor:
         """A group's Gram is the sum of its people's."""
 
@@ -226,6 +242,10 @@ class KeptCounts(Kept):
     def tensors(self) -> tuple[Tensor, ...]:
         """The counts."""
         return (self.counts,)
+
+    def scaled(self, factors: Tensor) -> "KeptCounts":
+        """See `Kept`."""
+        return KeptCounts(_by_person(self.counts, factors))
 
     def spectra(self, member: Tensor) -> Tensor:
         """One-hot columns are orthogonal: values are roots of their counts."""
@@ -253,6 +273,12 @@ class GradientRows(KeptGradient):
     def tensors(self) -> tuple[Tensor, ...]:
         """Both factors."""
         return self.activation, self.adjoint
+
+    def scaled(self, factors: Tensor) -> "GradientRows":
+        """See `Kept`."""
+        each = factors[self.owner].unsqueeze(1)
+        a, d = self.activation * each, self.adjoint * each
+        return GradientRows(a, d, self.owner, self.people)
 
     @property
     def blocks(self) -> int:
@@ -332,6 +358,10 @@ class FormedGradients(KeptGradient):
         """The gradients."""
         return (self.parts,)
 
+    def scaled(self, factors: Tensor) -> "FormedGradients":
+        """See `Kept`."""
+        return FormedGradients(_by_person(self.parts, factors))
+
     @property
     def blocks(self) -> int:
         """``B``."""
@@ -370,11 +400,31 @@ class KeptLayer:
         name: Of the layer.
         kept: By quantity.
         reasons: One sentence per quantity that has nothing.
+        rows: By quantity, how many rows each person has, shape ``[n]``.
     """
 
     name: str
     kept: Mapping[str, Kept] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def weighted(self, quantity: str, weighting: str) -> Kept | None:
+        """What is kept of a quantity, with people or rows of equal weight.
+
+        Args:
+            quantity: Which.
+            weighting: ``subjects``, as it is kept, or ``rows``.
+        """
+        part = self.kept.get(quantity)
+        if part is None or weighting == "subjects":
+            return part
+        return part.scaled(self.rows[quantity].clamp(min=1).to(torch.float64).sqrt())
+
+
+def _by_person(parts: Tensor, factors: Tensor) -> Tensor:
+    """Sums of products of two rows, ``[n, *]``, where each row has a factor."""
+    shape = (-1,) + (1,) * (parts.ndim - 1)
+    return parts * factors.square().view(shape).to(parts.dtype)
 
 
 def _with_zero_row(rows: Tensor) -> Tensor:

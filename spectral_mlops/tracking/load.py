@@ -37,7 +37,9 @@ def load_run(
     Returns:
         One row per spectrum, with the singular values as an array in ``values``
         and each summary as a column; or one row per pair of groups, layer and
-        quantity. Rows stand in the order they were logged.
+        quantity. Rows stand in the order they were logged. ``frame.attrs`` has the
+        ``null_epochs``, those in which something was relabelled (-1: the untrained
+        network).
 
     Raises:
         InputError: If the run has no records at all, or ``kind`` is unknown.
@@ -45,9 +47,19 @@ def load_run(
     """
     if kind not in KINDS:
         raise InputError(f"kind='{kind}': choose one of {', '.join(KINDS)}.")
-    frame: pd.DataFrame = _tables(run, tracking_uri)[kind].to_pandas()
+    tables = _tables(run, tracking_uri)
+    frame: pd.DataFrame = tables[kind].to_pandas()
     # null in runs of before there were several
-    return frame.assign(seed=frame["seed"].fillna(0).astype("int64"))
+    frame = frame.assign(seed=frame["seed"].fillna(0).astype("int64"))
+    frame.attrs["null_epochs"] = _null_epochs(tables["divergences"])
+    return frame
+
+
+def _null_epochs(divergences: pa.Table) -> list[int]:
+    """Epochs in which a comparison has a null."""
+    epochs, nulls = (divergences[name].to_pylist() for name in ("epoch", "null"))
+    pairs = zip(epochs, nulls, strict=True)
+    return sorted({epoch for epoch, null in pairs if null not in ("", "none")})
 
 
 def load_records(run: str | Path, tracking_uri: str | None = None) -> list[EpochRecord]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from spectral_mlops.inference.comparison import Comparison
-from spectral_mlops.inference.relabel import digest, draw_relabellings
+from spectral_mlops.inference.relabel import relabel
 from spectral_mlops.spectra.kept import CHUNK_BYTES, KeptRows, compress, rows_of_group
 from spectral_mlops.spectra.statistics import function_of_spectra
 
@@ -43,9 +43,10 @@ def input_comparisons(
         One comparison per pair of groups, with layer ``input``.
     """
     ids = sorted(people)
-    codes = draw_relabellings(
-        [people[i] for i in ids], [within[i] for i in ids], permutations, seed
+    relabelled = relabel(
+        {i: people[i] for i in ids}, [within[i] for i in ids], permutations, seed
     )
+    codes = relabelled.codes
     at = {person: row for row, person in enumerate(people)}
     order = torch.tensor([at[person] for person in ids])
     compressed = compress(inputs.detach().flatten(1).cpu()[order])
@@ -60,9 +61,7 @@ def input_comparisons(
         else:
             spectra.append(KeptRows(compressed, owner).spectra(member))
     counts = np.bincount(codes[0], minlength=len(groups)).tolist()
-    null = (
-        f"{permutations} relabellings ({digest(ids, codes)[:12]}) of {len(ids)} people"
-    )
+    null = f"{relabelled.text} of {len(ids)} people"
     return [
         Comparison(
             layer="input",

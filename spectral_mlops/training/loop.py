@@ -4,6 +4,7 @@ Folds, and seeds within folds, share the probe and its relabellings; their stati
 are averaged relabelling by relabelling before z is formed (`networks`).
 """
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
@@ -20,6 +21,7 @@ from spectral_mlops.inference.comparison import (
 )
 from spectral_mlops.monitor import EpochSpectra
 from spectral_mlops.records import Direction, Divergence, EpochRecord, Influence
+from spectral_mlops.schedule import NullEpochs
 from spectral_mlops.tracking import Tracker
 from spectral_mlops.tracking.metrics import safe_name
 from spectral_mlops.training.controls import Controls
@@ -50,7 +52,8 @@ class RunResult:
     """What a run found.
 
     Attributes:
-        metrics: Final numbers, ``final/…``; NaN where there is no probe.
+        metrics: Final numbers, ``final/…``; NaN where there is no probe. Where a budget
+            decided it, ``cost/null_every``: every so many epochs had a null.
         last_epoch: Records of the last epoch's watched batches, all networks.
         divergences: On the probe at the chosen checkpoints, averaged over seeds, then
             folds; from the last epoch's training batches where there is no probe.
@@ -129,6 +132,7 @@ def train(
     on_epoch: OnEpoch | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> RunResult:
     """Train every fold's networks, watch them, and log each epoch.
 
@@ -139,6 +143,7 @@ def train(
             it raises ends the run.
         device: Where tensors live.
         progress: Told ``(what, done, total)`` while controls are computed.
+        clock: Seconds; decides how many epochs have a null (`schedule.NullEpochs`).
 
     Returns:
         What was found.
@@ -152,12 +157,17 @@ def train(
     along: dict[int, list[Comparison]] = {}
     for epoch in range(plan.config.training.epochs):
         with_null = epoch in null_epochs
+        began = clock()
         trained = [one.train_epoch(epoch) for one in networks]
         said = [one.validate(epoch) for one in networks]
         seen = [spectra for spectra, _ in trained]
+        learned = clock()
         training_comparisons = [_compare(plan, x, with_null) for x in seen]
         probed = [one.probe(epoch) for one in networks] if with_null else []
         held_out = [x for x in probed if x is not None]
+        together = _on_probe(plan, networks, held_out).together
+        if with_null:
+            null_epochs.decide(clock() - learned, learned - began)
         shown = _EpochOfNetworks(
             [*zip(networks, seen, strict=True), *zip(networks, held_out, strict=False)]
         )
@@ -165,8 +175,9 @@ def train(
             last = [r for r in shown.to_records() if r.source == "train"]
         losses = [loss for _, loss in trained]
         metrics = _epoch_metrics(plan, losses, by_seed(networks, said), said)
-        together = _on_probe(plan, networks, held_out).together
         metrics |= _headlines(plan, together, "divergence/{}")
+        if epoch == 0:
+            metrics |= _null_cost(null_epochs)
         if held_out:
             along[epoch] = [x for x in together if x.grouping == plan.primary]
         tracker.log(shown, metrics)
@@ -182,6 +193,7 @@ def train(
     rows = to_divergences(init.pairs)
     return replace(
         found,
+        metrics=found.metrics | _null_cost(null_epochs),
         init=[row for row in rows if row.grouping == plan.primary],
         trajectories=trajectory_table(along),
     )
@@ -325,6 +337,11 @@ def _headlines(plan: Plan, together: list[Comparison], name: str) -> dict[str, f
         name.format(quantity): headline(primary, quantity)
         for quantity in plan.quantities
     }
+
+
+def _null_cost(null_epochs: NullEpochs) -> dict[str, float]:
+    every = null_epochs.every
+    return {} if every is None else {"cost/null_every": float(every)}
 
 
 def _groups(comparisons: list[Comparison]) -> set[str]:

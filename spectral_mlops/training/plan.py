@@ -26,7 +26,7 @@ from spectral_mlops.errors import InputError, UnknownNameError
 from spectral_mlops.models import check_model
 from spectral_mlops.records import QUANTITIES, Quantity, check_quantities
 from spectral_mlops.registry import nearest
-from spectral_mlops.schedule import evenly_spaced
+from spectral_mlops.schedule import NullEpochs, evenly_spaced
 from spectral_mlops.spectra.statistics import function_of_spectra
 
 NONE = "n/a"
@@ -129,11 +129,14 @@ class Plan:
             if name in self._columns and len(set(self._columns[name])) > 1
         }
 
-    def null_epochs(self) -> set[int]:
-        """Evenly spaced epochs with a null, the last one included."""
-        epochs = self.config.training.epochs
-        spaced = evenly_spaced(self.config.comparison.null_epochs, epochs)
-        return {epochs - 1 - epoch for epoch in spaced}
+    def null_epochs(self) -> NullEpochs:
+        """Which epochs have a null: as many as the settings say, or as time allows."""
+        epochs, settings = self.config.training.epochs, self.config.comparison
+        if settings.null_epochs is None:
+            return NullEpochs(epochs, settings.null_budget)
+        spaced = evenly_spaced(settings.null_epochs, epochs)
+        last = epochs - 1  # it is always one of them
+        return NullEpochs(epochs, 0.0, fixed=[last - epoch for epoch in spaced])
 
 
 def make_plan(

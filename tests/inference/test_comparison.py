@@ -199,6 +199,13 @@ def test_a_fold_without_a_null_does_not_speak_for_those_that_have_one():
     assert plain.values.tolist() == [5]
 
 
+def test_folds_of_more_and_fewer_relabellings_are_described_together():
+    exact = comparison([2.0, 1, 3], null="exact, all 3 relabellings")
+    (found,) = average([[exact], [comparison([4.0, 5, 1, 7, 3])]])
+    assert found.values.tolist() == [3, 3, 2, 4, 3]
+    assert (found.testable, "different people" in found.reason) == (False, True)
+
+
 def test_an_average_is_testable_only_if_all_of_it_is():
     untestable = {"testable": False, "reason": "trained on"}
     folds = [[comparison([2.0, 1, 3])], [comparison([4.0, 5, 1], **untestable)]]

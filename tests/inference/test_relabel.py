@@ -14,6 +14,7 @@ from spectral_mlops.inference.relabel import (
     draw_orders,
     draw_relabellings,
     enumerate_relabellings,
+    relabel,
     spread_over_runs,
 )
 from spectral_mlops.inference.significance import p_value
@@ -171,6 +172,27 @@ def test_enumerated_relabellings_give_the_exact_test():
         n_resamples=10**4,
     ).pvalue
     assert p_value(values) == pytest.approx(exact)
+
+
+def test_few_relabellings_are_listed_and_many_drawn():
+    people = dict(zip(["p1", "p2", "p3", "p4"], "abab", strict=True))
+    every = relabel(people, ["x"] * 4, 5, seed=1)
+    assert (every.exact, every.number, every.people) == (True, 5, tuple(people))
+    assert set(map(tuple, every.codes.tolist())) == all_relabellings(
+        [0, 1, 0, 1], "xxxx"
+    )
+    assert every.codes[0].tolist() == [0, 1, 0, 1]
+    assert every.text == f"exact, all 6 relabellings ({every.digest})"
+    assert relabel(people, ["x"] * 4, 99, seed=2).digest == every.digest
+    some = relabel(people, ["x"] * 4, 4, seed=1)
+    assert not some.exact
+    drawn = draw_relabellings(list("abab"), ["x"] * 4, 4, seed=1)
+    np.testing.assert_array_equal(some.codes, drawn)
+    assert some.text == f"4 relabellings ({digest(list(people), drawn)[:12]})"
+    alone = relabel(people, list("wxyz"), 0, seed=0)
+    assert (alone.exact, alone.number) == (False, 0)
+    with pytest.raises(InputError, match="2 strata"):
+        relabel(people, ["x"] * 2, 5, seed=1)
 
 
 def test_runs_are_averaged_over_seeds_then_folds():

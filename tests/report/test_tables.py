@@ -147,6 +147,10 @@ def test_the_table_fits_a_terminal_and_says_what_is_missing():
     )
     without = {k: v for k, v in METRICS.items() if "probe" not in k and "div" not in k}
     assert "probe" not in shown(show_run, layers, groups, without)
+    assert "permuted in" not in text
+    for every, words in ((1, "in every epoch"), (7, "every 7 epochs, and in the")):
+        said = shown(show_run, layers, groups, METRICS | {"cost/null_every": every})
+        assert f"Labels permuted {words}" in said
     z = "final/divergence_gradient"
     several = {f"{z}_sd_folds": 0.31, f"{z}_sd_seeds": 0.52, "final/auc_sd_seeds": 0.04}
     out = " ".join(shown(show_run, layers, groups, METRICS | several).split())

@@ -11,7 +11,7 @@ from spectral_mlops.records import EpochRecord
 from spectral_mlops.tracking.load import load_run
 from spectral_mlops.tracking.pending import build_part, pending_files, write_pending
 from spectral_mlops.tracking.shards import read_shards, records_of
-from tests.tracking.factory import record, same, spectrum
+from tests.tracking.factory import divergence, record, same, spectrum
 
 
 def write_part(records: list[EpochRecord], folder: Path, number: int) -> list[Path]:
@@ -46,11 +46,11 @@ def test_batches_of_several_ranks_stay_apart(tmp_path: Path) -> None:
 
 
 def test_parts_of_before_there_were_seeds_are_of_the_first(tmp_path: Path) -> None:
-    write_shards([record()], tmp_path, 0)
+    write_part([record()], tmp_path, 0)
     for kind in ("spectra", "divergences"):
         path = tmp_path / kind / "part-00000.parquet"
         pq.write_table(pq.read_table(path).drop_columns(["seed"]), path)
-    write_shards([replace(record(), seed=1)], tmp_path, 1)
+    write_part([replace(record(), seed=1)], tmp_path, 1)
     spectra, rows = (read_shards(tmp_path, kind) for kind in ("spectra", "divergences"))
     assert [one.seed for one in records_of(spectra, rows)] == [0, 1]
     frame = load_run(tmp_path)
@@ -89,6 +89,16 @@ def test_another_schema_version_is_refused(tmp_path: Path) -> None:
     pq.write_table(table.replace_schema_metadata(newer), path)
     with pytest.raises(InputError, match="schema version 99"):
         read_shards(tmp_path, "spectra")
+
+
+def test_a_frame_says_which_epochs_have_a_null(tmp_path: Path) -> None:
+    known = replace(divergence(), null="exact, all 70 relabellings (x) of 8 people")
+    rows = {0: [divergence(), known], 1: [replace(known, null="none")], 4: [known]}
+    for part, epoch in enumerate(rows):
+        one = EpochRecord(epoch, "train", (spectrum(),), tuple(rows[epoch]))
+        write_part([one], tmp_path, part)
+    for kind in ("spectra", "divergences"):
+        assert load_run(tmp_path, kind=kind).attrs["null_epochs"] == [0, 4]
 
 
 def test_a_broken_part_is_named(tmp_path: Path) -> None:

@@ -128,6 +128,31 @@ def test_a_run_logs_what_it_found(small):
     assert set(validation.ids) == set(plan.cohort.people.index) - {*plan.probe.ids}
 
 
+def test_the_null_keeps_to_its_budget_by_the_clock(small):
+    """Epochs of 10 s, nulls of 2 s: 5 % of four epochs pay for one."""
+    times = iter([0.0, 10.0, 12.0])
+
+    def clock():
+        return next(times, 1e9)  # later epochs are not measured
+
+    settings = small(training={"epochs": 6}, comparison={"null_epochs": None})
+    tracker = MemoryTracker()
+    result = train(make_plan(settings, Path()), tracker, clock=clock)
+    every = [(step, x) for key, step, x in tracker.history if key == "cost/null_every"]
+    assert every == [(0, 4.0)]
+    assert result.metrics["cost/null_every"] == 4
+    steps = {step for key, step, _ in tracker.history if key == "divergence/adjoint"}
+    assert steps == {0, 4, 5}
+    with_null = {
+        record.epoch
+        for record in tracker.records
+        for row in record.divergences
+        if row.null != "none" and record.epoch >= 0
+    }
+    assert with_null == {0, 4, 5}
+    assert set(result.trajectories["epoch"]) == {0, 4, 5}
+
+
 def test_the_final_numbers_are_those_of_the_lowest_validation_loss(small):
     plan = make_plan(small(training={"epochs": 6, "learning_rate": 0.05}), Path())
     tracker = MemoryTracker()

@@ -61,9 +61,12 @@ def test_epochs_with_a_null_end_with_the_last(small):
     plan = make_plan(
         small(training={"epochs": 10}, comparison={"null_epochs": 3}), Path()
     )
-    assert max(plan.null_epochs()) == 9
-    assert len(plan.null_epochs()) == 3
-    assert make_plan(small(), Path()).null_epochs() == {2, 1}
+    assert max(plan.null_epochs().fixed) == 9
+    assert len(plan.null_epochs().fixed) == 3
+    assert make_plan(small(), Path()).null_epochs().fixed == {2, 1}
+    settings = {"null_epochs": None, "null_budget": 0.2}
+    budgeted = make_plan(small(comparison=settings), Path()).null_epochs()
+    assert (budgeted.fixed, budgeted.budget, budgeted.epochs) == (None, 0.2, 3)
 
 
 def test_the_primary_quantity_is_the_declared_one_or_activation(small):
