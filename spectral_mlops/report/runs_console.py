@@ -1,6 +1,6 @@
 """Runs side by side, and the training-level test, for a terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import pandas as pd
 from rich import box
@@ -49,7 +49,9 @@ def show_retrained(
         sources: Words for each value of ``source``.
         sentences: Printed below.
     """
-    several = table[["group_a", "group_b"]].drop_duplicates().shape[0] > 1
+    pairs = ["grouping", "group_a", "group_b"]
+    several = table[pairs].drop_duplicates().shape[0] > 1
+    named = table["grouping"].nunique() > 1
     for source, rows in table.groupby("source", sort=False):
         shown = Table(
             title=f"On {sources.get(str(source), source)}: divergence (×10³) of the "
@@ -70,7 +72,7 @@ def show_retrained(
             shown.add_row(
                 str(row["quantity"]),
                 str(row["layer"]),
-                *([f"{row['group_a']} – {row['group_b']}"] if several else []),
+                *([_groups(row, named)] if several else []),
                 value,
                 NOTHING if mean == NOTHING else f"{mean}±{sd}",
                 _number(row["z"], "+.2f"),
@@ -83,6 +85,11 @@ def show_retrained(
         console.print(f"  – {reason}", style="dim", highlight=False, markup=False)
     for sentence in sentences:
         console.print(sentence, highlight=False, markup=False)
+
+
+def _groups(row: Mapping[Hashable, object], named: bool) -> str:
+    pair = f"{row['group_a']} – {row['group_b']}"
+    return f"{row['grouping']}: {pair}" if named else pair
 
 
 def _upright(runs: pd.DataFrame) -> pd.DataFrame:

@@ -8,7 +8,8 @@ within site × what the split is balanced over × fold, and the same statistic i
 taken. Where the grouping is the target (or one determines the other) the groups
 are those of the permuted targets: both move together. Any other grouping stays
 with its people, and only the targets move, within its groups
-(`retrain_permute`). With the real ones counted, ``p = (1 + #{null ≥ observed}) /
+(`retrain_permute`); all groupings of the run are tested by the same retrainings.
+Families keep together. With the real ones counted, ``p = (1 + #{null ≥ observed}) /
 (1 + P)`` is exact.
 
 What a small p does not say: that dynamics differ beyond the inputs. Groups whose
@@ -59,13 +60,14 @@ class Retrained:
     """The test of one run.
 
     Attributes:
-        table: Columns ``source, quantity, layer, group_a, group_b, observed,
-            null_mean, null_sd, z, p, p_max, reason``; the rows of layer `MEAN` are
-            of the mean over those layers that have a value.
+        table: Columns ``source, grouping, quantity, layer, group_a, group_b,
+            observed, null_mean, null_sd, z, p, p_max, reason``; the rows of layer
+            `MEAN` are of the mean over those layers that have a value.
         permutations: ``P``.
         strata: What targets moved within.
-        grouping: Whose groups are compared.
-        moves_together: Whether groups were those of the permuted targets.
+        groupings: Whose groups are compared, the primary one first.
+        moving: Those whose groups were those of the permuted targets.
+        left_out: Groupings of the run within whose groups too little moves.
         sentences: What it means, in words.
         folder: Where it was written.
     """
@@ -73,8 +75,9 @@ class Retrained:
     table: pd.DataFrame
     permutations: int
     strata: str
-    grouping: str
-    moves_together: bool
+    groupings: tuple[str, ...]
+    moving: tuple[str, ...]
+    left_out: tuple[str, ...]
     sentences: list[str]
     folder: Path
 
@@ -85,6 +88,7 @@ def retrain_test(
     workdir: Path,
     *,
     workers: int = 1,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> Retrained:
     """Test a finished run, going on where an earlier call stopped.
@@ -94,6 +98,7 @@ def retrain_test(
         permutations: How many there shall be in all, at least `FEWEST`.
         workdir: Folder that paths of the run's settings start from.
         workers: Processes, one thread each.
+        device: Where tensors live; of one test always the same.
         progress: Told ``(what, done, total)``.
 
     Returns:
@@ -110,7 +115,9 @@ def retrain_test(
     if workers < 1:
         raise InputError(f"--workers {workers}: at least 1.")
     plan = read_plan(run, workdir, progress)
-    return retrain(plan, run, permutations, workers=workers, progress=progress)
+    return retrain(
+        plan, run, permutations, workers=workers, device=device, progress=progress
+    )
 
 
 def read_plan(run: Path, workdir: Path, progress: Progress | None = None) -> Plan:
@@ -141,6 +148,7 @@ def retrain(
     *,
     workers: int = 1,
     batched: bool = True,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> Retrained:
     """Retrain a plan, and compare; any number of permutations is allowed.
@@ -151,22 +159,23 @@ def retrain(
         permutations: How many there shall be in all.
         workers: Processes.
         batched: Train several networks as one where that is possible.
+        device: Where tensors live.
         progress: Told ``(what, done, total)``.
     """
     report = progress or (lambda what, done, total: None)
     shuffle = shuffle_of(plan)
     folder = run / FOLDER
-    log = RetrainLog(folder / "permutations.jsonl", settings_of(shuffle))
+    log = RetrainLog(folder / "permutations.jsonl", settings_of(shuffle, device))
     if 0 not in log.finished:
         report("the run once more", 0, 1)
-        measured = measure_training(shuffle.plan)
+        measured = measure_training(shuffle.plan, device)
         note = _not_reproduced(run, measured.weights)
         log.append(0, measured.values, measured.reasons, note)
         report("the run once more", 1, 1)
     missing = [k for k in range(1, permutations + 1) if k not in log.finished]
     done = permutations - len(missing)
     report("retraining", done, permutations)
-    with closing(retrainings(shuffle, missing, workers, batched)) as found:
+    with closing(retrainings(shuffle, missing, workers, batched, device)) as found:
         for number, values in found:
             log.append(number, values)
             done += 1
@@ -177,8 +186,9 @@ def retrain(
         table=table,
         permutations=permutations,
         strata=shuffle.strata,
-        grouping=plan.primary,
-        moves_together=plan.primary in shuffle.moving,
+        groupings=shuffle.plan.groupings,
+        moving=tuple(x for x in shuffle.plan.groupings if x in shuffle.moving),
+        left_out=shuffle.left_out,
         sentences=[
             *_sentences(table, permutations, shuffle),
             *([log.note] if log.note else []),
@@ -194,8 +204,8 @@ def compare_with_null(
 ) -> pd.DataFrame:
     """Form p of every cell, and of the mean over layers that have a value.
 
-    ``p_max`` is adjusted over the layers of a source, quantity and pair of groups by
-    max-T. A retraining without a value counts as reaching the observed one.
+    ``p_max`` is adjusted over the layers of a source, grouping, quantity and pair of
+    groups by max-T. A retraining without a value counts as reaching the observed one.
 
     Args:
         observed: Of the run.
@@ -205,12 +215,18 @@ def compare_with_null(
     Returns:
         See `Retrained`.
     """
-    families: dict[tuple[str, str, str, str], list[Cell]] = {}
+    families: dict[tuple[str, ...], list[Cell]] = {}
     for cell in observed:
-        key = (cell.source, cell.quantity, cell.group_a, cell.group_b)
+        key = (
+            cell.source,
+            cell.grouping,
+            cell.quantity,
+            cell.group_a,
+            cell.group_b,
+        )
         families.setdefault(key, []).append(cell)
     rows = []
-    for (source, quantity, a, b), cells in families.items():
+    for (source, grouping, quantity, a, b), cells in families.items():
         together = [
             [one.get(cell, np.nan) for cell in cells] for one in (observed, *null)
         ]
@@ -230,6 +246,7 @@ def compare_with_null(
             rows.append(
                 {
                     "source": source,
+                    "grouping": grouping,
                     "quantity": quantity,
                     "layer": name,
                     "group_a": a,
@@ -253,29 +270,48 @@ def _sentences(
     target = shuffle.plan.cohort.target
     sentences = []
     means = table[table["layer"] == MEAN]
-    for (source, a, b), rows in means.groupby(
-        ["source", "group_a", "group_b"], sort=False
+    for (source, _, a, b), rows in means.groupby(
+        ["source", "grouping", "group_a", "group_b"], sort=False
     ):
         found = ", ".join(
             f"{quantity} by {round(p * (1 + permutations)) - 1} (p = {p:.3f})"
             for quantity, p in zip(rows["quantity"], rows["p"], strict=True)
         )
         sentences.append(
-            f"Among {permutations} retrainings on '{target}' permuted over people "
+            f"Among {permutations} retrainings on '{target}' permuted {shuffle.moved} "
             f"within {shuffle.strata}, the run's mean divergence of {a} and {b} on "
             f"{SOURCES[str(source)]} was reached or exceeded: {found}."
         )
-    groups = (
-        "the groups are those of the permuted labels"
-        if shuffle.plan.primary in shuffle.moving
-        else f"the groups of '{shuffle.plan.primary}' stay with their people"
+    if shuffle.different <= permutations:
+        sentences.append(
+            f"Only {shuffle.different} of such permutations differ, the run among "
+            f"them: p cannot get much below {1 / shuffle.different:.3f}."
+        )
+    sentences += [
+        f"'{name}' is left out: within its groups, {shuffle.strata}, too few "
+        f"permutations of '{target}' differ."
+        for name in shuffle.left_out
+    ]
+    return [*sentences, _meaning(shuffle)]
+
+
+def _meaning(shuffle: TargetShuffle) -> str:
+    """Say whose groups the null has, and what a small p is evidence of."""
+    groupings = shuffle.plan.groupings
+    staying = [f"'{name}'" for name in groupings if name not in shuffle.moving]
+    moving = [f"'{name}'" for name in groupings if name in shuffle.moving]
+    groups = []
+    if moving:
+        named = f" of {' and '.join(moving)}" if staying else ""
+        groups.append(f"the groups{named} are those of the permuted labels")
+    if staying:
+        groups.append(f"the groups of {' and '.join(staying)} stay with their people")
+    return (
+        f"In the null {', and '.join(groups)}. A small p says that the difference "
+        "comes with the real labels, and not with training on any labels of these "
+        "people; it does not by itself show that dynamics differ beyond the inputs of "
+        "the groups."
     )
-    sentences.append(
-        f"In the null {groups}. A small p says that the difference comes with the real "
-        "labels, and not with training on any labels of these people; it does not by "
-        "itself show that dynamics differ beyond the inputs of the groups."
-    )
-    return sentences
 
 
 def _check_people(plan: Plan, run: Path) -> None:
@@ -317,7 +353,7 @@ def _not_reproduced(run: Path, weights: list[dict[str, torch.Tensor]]) -> str:
         then = torch.load(path, weights_only=True, map_location="cpu")
         close = now.keys() == then.keys() and all(
             weight.shape == then[name].shape
-            and torch.allclose(weight, then[name], rtol=CLOSE, atol=CLOSE)
+            and torch.allclose(weight.cpu(), then[name], rtol=CLOSE, atol=CLOSE)
             for name, weight in now.items()
         )
         if not close:
@@ -337,8 +373,9 @@ def _write(result: Retrained) -> None:
     content = {
         "permutations": result.permutations,
         "strata": result.strata,
-        "grouping": result.grouping,
-        "groups_move_with_targets": result.moves_together,
+        "groupings": result.groupings,
+        "groups_move_with_targets": result.moving,
+        "left_out": result.left_out,
         "sentences": result.sentences,
         "rows": plain.to_dict("records"),
     }

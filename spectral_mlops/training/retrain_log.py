@@ -11,11 +11,11 @@ from spectral_mlops.errors import InputError
 from spectral_mlops.training.retrain_permute import TargetShuffle
 from spectral_mlops.training.retrain_statistic import Cell, Statistic
 
-VERSION = 1
+VERSION = 2
 """Of what a line means; another number makes another test."""
 
 
-def settings_of(shuffle: TargetShuffle) -> dict[str, str]:
+def settings_of(shuffle: TargetShuffle, device: str = "cpu") -> dict[str, str]:
     """Digests of everything that a retraining depends on, by a name for people."""
     plan = shuffle.plan
     splits = [plan.probe and plan.probe.ids]
@@ -25,7 +25,15 @@ def settings_of(shuffle: TargetShuffle) -> dict[str, str]:
         "the settings in config.json": _digest(config),
         "the people": plan.cohort.digest,
         "the splits": _digest(splits),
-        "the strata": _digest([shuffle.strata, shuffle.moving]),
+        "the strata": _digest(
+            [
+                shuffle.strata,
+                shuffle.moving,
+                shuffle.plan.groupings,
+                [[[rows.tolist() for rows in x] for x in k] for k in shuffle.kinds],
+            ]
+        ),
+        "the device": _digest(device),
         "the version of the test": str(VERSION),
     }
 
