@@ -402,14 +402,22 @@ def compare(
     workers: Annotated[
         int, typer.Option(help="Processes that retrain, one thread each.")
     ] = 1,
+    device: Device = "cpu",
+    tracking: Annotated[
+        str | None,
+        typer.Option(
+            help="MLflow store that the test is logged to; the run's own if not given."
+        ),
+    ] = None,
 ) -> None:
     """Show finished runs side by side, or test one against retrained networks.
 
     With --retrain the question is: was it the training on these labels?
     Everything is trained again on targets permuted over people, within site,
     strata and fold; p says how rare so large a divergence of the groups is
-    then. Results stay in RUN/retrain; asking for more later adds to them.
-    Start it in the folder that the run was trained in.
+    then. Results stay in RUN/retrain, and are logged to the run's own MLflow
+    run; asking for more later adds to them. Start it in the folder that the run
+    was trained in.
     """
     if retrain is None:
         from spectral_mlops.report.runs import read_run
@@ -417,17 +425,29 @@ def compare(
 
         show_runs(console, [read_run(folder) for folder in runs])
         return
-    _prepare_torch("cpu", 1)
+    _prepare_torch(device, 1)
     from spectral_mlops.report.runs_console import show_retrained
     from spectral_mlops.training.retrain import SOURCES, retrain_test
+    from spectral_mlops.training.retrain_tracking import deliver
 
+    arrived = True
     for folder in runs:
         with _bar() as bar:
             result = retrain_test(
-                folder, retrain, Path.cwd(), workers=workers, progress=_reporter(bar)
+                folder,
+                retrain,
+                Path.cwd(),
+                workers=workers,
+                device=device,
+                progress=_reporter(bar),
             )
         show_retrained(console, result.table, SOURCES, result.sentences)
-        console.print(f"Kept in {result.folder}", highlight=False, soft_wrap=True)
+        delivered = deliver(result, folder, tracking)
+        arrived &= delivered.arrived
+        for said in (f"Kept in {result.folder}", delivered.said):
+            console.print(said, highlight=False, soft_wrap=True, markup=False)
+    if not arrived:
+        raise typer.Exit(UNDELIVERED)
 
 
 def main() -> None:

@@ -45,6 +45,7 @@ FEWEST = 19
 """Retrainings below which p could not reach 0.05."""
 MEAN = "mean over layers"
 FOLDER = "retrain"
+RESULTS = ("result.tsv", "result.json")
 SOURCES = {
     "train": "training batches of the last epoch",
     "probe": "the probe at the chosen checkpoint",
@@ -368,7 +369,7 @@ def _not_reproduced(run: Path, weights: list[dict[str, torch.Tensor]]) -> str:
 def _write(result: Retrained) -> None:
     """Write the table, and everything for machines."""
     table = result.table
-    table.to_csv(result.folder / "result.tsv", sep="\t", index=False)
+    table.to_csv(result.folder / RESULTS[0], sep="\t", index=False)
     plain = table.astype(object).where(table.notna(), None)
     content = {
         "permutations": result.permutations,
@@ -380,4 +381,4 @@ def _write(result: Retrained) -> None:
         "rows": plain.to_dict("records"),
     }
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    (result.folder / "result.json").write_text(text, encoding="utf-8")
+    (result.folder / RESULTS[1]).write_text(text, encoding="utf-8")

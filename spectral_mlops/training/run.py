@@ -21,6 +21,8 @@ from spectral_mlops.training.plan import Plan
 
 LEFT = ("predictions.tsv", "layers.tsv", "epochs.tsv", "controls.tsv", "verdict.txt")
 """Tables of a run's folder that are logged where they were made."""
+TRACKING = "tracking.json"
+"""File of a run's folder that names its run in the store."""
 PACKAGES = ("spectral-mlops", "torch", "numpy", "mlflow", "optuna", "nibabel")
 
 
@@ -89,6 +91,8 @@ def run(
         raise
     settings = folder / "config.json"
     settings.write_text(plan.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    named = json.dumps({"run_id": tracker.run_id}) + "\n"
+    (folder / TRACKING).write_text(named, encoding="utf-8")
     versions = folder / "environment.txt"
     versions.write_text(_environment(), encoding="utf-8")
     write_splits(folder / "splits", plan.probe, plan.folds)
