@@ -3,10 +3,14 @@
 import torch
 from torch import nn
 
-from spectral_mlops.config import RunConfig
 from spectral_mlops.hooks import InfluenceMeans, capture, leading_directions
+from spectral_mlops.hooks.directions import QUANTITIES
+from spectral_mlops.inference.comparison import Comparison
+from spectral_mlops.monitor import SpectralMonitor
 from spectral_mlops.probe import ProbeBatch, margin, undisturbed
 from spectral_mlops.records import Direction, Influence
+from spectral_mlops.report.angles import RelabelledAngle
+from spectral_mlops.training.plan import Plan
 
 
 def direction_epochs(epochs: int) -> set[int]:
@@ -18,18 +22,21 @@ class FoldDetails:
     """Keeps what the settings say of one fold; changes nothing of its training.
 
     Args:
-        config: Of the run.
+        plan: The run.
         fold: Which fold, counted from 0.
 
     Attributes:
         directions: Of the first layer with rows, at chosen epochs.
+        angles: Between groups there, under the relabellings of the probe.
         influence: Means over the watched batches of every epoch.
     """
 
-    def __init__(self, config: RunConfig, fold: int) -> None:
+    def __init__(self, plan: Plan, fold: int) -> None:
+        config = plan.config
+        self.angles: list[RelabelledAngle] = []
         self.directions: list[Direction] = []
         self.influence: list[Influence] = []
-        self._fold, self._k = fold, config.spectra.directions
+        self._plan, self._fold, self._k = plan, fold, config.spectra.directions
         self._steps = InfluenceMeans() if config.spectra.influence else None
         self._epochs = direction_epochs(config.training.epochs)
         self._last: capture | None = None
@@ -60,9 +67,32 @@ class FoldDetails:
         if probe is not None:
             seen, source = _pass(model, probe), "probe"
         if seen is not None and seen.reached_layers():
-            self.directions += leading_directions(
+            found = leading_directions(
                 seen, k=self._k, epoch=epoch, source=source, fold=self._fold
             )
+            self.directions += found
+            if probe is not None and found:
+                angles = _relabelled(self._plan, model, probe, found[0].layer)
+                self.angles += [RelabelledAngle(epoch, self._fold, x) for x in angles]
+
+
+def _relabelled(
+    plan: Plan, model: nn.Module, batch: ProbeBatch, layer: str
+) -> list[Comparison]:
+    """Compare leading subspaces at a layer, with the relabellings of the run."""
+    settings = plan.config.comparison
+    monitor = SpectralMonitor(
+        model,
+        quantities=QUANTITIES,
+        missing="group",
+        pooled=False,
+        strata=plan.strata(),
+    )
+    seen = monitor.probe([batch])
+    seen.spectra = [s for s in seen.spectra if s.layer == layer]
+    return seen.comparisons(
+        settings.permutations, seed=settings.seed, divergence="principal_angle"
+    )
 
 
 def _pass(model: nn.Module, batch: ProbeBatch) -> capture:

@@ -80,7 +80,7 @@ class FoldRun:
         self.targets = torch.from_numpy(learned[self.train_rows]).to(device)
         self.validation_inputs = self._tensor(self.validation_rows)
         self.probe_batch = self._make_probe_batch()
-        self.details = FoldDetails(config, number) if details else None
+        self.details = FoldDetails(plan, number) if details else None
         self.best_loss, self.best_epoch = float("inf"), -1
         self.best_weights = copy.deepcopy(self.model.state_dict())
         self.initial_weights = copy.deepcopy(self.model.state_dict())

@@ -21,6 +21,7 @@ from spectral_mlops.inference.comparison import (
 )
 from spectral_mlops.monitor import EpochSpectra
 from spectral_mlops.records import Direction, Divergence, EpochRecord, Influence
+from spectral_mlops.report.angles import RelabelledAngle
 from spectral_mlops.tracking import Tracker
 from spectral_mlops.tracking.metrics import safe_name
 from spectral_mlops.training.controls import Controls
@@ -63,6 +64,7 @@ class RunResult:
         trajectories: Epochs of the probe adjusted over epochs and layers, and their
             clusters (`trajectory_table`).
         directions: Of the first layer at chosen epochs, all folds.
+        angles: Between groups there, under the relabellings of the probe.
         influence: Of each group's steps on each group's loss, all epochs and folds.
     """
 
@@ -81,6 +83,7 @@ class RunResult:
     verdict: str
     trajectories: pd.DataFrame = field(default_factory=pd.DataFrame)
     directions: list[Direction] = field(default_factory=list)
+    angles: list[RelabelledAngle] = field(default_factory=list)
     influence: list[Influence] = field(default_factory=list)
 
 
@@ -230,6 +233,7 @@ def _finish(
         controls=table,
         verdict=verdict,
         directions=[x for f in folds if f.details for x in f.details.directions],
+        angles=[x for f in folds if f.details for x in f.details.angles],
         influence=[x for f in folds if f.details for x in f.details.influence],
     )
 

@@ -115,7 +115,13 @@ def run(
         if (folder / left).exists():
             tracker.log_file(folder / left)
     for path in leave_directions(
-        folder, plan, result.scalers, result.directions, result.influence, figures
+        folder,
+        plan,
+        result.scalers,
+        result.directions,
+        result.influence,
+        result.angles,
+        figures,
     ):
         tracker.log_file(path, "" if path.parent == folder else path.parent.name)
     return FinishedRun(result, layers, folder)

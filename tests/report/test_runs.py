@@ -127,6 +127,7 @@ def test_a_folder_that_is_no_finished_run_is_refused(file, content, said, stored
 def test_the_test_by_retraining_is_printed():
     row = {
         "source": "train",
+        "grouping": "dx",
         "quantity": "adjoint",
         "layer": "hidden_1",
         "group_a": "x",
@@ -153,3 +154,5 @@ def test_the_test_by_retraining_is_printed():
     assert "x – y" not in out
     several = pd.concat([table, table.assign(group_b="w")])
     assert "x – w" in shown(show_retrained, several, {}, [])
+    groupings = pd.concat([table, table.assign(grouping="site")])
+    assert "site: x – y" in shown(show_retrained, groupings, {}, [])
