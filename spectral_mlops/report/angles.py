@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from spectral_mlops.inference.comparison import Comparison, average, to_divergences
-from spectral_mlops.records import POOLED, Direction
+from spectral_mlops.records import POOLED, QUANTITIES, Direction
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -117,7 +117,7 @@ def angle_figure(table: pd.DataFrame, grouping: str, title: str = "") -> "Figure
     from matplotlib.figure import Figure
 
     shown = table[(table["grouping"] == grouping) & table["angle_degrees"].notna()]
-    quantities = list(dict.fromkeys(shown["quantity"]))
+    quantities = [name for name in QUANTITIES if name in set(shown["quantity"])]
     width = max(1, len(quantities))
     figure = Figure(figsize=(4.2 * width + 0.6, 4.2), layout="constrained")
     axes = figure.subplots(1, width, squeeze=False, sharey=True)[0]
@@ -131,6 +131,7 @@ def angle_figure(table: pd.DataFrame, grouping: str, title: str = "") -> "Figure
         panel.set_title(quantity, fontsize=10)
         panel.set_xlabel("epoch")
         panel.set_xticks([1 + epoch for epoch in sorted(set(shown["epoch"]))])
+        panel.margins(x=0.1)
         panel.grid(axis="y", color="0.9", linewidth=0.6)
         panel.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("largest principal angle (degrees)")
@@ -138,8 +139,9 @@ def angle_figure(table: pd.DataFrame, grouping: str, title: str = "") -> "Figure
     if title:
         figure.suptitle(title, fontsize=11, fontweight="bold")
     words = (
-        "Dots: mean over folds, filled where p ≤ 0.05 (p beside, not adjusted). Band: "
-        "5 to 95 % of relabelled people. Thin: single folds."
+        "Dots: mean over folds, filled where p ≤ 0.05 (p above, not adjusted). Band, "
+        "dashes: 5 to 95 % and mean of relabelled people. Thin: single folds.\n"
+        "Activations are those that enter the layer: of the first one the inputs."
     )
     figure.supxlabel(words, fontsize=7.5, color="0.35")
     return figure
