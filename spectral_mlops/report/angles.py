@@ -5,28 +5,24 @@ what it means is read off the angles of relabelled people.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import combinations, groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from spectral_mlops.inference.comparison import Comparison, average, to_divergences
-from spectral_mlops.records import POOLED, QUANTITIES, Direction
+from spectral_mlops.records import QUANTITIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Array = NDArray[np.float64]
 Key = tuple[object, ...]
 
 CELL = ("epoch", "source", "fold", "layer", "quantity", "grouping")
 PAIR = ("group_a", "group_b")
-OBSERVED = ("rank", "smallest_degrees", "largest_degrees")
 TESTED = (
     "angle_degrees",
     "null_mean",
@@ -51,52 +47,38 @@ class RelabelledAngle(NamedTuple):
     angle: Comparison
 
 
-def angle_table(
-    directions: Iterable[Direction], tested: Sequence[RelabelledAngle] = ()
-) -> pd.DataFrame:
-    """Principal angles between the groups' leading subspaces, and their null.
+def with_null(angles: pd.DataFrame, tested: Sequence[RelabelledAngle]) -> pd.DataFrame:
+    """Set what relabelled people give beside observed angles.
 
     Args:
-        directions: Records of any epochs, folds, layers and groupings.
+        angles: From `directions.angle_table`.
         tested: The statistic ``principal_angle`` of some of them, in radians, under
             the same relabellings in all folds.
 
     Returns:
-        One row per pair of groups: ``epoch, source, fold, layer, quantity, grouping,
-        group_a, group_b, rank`` (dimension of both subspaces, the smaller number of
-        directions that the two have), ``smallest_degrees, largest_degrees``; NaN where
-        rows were not finite. Then what was tested: ``angle_degrees`` (the largest
+        The rows of ``angles`` with further columns: ``angle_degrees`` (the largest
         angle, of three-dimensional subspaces or fewer where a group has no more under
         some relabelling), mean, SD, 5th and 95th percentile of it under relabelling,
-        z, p, and why there is none. Where several folds were tested there are rows of
-        their mean (fold ``mean``; relabelling by relabelling, then z and p).
+        z, p, and why there is none. Where several folds were tested, rows of their
+        mean (fold ``mean``; relabelling by relabelling, then z and p) stand below,
+        with the means of what was observed and the smallest rank.
     """
-    rows: dict[Key, list[object]] = {}
-    chosen = sorted(
-        (d for d in directions if d.grouping != POOLED),
-        key=lambda d: (*_cell(d), d.group, d.index),
-    )
-    for cell, records in groupby(chosen, key=_cell):
-        spaces: dict[str, list[NDArray[np.float32]]] = {}
-        for record in records:
-            spaces.setdefault(record.group, []).append(record.vector)
-        for a, b in combinations(sorted(spaces), 2):
-            rank = min(len(spaces[a]), len(spaces[b]))
-            u, v = (np.array(spaces[g][:rank], dtype=np.float64) for g in (a, b))
-            angles = np.degrees(_angles(u, v))
-            rows[*cell, a, b] = [rank, angles.min(), angles.max()]
+    if angles.empty:
+        return angles.reindex(columns=[*angles.columns, *TESTED])
     found = _tested(tested)
-    for key in found:
-        if key[2] == MEAN:
-            folds = [x for k, x in rows.items() if (*k[:2], MEAN, *k[3:]) == key]
-            if folds:
-                ranks, small, large = zip(*folds, strict=True)
-                rows[key] = [min(ranks), np.mean(small), np.mean(large)]
+    keys = [*CELL, *PAIR]
+    rest = [name for name in keys if name != "fold"]
+    ways = {"rank": "min", "smallest_degrees": "mean", "largest_degrees": "mean"}
+    means = angles.groupby(rest, as_index=False, sort=False).agg(ways)
+    means["fold"] = MEAN
+    kept = [tuple(row) in found for row in means[keys].to_numpy()]
+    single = angles.astype({"fold": object})
+    table = pd.concat([single, means[kept]], ignore_index=True)
     nothing = [*(np.nan,) * (len(TESTED) - 1), UNTESTED]
-    return pd.DataFrame(
-        [(*key, *row, *found.get(key, nothing)) for key, row in rows.items()],
-        columns=[*CELL, *PAIR, *OBSERVED, *TESTED],
-    )
+    columns = [found.get(tuple(row), nothing) for row in table[keys].to_numpy()]
+    added = pd.DataFrame(columns, columns=list(TESTED))
+    joined: pd.DataFrame = pd.concat([table, added], axis="columns")
+    return joined
 
 
 def angle_figure(table: pd.DataFrame, grouping: str, title: str = "") -> "Figure":
@@ -107,7 +89,7 @@ def angle_figure(table: pd.DataFrame, grouping: str, title: str = "") -> "Figure
     single folds.
 
     Args:
-        table: From `angle_table`.
+        table: From `with_null`.
         grouping: Whose groups.
         title: Above all panels.
 
@@ -205,26 +187,3 @@ def _columns(item: Comparison) -> list[object]:
     null = item.values[1:][np.isfinite(item.values[1:])]
     ends = np.percentile(null, [5, 95]) if len(null) else (np.nan, np.nan)
     return [row.value, row.null_mean, row.null_sd, *ends, row.z, row.p, row.reason]
-
-
-def _cell(record: Direction) -> tuple[int, str, int, str, str, str]:
-    return (
-        record.epoch,
-        record.source,
-        record.fold,
-        record.layer,
-        record.quantity,
-        record.grouping,
-    )
-
-
-def _angles(u: Array, v: Array) -> Array:
-    """Angles between the spans of orthonormal rows, by sines where they are small."""
-    if not (np.isfinite(u).all() and np.isfinite(v).all()):
-        return np.full(len(u), np.nan)
-    u, v = (np.linalg.qr(x.T)[0] for x in (u, v))  # float32 is not quite orthonormal
-    overlap = u.T @ v
-    cosines = np.linalg.svd(overlap, compute_uv=False).clip(0, 1)
-    sines = np.linalg.svd(v - u @ overlap, compute_uv=False).clip(0, 1)[::-1]
-    angles: Array = np.where(cosines**2 < 0.5, np.arccos(cosines), np.arcsin(sines))
-    return angles

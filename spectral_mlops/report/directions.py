@@ -1,12 +1,62 @@
 """Directions of several groups and folds, put side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import combinations, groupby
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
+from spectral_mlops.records import POOLED, Direction
+
 Array = NDArray[np.float64]
+
+COLUMNS = (
+    "epoch",
+    "source",
+    "fold",
+    "layer",
+    "quantity",
+    "grouping",
+    "group_a",
+    "group_b",
+    "rank",
+    "smallest_degrees",
+    "largest_degrees",
+)
+
+
+def angle_table(directions: Iterable[Direction]) -> pd.DataFrame:
+    """Principal angles between the groups' leading subspaces.
+
+    Descriptive: like every comparison of groups they depend on the groups' sizes; a
+    null is formed by relabelling (`report.angles.with_null`).
+
+    Args:
+        directions: Records of any epochs, folds, layers and groupings.
+
+    Returns:
+        One row per pair of groups: ``epoch, source, fold, layer, quantity, grouping,
+        group_a, group_b, rank`` (dimension of both subspaces, the smaller number of
+        directions that the two have), ``smallest_degrees, largest_degrees``; NaN where
+        rows were not finite.
+    """
+    rows = []
+    chosen = sorted(
+        (d for d in directions if d.grouping != POOLED),
+        key=lambda d: (*_cell(d), d.group, d.index),
+    )
+    for cell, records in groupby(chosen, key=_cell):
+        spaces: dict[str, list[NDArray[np.float32]]] = {}
+        for record in records:
+            spaces.setdefault(record.group, []).append(record.vector)
+        for a, b in combinations(sorted(spaces), 2):
+            rank = min(len(spaces[a]), len(spaces[b]))
+            u, v = (np.array(spaces[g][:rank], dtype=np.float64) for g in (a, b))
+            angles = np.degrees(_angles(u, v))
+            rows.append((*cell, a, b, rank, angles.min(), angles.max()))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 class Joined(NamedTuple):
@@ -64,3 +114,26 @@ def face_alike(vectors: Array, like: Array) -> Array:
         if np.nansum(vectors[i] * like[i]) < 0:
             turned[i] *= -1
     return turned
+
+
+def _cell(record: Direction) -> tuple[int, str, int, str, str, str]:
+    return (
+        record.epoch,
+        record.source,
+        record.fold,
+        record.layer,
+        record.quantity,
+        record.grouping,
+    )
+
+
+def _angles(u: Array, v: Array) -> Array:
+    """Angles between the spans of orthonormal rows, by sines where they are small."""
+    if not (np.isfinite(u).all() and np.isfinite(v).all()):
+        return np.full(len(u), np.nan)
+    u, v = (np.linalg.qr(x.T)[0] for x in (u, v))  # float32 is not quite orthonormal
+    overlap = u.T @ v
+    cosines = np.linalg.svd(overlap, compute_uv=False).clip(0, 1)
+    sines = np.linalg.svd(v - u @ overlap, compute_uv=False).clip(0, 1)[::-1]
+    angles: Array = np.where(cosines**2 < 0.5, np.arccos(cosines), np.arcsin(sines))
+    return angles

@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 
 from spectral_mlops.cohorts import FeatureScaler
 from spectral_mlops.records import POOLED, Direction, Influence, Quantity
-from spectral_mlops.report.angles import RelabelledAngle, angle_figure, angle_table
+from spectral_mlops.report.angles import RelabelledAngle, angle_figure, with_null
 from spectral_mlops.report.brain import (
     connectome_figure,
     direction_to_nifti,
     save_figure,
     volume_figure,
 )
-from spectral_mlops.report.directions import face_alike, join_folds
+from spectral_mlops.report.directions import angle_table, face_alike, join_folds
 from spectral_mlops.tracking import safe_name
 from spectral_mlops.tracking.details import write_directions, write_influence
 from spectral_mlops.training.plan import Plan
@@ -70,7 +70,7 @@ def leave_directions(
     written.append(write_directions(directions, folder / "directions.parquet"))
     inside = folder / "directions"
     inside.mkdir()
-    table = angle_table(directions, angles)
+    table = with_null(angle_table(directions), angles)
     table.to_csv(inside / "angles.tsv", sep="\t", index=False)
     written.append(inside / "angles.tsv")
     if figures and table["angle_degrees"].notna().any():

@@ -1,49 +1,10 @@
 import numpy as np
 import pytest
-import scipy.linalg
 
 from spectral_mlops.inference.comparison import Comparison
-from spectral_mlops.records import Direction
-from spectral_mlops.report.angles import RelabelledAngle, angle_figure, angle_table
-
-
-def basis(seed, width=8, k=2):
-    x = np.random.default_rng(seed).normal(size=(width, k))
-    return np.linalg.qr(x)[0].T
-
-
-def records(vectors, group, grouping="dx", fold=0):
-    return [
-        Direction(
-            1, "probe", fold, "fc", "gradient", grouping, group, i, 1.0, 0.5,
-            vector.astype(np.float32), vector.shape, 5,
-        )
-        for i, vector in enumerate(vectors)
-    ]  # fmt: skip
-
-
-def test_angles_against_scipy():
-    a, b, c = basis(1), basis(2, k=3), basis(3, k=1)
-    everyone = records(basis(4), "all", "all")
-    found = angle_table(
-        [*records(c, "c"), *records(b, "b"), *records(a, "a"), *everyone]
-    ).set_index(["group_a", "group_b"])
-    assert list(found.index) == [("a", "b"), ("a", "c"), ("b", "c")]
-    assert list(found["rank"]) == [2, 1, 1]
-    expected = np.degrees(scipy.linalg.subspace_angles(a.T, b[:2].T))
-    row = found.loc["a", "b"]
-    assert row["largest_degrees"] == pytest.approx(expected.max(), rel=1e-5)
-    assert row["smallest_degrees"] == pytest.approx(expected.min(), rel=1e-5)
-
-
-def test_a_subspace_and_itself_and_one_that_is_unknown():
-    a = basis(1)
-    turned = np.array([[0.6, 0.8], [-0.8, 0.6]]) @ a
-    found = angle_table([*records(a, "a"), *records(turned, "b")])
-    assert found["largest_degrees"][0] < 1e-3
-    found = angle_table([*records(a, "a"), *records(a * np.nan, "b")])
-    assert np.isnan(found["largest_degrees"][0])
-    assert len(angle_table([])) == 0
+from spectral_mlops.report.angles import RelabelledAngle, angle_figure, with_null
+from spectral_mlops.report.directions import angle_table
+from tests.report.test_directions import basis, records
 
 
 def null_of(fold, values, reason=""):
@@ -55,19 +16,18 @@ def null_of(fold, values, reason=""):
 
 
 def pairs(*folds):
-    vectors = basis(1), basis(2)
-    return [
+    return angle_table(
         one
         for fold in folds
-        for name, x in zip("ab", vectors, strict=True)
-        for one in records(x, name, fold=fold)
-    ]
+        for seed, name in enumerate("ab")
+        for one in records(basis(seed), name, fold=fold)
+    )
 
 
 def test_the_null_of_folds_and_of_their_mean():
     values = [[1.2, 0.4, 0.8, 1.3], [1.0, 0.6, 1.1, 0.9]]
     nulls = [null_of(fold, one) for fold, one in enumerate(values)]
-    table = angle_table(pairs(0, 1), nulls).set_index("fold")
+    table = with_null(pairs(0, 1), nulls).set_index("fold")
     assert list(table.index) == [0, 1, "mean"]
     degrees = np.degrees([*values, np.mean(values, axis=0)])
     assert table["angle_degrees"].tolist() == pytest.approx(list(degrees[:, 0]))
@@ -82,10 +42,10 @@ def test_the_null_of_folds_and_of_their_mean():
 
 
 def test_what_has_no_null_says_why():
-    plain = angle_table(pairs(0))
+    plain = with_null(pairs(0), [])
     assert "only held-out people are relabelled" in plain["reason"][0]
     why = "no relabelling within the strata (site) changes groups"
-    table = angle_table(pairs(0), [null_of(0, [1.2], reason=why)])
+    table = with_null(pairs(0), [null_of(0, [1.2], reason=why)])
     assert table["reason"][0] == why
     assert table["angle_degrees"][0] == pytest.approx(np.degrees(1.2))
     assert table[["null_mean", "z", "p"]].isna().all(axis=None)
@@ -96,7 +56,7 @@ def drawn(table):
 
 
 def test_the_figure_shows_the_numbers_of_the_table():
-    table = angle_table(
+    table = with_null(
         pairs(0, 1),
         [null_of(0, [1.2, *np.linspace(0, 1, 19)]), null_of(1, [1.0, *[0.4] * 19])],
     )
@@ -114,9 +74,15 @@ def test_the_figure_shows_the_numbers_of_the_table():
 
 
 def test_a_figure_of_one_fold_and_one_without_null():
-    one = drawn(angle_table(pairs(0), [null_of(0, [1.2, 1.3, 0.1])]))
+    one = drawn(with_null(pairs(0), [null_of(0, [1.2, 1.3, 0.1])]))
     dots = [line for line in one.lines if line.get_marker() == "o"]
     assert dots[0].get_markerfacecolor() == "white"
-    bare = drawn(angle_table(pairs(0), [null_of(0, [1.2])]))
+    bare = drawn(with_null(pairs(0), [null_of(0, [1.2])]))
     assert not bare.texts
     assert np.isfinite(bare.get_ylim()).all()
+
+
+def test_nothing_has_the_columns():
+    table = with_null(angle_table([]), [])
+    assert len(table) == 0
+    assert {"largest_degrees", "angle_degrees", "p", "reason"} <= set(table)

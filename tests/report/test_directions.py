@@ -1,12 +1,48 @@
 import numpy as np
 import pytest
+import scipy.linalg
 
-from spectral_mlops.report.directions import face_alike, join_folds
+from spectral_mlops.records import Direction
+from spectral_mlops.report.directions import angle_table, face_alike, join_folds
 
 
 def basis(seed, width=8, k=2):
     x = np.random.default_rng(seed).normal(size=(width, k))
     return np.linalg.qr(x)[0].T
+
+
+def records(vectors, group, grouping="dx", fold=0):
+    return [
+        Direction(
+            1, "probe", fold, "fc", "gradient", grouping, group, i, 1.0, 0.5,
+            vector.astype(np.float32), vector.shape, 5,
+        )
+        for i, vector in enumerate(vectors)
+    ]  # fmt: skip
+
+
+def test_angles_against_scipy():
+    a, b, c = basis(1), basis(2, k=3), basis(3, k=1)
+    everyone = records(basis(4), "all", "all")
+    found = angle_table(
+        [*records(c, "c"), *records(b, "b"), *records(a, "a"), *everyone]
+    ).set_index(["group_a", "group_b"])
+    assert list(found.index) == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert list(found["rank"]) == [2, 1, 1]
+    expected = np.degrees(scipy.linalg.subspace_angles(a.T, b[:2].T))
+    row = found.loc["a", "b"]
+    assert row["largest_degrees"] == pytest.approx(expected.max(), rel=1e-5)
+    assert row["smallest_degrees"] == pytest.approx(expected.min(), rel=1e-5)
+
+
+def test_a_subspace_and_itself_and_one_that_is_unknown():
+    a = basis(1)
+    turned = np.array([[0.6, 0.8], [-0.8, 0.6]]) @ a
+    found = angle_table([*records(a, "a"), *records(turned, "b")])
+    assert found["largest_degrees"][0] < 1e-3
+    found = angle_table([*records(a, "a"), *records(a * np.nan, "b")])
+    assert np.isnan(found["largest_degrees"][0])
+    assert len(angle_table([])) == 0
 
 
 def test_joining_one_fold_gives_it_back():
