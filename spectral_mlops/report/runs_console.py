@@ -1,6 +1,6 @@
 """Runs side by side, and the training-level test, for a terminal."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from rich.console import Console
@@ -47,6 +47,8 @@ def show_retrained(
 ) -> None:
     """Print the test per layer and quantity, and what it means.
 
+    Where there are several groupings or pairs of groups each has a table of its own.
+
     Args:
         console: Where to.
         table: Columns as `training.retrain.Retrained.table`.
@@ -56,12 +58,14 @@ def show_retrained(
     pairs = ["grouping", "group_a", "group_b"]
     several = table[pairs].drop_duplicates().shape[0] > 1
     named = table["grouping"].nunique() > 1
-    for source, rows in table.groupby("source", sort=False):
+    for (source, grouping, a, b), rows in table.groupby(["source", *pairs], sort=False):
+        groups = f"{grouping}: {a} – {b}" if named else f"{a} – {b}"
+        of = f" ({groups})" if several else ""
         shown = plain_table(
-            f"On {sources.get(str(source), source)}: divergence (×10³) of the "
-            "run, and of networks retrained on permuted targets"
+            f"On {sources.get(str(source), source)}: divergence (×10³) of the run{of}, "
+            "and of networks retrained on permuted targets"
         )
-        for name in ("quantity", "layer", *(["groups"] if several else [])):
+        for name in ("quantity", "layer"):
             shown.add_column(name, no_wrap=True)
         for name in ("run", "retrained", *JUDGED[1:]):
             shown.add_column(name, justify="right", no_wrap=True)
@@ -69,18 +73,12 @@ def show_retrained(
             shown.add_row(
                 str(row["quantity"]),
                 str(row["layer"]),
-                *([_groups(row, named)] if several else []),
                 *judged(row, "observed"),
             )
         console.print(shown)
     show_reasons(console, table["reason"])
     for sentence in sentences:
         console.print(sentence, highlight=False, markup=False)
-
-
-def _groups(row: Mapping[Hashable, object], named: bool) -> str:
-    pair = f"{row['group_a']} – {row['group_b']}"
-    return f"{row['grouping']}: {pair}" if named else pair
 
 
 def _upright(runs: pd.DataFrame) -> pd.DataFrame:

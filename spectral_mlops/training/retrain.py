@@ -50,6 +50,7 @@ SOURCES = {
     "train": "training batches of the last epoch",
     "probe": "the probe at the chosen checkpoint",
 }
+UNMOVED = "every retraining has the same value: no target tells in it"
 CLOSE = 1e-3
 """Difference of weights above which a run counts as not reproduced."""
 
@@ -242,6 +243,8 @@ def compare_with_null(
             names, why = [*names, MEAN], [*why, ""]
             p_max = np.append(p_max, np.nan)
         z, p = standardise(values)[0], p_value(values)
+        same = np.isfinite(values[0]) & np.isnan(z)
+        why = [w or UNMOVED * bool(s) for w, s in zip(why, same, strict=True)]
         for i, name in enumerate(names):
             known = values[1:, i][np.isfinite(values[1:, i])]
             rows.append(

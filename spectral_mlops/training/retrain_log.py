@@ -88,15 +88,26 @@ class RetrainLog:
         whole = text[: text.rfind(b"\n") + 1]
         if not whole:
             return False
+        head, *lines = whole.splitlines()
         try:
-            head, *lines = [json.loads(line) for line in whole.splitlines()]
-            stored = head["settings"]
+            stored = json.loads(head)["settings"]
+            self._refuse_others(stored, settings)
             for line in lines:
-                self._take(line)
-        except (ValueError, KeyError, TypeError) as error:
+                self._take(json.loads(line))
+        except InputError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{self.path} is damaged; move it away, and all starts anew."
             ) from error
+        if len(whole) < len(text):
+            os.truncate(self.path, len(whole))
+        return True
+
+    def _refuse_others(
+        self, stored: Mapping[str, str], settings: Mapping[str, str]
+    ) -> None:
+        """Refuse retrainings of another test, whose lines may mean something else."""
         differ = [
             name for name, digest in settings.items() if stored.get(name) != digest
         ]
@@ -105,9 +116,6 @@ class RetrainLog:
                 f"{self.path} was made with other values of {' and '.join(differ)}: "
                 "restore those, or move the file away, and all starts anew."
             )
-        if len(whole) < len(text):
-            os.truncate(self.path, len(whole))
-        return True
 
     def _take(self, line: Mapping[str, Any]) -> None:
         self.finished[int(line["permutation"])] = {

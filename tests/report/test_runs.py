@@ -153,6 +153,8 @@ def test_the_test_by_retraining_is_printed():
     assert "Among 19" in out
     assert "x – y" not in out
     several = pd.concat([table, table.assign(group_b="w")])
-    assert "x – w" in shown(show_retrained, several, {}, [])
+    assert "(x – w)" in shown(show_retrained, several, {}, [])
     groupings = pd.concat([table, table.assign(grouping="site")])
-    assert "site: x – y" in shown(show_retrained, groupings, {}, [])
+    both = " ".join(shown(show_retrained, groupings, {}, []).split())
+    assert "(dx: x – y)" in both
+    assert "(site: x – y)" in both

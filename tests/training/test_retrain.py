@@ -325,6 +325,10 @@ def test_p_counts_the_run_itself_and_what_is_missing():
     assert table.loc[MEAN, "observed"] == pytest.approx(2.0)
     assert table.loc[MEAN, "p"] == pytest.approx(3 / 5)  # 2.25 and the missing one
     assert (table["p_max"].dropna() >= table["p"].dropna()[:2]).all()
+    assert list(table["reason"]) == ["", "", "degenerate", ""]
+    still = compare_with_null({cells[0]: 2.0}, [{cells[0]: 2.0}] * 3, {})
+    assert still["p"].tolist() == [1.0, 1.0]
+    assert still["reason"].str.startswith("every retraining has the same value").all()
 
 
 def test_a_run_is_tested_resumed_and_extended(finished):
@@ -410,7 +414,18 @@ def test_other_settings_are_refused(finished):
     config = plan.config.model_copy(update={"training": training})
     with pytest.raises(InputError, match=r"other values of the settings in config"):
         retrain(replace(plan, config=config), folder, 1)
-    (folder / "retrain" / "permutations.jsonl").write_text("nothing\n")
+    log = folder / "retrain" / "permutations.jsonl"
+    head, *rest = log.read_text().splitlines()
+    settings = json.loads(head)["settings"]
+    settings.pop("the device")  # as before there was one, with other lines
+    before = [json.dumps({"settings": settings}), '{"permutation": 0, "values": [[1]]}']
+    log.write_text("\n".join(before) + "\n")
+    with pytest.raises(InputError, match="other values of the device"):
+        retrain(plan, folder, 1)
+    log.write_text("\n".join([head, *rest, "[]"]) + "\n")
+    with pytest.raises(InputError, match="damaged"):
+        retrain(plan, folder, 1)
+    log.write_text("nothing\n")
     with pytest.raises(InputError, match="damaged"):
         retrain(plan, folder, 1)
 
