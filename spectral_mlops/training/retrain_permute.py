@@ -17,10 +17,10 @@ may then not be exchanged. Families of one *kind* (as many members in each cell)
 exchange the targets of all their members as a whole, and members of one family and
 cell exchange theirs among themselves; both together, as exchangeability blocks of
 Winkler, Webster, Vidaurre, Nichols & Smith (2015). To the draw of the split, which
-keeps families together, two of one kind and part differ in nothing else. It assumes that relatives of one
-cell are alike in kind: a table of parents and children wants a column that tells them
-apart among the groupings. Who has no relative is a family of one, and where nobody
-has, this is the permutation of people within cells.
+keeps families together, two of one kind differ in nothing else. It assumes that
+relatives of one cell are alike in kind: a table of parents and children wants a column
+that tells them apart among the groupings. Who has no relative is a family of one, and
+where nobody has, this is the permutation of people within cells.
 """
 
 from collections import Counter, defaultdict
