@@ -172,6 +172,15 @@ def train(
     device: Device = "cpu",
     threads: Threads = 1,
     runs: Runs = Path("runs"),
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN_DIR",
+            help="Go on with a run that was interrupted, in the folder it was begun "
+            "in; its settings are its own.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Train on a cohort and watch the spectra of its groups.
 
@@ -207,6 +216,11 @@ def train(
             "tracking.experiment": experiment,
         }
     )
+    if resume is not None:
+        _prepare_torch(device, threads)
+        if _resume(resume, flags, config, crossfit, device):
+            raise typer.Exit(UNDELIVERED)
+        return
     settings = _settings(config, flags)
     _prepare_torch(device, threads)
     from spectral_mlops.training import make_plan
@@ -215,15 +229,47 @@ def train(
         plan = make_plan(settings, Path.cwd(), _reporter(bar))
     name = f"train-{datetime.now():%Y%m%d-%H%M%S}"
     if crossfit is None:
-        undelivered = _train_one(plan, name, device, runs)[1]
+        uri = settings.tracking.uri
+        undelivered = _train_one(plan, name, device, _free(runs / name), uri)[1]
     else:
         undelivered = _train_parts(plan, crossfit, name, device, runs)
     if undelivered:
         raise typer.Exit(UNDELIVERED)
 
 
+def _resume(
+    folder: Path,
+    flags: Mapping[str, Any],
+    config: Path | None,
+    crossfit: int | None,
+    device: str,
+) -> int:
+    """Go on with an interrupted run; return what was not delivered."""
+    from spectral_mlops.errors import InputError
+    from spectral_mlops.training import read_plan
+
+    given = {name for name in flags if name != "tracking"}
+    given |= {"--config"} if config else set()
+    given |= {"--crossfit"} if crossfit else set()
+    if given:
+        raise InputError(
+            f"--resume goes on with the settings of {folder}: leave out those of "
+            f"{', '.join(sorted(given))}."
+        )
+    with _bar() as bar:
+        plan = read_plan(folder, Path.cwd(), _reporter(bar), finished=False)
+    tracking = flags.get("tracking", {}).get("uri") or plan.config.tracking.uri
+    return _train_one(plan, folder.name, device, folder, tracking, resume=True)[1]
+
+
 def _train_one(
-    plan: "Plan", name: str, device: str, runs: Path
+    plan: "Plan",
+    name: str,
+    device: str,
+    folder: Path,
+    tracking: str | None,
+    *,
+    resume: bool = False,
 ) -> tuple["FinishedRun", int]:
     """Make one tracked run and show it; also return what was not delivered."""
     from spectral_mlops.report.console import show_controls, show_effects, show_run
@@ -234,10 +280,8 @@ def _train_one(
     for note in plan.notes:
         console.print(note, highlight=False)
     settings = plan.config
-    folder = _free(runs / name)
-    tracker = open_tracker(
-        settings.tracking.uri, settings.tracking.experiment, folder, notice=_notice
-    )
+    experiment = settings.tracking.experiment
+    tracker = open_tracker(tracking, experiment, folder, notice=_notice)
     with tracker, _bar() as bar:
         task = bar.add_task("training", total=settings.training.epochs)
 
@@ -252,6 +296,7 @@ def _train_one(
             on_epoch=on_epoch,
             device=device,
             progress=_reporter(bar),
+            resume=resume,
         )
     result = finished.result
     show_run(console, finished.layers, result.groups, result.metrics)
@@ -276,7 +321,9 @@ def _train_parts(plan: "Plan", parts: int, name: str, device: str, runs: Path) -
     plans = crossfit_plans(plan, parts)
     finished, undelivered = [], 0
     for number, part in enumerate(plans, start=1):
-        one, lost = _train_one(part, f"{name}-part-{number}", device, runs)
+        of = f"{name}-part-{number}"
+        uri = plan.config.tracking.uri
+        one, lost = _train_one(part, of, device, _free(runs / of), uri)
         finished.append(one.result)
         undelivered += lost
     table, said = crossfit_table(plan, plans, finished)
@@ -421,6 +468,13 @@ def compare(
     workers: Annotated[
         int, typer.Option(help="Processes that retrain, one thread each.")
     ] = 1,
+    device: Device = "cpu",
+    tracking: Annotated[
+        str | None,
+        typer.Option(
+            help="MLflow store that the test is logged to; the run's own if not given."
+        ),
+    ] = None,
 ) -> None:
     """Show finished runs side by side, or test one against retrained networks.
 
@@ -430,8 +484,8 @@ def compare(
     Everything is trained again on targets permuted over people, within site,
     strata and fold; p says how rare so large a divergence of the groups is
     then. Of several networks per fold it is the first. Results stay in
-    RUN/retrain; asking for more later adds to them. Start it in the folder that
-    the run was trained in.
+    RUN/retrain, and are logged to the run's own MLflow run; asking for more later
+    adds to them. Start it in the folder that the run was trained in.
     """
     if retrain is None:
         from spectral_mlops.report.runs import read_run
@@ -439,17 +493,29 @@ def compare(
 
         show_runs(console, [read_run(folder) for folder in runs])
         return
-    _prepare_torch("cpu", 1)
+    _prepare_torch(device, 1)
     from spectral_mlops.report.runs_console import show_retrained
     from spectral_mlops.training.retrain import SOURCES, retrain_test
+    from spectral_mlops.training.retrain_tracking import deliver
 
+    arrived = True
     for folder in runs:
         with _bar() as bar:
             result = retrain_test(
-                folder, retrain, Path.cwd(), workers=workers, progress=_reporter(bar)
+                folder,
+                retrain,
+                Path.cwd(),
+                workers=workers,
+                device=device,
+                progress=_reporter(bar),
             )
         show_retrained(console, result.table, SOURCES, result.sentences)
-        console.print(f"Kept in {result.folder}", highlight=False, soft_wrap=True)
+        delivered = deliver(result, folder, tracking)
+        arrived &= delivered.arrived
+        for said in (f"Kept in {result.folder}", delivered.said):
+            console.print(said, highlight=False, soft_wrap=True, markup=False)
+    if not arrived:
+        raise typer.Exit(UNDELIVERED)
 
 
 @app.command()

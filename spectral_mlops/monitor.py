@@ -725,13 +725,25 @@ class SpectralMonitor:
         return result
 
     def state_dict(self) -> dict[str, Any]:
-        """What resuming needs: where the schedule stands. Collect before saving."""
-        return {"epoch": self._epoch, "step": self._step, "steps": self._steps}
+        """What resuming needs: where the schedule stands, and whom training saw.
+
+        Collect before saving. Plain values only, which ``torch.load`` reads with
+        ``weights_only=True``.
+        """
+        return {
+            "epoch": self._epoch,
+            "step": self._step,
+            "steps": self._steps,
+            "additivity": self.additivity,
+            "trained_on": sorted(self._trained_on),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
         self._epoch, self._step = state["epoch"], state["step"]
         self._steps = state["steps"]
+        self.additivity = state["additivity"]
+        self._trained_on = set(state["trained_on"])
 
     # -- held-out people ---------------------------------------------------------
 

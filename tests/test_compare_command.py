@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from spectral_mlops import cli
-from spectral_mlops.tracking import MemoryTracker
+from spectral_mlops.tracking import MemoryTracker, MlflowTracker, open_store
 from spectral_mlops.training import make_plan, run
+from spectral_mlops.training.retrain import MEAN
+from spectral_mlops.training.retrain_tracking import headline_metrics
 
 
 @pytest.fixture
@@ -36,13 +38,24 @@ def command(monkeypatch, capsys):
 
 
 @pytest.fixture
-def folder(small, tmp_path):
-    plan = make_plan(small(), Path())
-    run(plan, MemoryTracker(), tmp_path / "runs" / "one", name="one")
-    return tmp_path / "runs" / "one"
+def folder(small, tmp_path, uri):
+    plan = make_plan(small(tracking={"uri": uri}), Path())
+    folder = tmp_path / "runs" / "one"
+    with MlflowTracker(tracking_uri=uri, folder=folder) as tracker:
+        run(plan, tracker, folder, name="one")
+    return folder
 
 
-def test_a_run_is_tested_and_the_test_goes_on(command, folder):
+def stored(uri, folder):
+    """The MLflow run of a folder, and the files under ``retrain``."""
+    client = open_store(uri).client
+    run_id = json.loads((folder / "spool/run.json").read_text())["run_id"]
+    paths = [item.path for item in client.list_artifacts(run_id, "retrain")]
+    return client, client.get_run(run_id), paths
+
+
+def test_a_run_is_tested_and_the_test_goes_on(command, folder, uri):
+    ended = stored(uri, folder)[1].info
     code, out, _ = command(folder, "--retrain", 19)
     assert code == 0
     assert "retraining" in out
@@ -54,8 +67,72 @@ def test_a_run_is_tested_and_the_test_goes_on(command, folder):
     code, again, _ = command(folder, "--retrain", 19)
     assert code == 0
     assert log.stat().st_mtime_ns == before
-    assert again[again.index("On training") :] == out[out.index("On training") :]
-    assert (folder / "retrain" / "result.tsv").is_file()
+    assert "Logged before to MLflow run" in again
+    first, second = (
+        text[text.index("On training") : text.index("Kept in")] for text in (out, again)
+    )
+    assert first == second
+    table = pd.read_csv(folder / "retrain" / "result.tsv", sep="\t")
+    client, kept, paths = stored(uri, folder)
+    assert paths == ["retrain/result.json", "retrain/result.tsv"]
+    assert (kept.info.status, kept.info.end_time) == (ended.status, ended.end_time)
+    assert kept.data.metrics["retrain/permutations"] == 19
+    means = table[table["layer"] == "mean over layers"]
+    for row in means.itertuples():
+        key = f"{row.source}_{row.quantity}"
+        assert kept.data.metrics[f"retrain/p_{key}"] == row.p
+        assert kept.data.metrics[f"retrain/z_{key}"] == pytest.approx(row.z)
+        assert len(client.get_metric_history(kept.info.run_id, f"retrain/p_{key}")) == 1
+
+
+def test_what_cannot_be_delivered_is_said_and_delivered_later(
+    command, folder, uri, tmp_path
+):
+    away = f"sqlite:///{tmp_path / 'absent' / 'mlflow.db'}"
+    code, out, _ = command(folder, "--retrain", 19, "--tracking", away)
+    assert code == 3
+    assert "Not logged to MLflow" in out
+    assert (folder / "retrain" / "result.json").is_file()
+    code, out, _ = command(folder, "--retrain", 19)
+    assert code == 0
+    assert "Look at it" in out
+    assert stored(uri, folder)[2]
+    (folder / "spool/run.json").unlink()
+    code, out, _ = command(folder, "--retrain", 19)
+    assert code == 3
+    assert "does not say which MLflow run this is" in out
+
+
+def test_a_store_that_goes_away_meanwhile(command, folder, monkeypatch):
+    def lost(*args, **kwargs):
+        raise OSError("gone")
+
+    from mlflow import MlflowClient
+
+    monkeypatch.setattr(MlflowClient, "log_artifact", lost)
+    code, out, _ = command(folder, "--retrain", 19)
+    assert code == 3
+    assert "Not all of it is logged" in out
+    assert "2 undelivered, in" in out
+    assert not (folder / "retrain" / "logged.json").exists()
+    left = {path.name for path in Path("runs/undelivered").rglob("*.*")}
+    assert left == {"result.tsv", "result.json", "run.json"}
+
+
+def test_names_of_numbers():
+    rows = [
+        ("probe", "dx", "gradient", MEAN, "a", "b", 0.5, 1.0),
+        ("probe", "dx", "gradient", "fc", "a", "b", 0.25, 1.0),
+        ("probe", "a site", "gradient", MEAN, "x", "y", 0.05, np.nan),
+        ("probe", "a site", "gradient", MEAN, "x", "z", 0.1, np.nan),
+    ]
+    names = ["source", "grouping", "quantity", "layer", "group_a", "group_b", "p", "z"]
+    assert headline_metrics(pd.DataFrame(rows, columns=names)) == {
+        "retrain/p_probe_gradient": 0.5,
+        "retrain/z_probe_gradient": 1.0,
+        "retrain/p_probe_gradient_a_site_x-y": 0.05,
+        "retrain/p_probe_gradient_a_site_x-z": 0.1,
+    }
 
 
 def test_runs_are_shown_side_by_side(command, folder):
@@ -131,6 +208,7 @@ def test_bad_input_is_one_sentence(command, folder, tmp_path):
         ((homeless, "--retrain", 19), "go to the folder the run was trained in"),
         ((folder, "--retrain", 18), "19 or more"),
         ((folder, "--retrain", 19, "--workers", 0), "--workers 0"),
+        ((folder, "--retrain", 19, "--device", "tpu"), "--device tpu"),
     ):
         code, _, err = command(*words)
         assert code == 2, words

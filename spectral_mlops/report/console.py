@@ -3,11 +3,18 @@
 from collections.abc import Mapping
 
 import pandas as pd
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
-NOTHING = "–"
+from spectral_mlops.report.terminal import (
+    JUDGED,
+    cell,
+    formatted,
+    judged,
+    plain_table,
+    show_reasons,
+)
+
 ADDITIVE = 1e-4
 """Relative gap above which float32 rounding is no explanation."""
 
@@ -27,9 +34,7 @@ def show_run(
         metrics: Final numbers.
     """
     console.print(_layers(layers))
-    console.print("  p max: adjusted over layers (max-T)", style="dim")
-    for reason in dict.fromkeys(r for r in layers["reason"] if r):
-        console.print(f"  – {reason}", style="dim", highlight=False)
+    show_reasons(console, layers["reason"])
     console.print(_groups(groups))
     auc, sd = metrics["final/auc"], metrics["final/auc_sd"]
     line = f"AUC {auc:.3f} ± {sd:.3f} over folds"
@@ -46,7 +51,7 @@ def show_run(
     }
     if z:
         text = ", ".join(
-            f"{quantity} {_number(x, '+.2f')}{_spread(metrics, quantity)}"
+            f"{quantity} {formatted(x, '+.2f')}{_spread(metrics, quantity)}"
             for quantity, x in z.items()
         )
         console.print(
@@ -92,13 +97,10 @@ def show_effects(console: Console, effects: pd.DataFrame, quantity: str) -> None
     columns = {"effect": "effect", "low": "2.5 %", "high": "97.5 %", "chance": "chance"}
     columns |= {"sd_folds": "SD folds", "sd_seeds": "SD seeds"}
     shown = {name: head for name, head in columns.items() if rows[name].notna().any()}
-    table = Table(
-        title=f"Effect size in {quantity} (×10³): divergence of {m} people per group "
+    table = plain_table(
+        f"Effect size in {quantity} (×10³): divergence of {m} people per group "
         f"on the probe less chance, that of {m} relabelled ones; 95 % of {draws} draws "
-        f"of {m} of these people (no confidence interval); SD over networks",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=0,
+        f"of {m} of these people (no confidence interval); SD over networks"
     )
     table.add_column("layer", no_wrap=True)
     if several:
@@ -109,7 +111,7 @@ def show_effects(console: Console, effects: pd.DataFrame, quantity: str) -> None
         table.add_row(
             str(row["layer"]),
             *([f"{row['group_a']} – {row['group_b']}"] if several else []),
-            *(_number(1e3 * row[name], ".2f") for name in shown),
+            *(formatted(1e3 * row[name], ".2f") for name in shown),
         )
     console.print(table)
 
@@ -121,11 +123,8 @@ def show_controls(console: Console, controls: pd.DataFrame) -> None:
         console: Where to.
         controls: Columns ``control, z, p, beyond_z, beyond_p, says``, at least.
     """
-    table = Table(
-        title="Controls: the primary outcome under each; beyond: trained less control",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=0,
+    table = plain_table(
+        "Controls: the primary outcome under each; beyond: trained less control"
     )
     table.add_column("control", no_wrap=True)
     for name in ("z", "p", "beyond", "p"):
@@ -134,10 +133,10 @@ def show_controls(console: Console, controls: pd.DataFrame) -> None:
     for row in controls.to_dict("records"):
         table.add_row(
             str(row["control"]),
-            _number(row["z"], "+.2f"),
-            _number(row["p"], ".3f"),
-            _number(row["beyond_z"], "+.2f"),
-            _number(row["beyond_p"], ".3f"),
+            formatted(row["z"], "+.2f"),
+            formatted(row["p"], ".3f"),
+            formatted(row["beyond_z"], "+.2f"),
+            formatted(row["beyond_p"], ".3f"),
             str(row["says"]),
         )
     console.print(table)
@@ -150,21 +149,16 @@ def show_parts(console: Console, parts: pd.DataFrame) -> None:
         console: Where to.
         parts: Columns ``part, held_out, z, p, auc``.
     """
-    table = Table(
-        title="Everyone held out once: the primary outcome of each part",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=0,
-    )
+    table = plain_table("Everyone held out once: the primary outcome of each part")
     for name in ("part", "held out", "z", "p", "AUC"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in parts.to_dict("records"):
         table.add_row(
             str(row["part"]),
             str(row["held_out"]),
-            _number(row["z"], "+.2f"),
-            _number(row["p"], ".3f"),
-            _number(row["auc"], ".3f"),
+            formatted(row["z"], "+.2f"),
+            formatted(row["p"], ".3f"),
+            formatted(row["auc"], ".3f"),
         )
     console.print(table)
 
@@ -177,18 +171,13 @@ def show_trials(console: Console, trials: pd.DataFrame) -> None:
         trials: Columns ``trial, state, auc``, one per parameter,
             ``divergence.<quantity>``, ``run`` and ``error``.
     """
-    table = Table(
-        title="Trials: validation AUC, settings, divergence on the probe (z)",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=0,
-    )
+    table = plain_table("Trials: validation AUC, settings, divergence on the probe (z)")
     shown = trials.drop(columns=["run", "error"])
     for name in map(str, shown.columns):
         head = name.replace("divergence.", "z ")
         table.add_column(head[:5] if head.startswith("z ") else head, justify="right")
     for row in shown.itertuples(index=False):
-        table.add_row(*(_cell(value) for value in row))
+        table.add_row(*(cell(value) for value in row))
     console.print(table)
     failed = trials[trials["error"].notna()]
     for number, error in zip(failed["trial"], failed["error"], strict=True):
@@ -211,12 +200,9 @@ def _layers(layers: pd.DataFrame) -> Table:
 
     Narrow enough for 80 columns with two groups.
     """
-    table = Table(
-        title="Per layer: effective rank of each group on the last epoch's training "
-        "batches; divergence (×10³) of the groups and its null (labels permuted)",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=0,  # the box leaves a space between columns
+    table = plain_table(
+        "Per layer: effective rank of each group on the last epoch's training "
+        "batches; divergence (×10³) of the groups and its null (labels permuted)"
     )
     ranks = [name for name in map(str, layers.columns) if name.startswith("erank_")]
     ranks.remove("erank_all")
@@ -227,50 +213,28 @@ def _layers(layers: pd.DataFrame) -> Table:
         table.add_column(name.removeprefix("erank_"), justify="right")
     if several:
         table.add_column("groups")
-    for name in ("diverg.", "null", "z", "p", "p max"):
+    for name in ("diverg.", *JUDGED):
         table.add_column(name, justify="right", no_wrap=True)
     for row in layers.to_dict("records"):
-        value, mean, sd = (
-            _number(1e3 * row[name], ".2f")
-            for name in ("divergence", "null_mean", "null_sd")
-        )
         table.add_row(
             str(row["layer"]),
             str(row["quantity"]),
-            *(_number(row[name], ".1f") for name in ranks),
+            *(formatted(row[name], ".1f") for name in ranks),
             *([str(row["pair"])] if several else []),
-            value,
-            NOTHING if mean == NOTHING else f"{mean}±{sd}",
-            _number(row["z"], "+.2f"),
-            _number(row["p"], ".3f"),
-            _number(row["p_max"], ".3f"),
+            *judged(row, "divergence"),
         )
     return table
 
 
 def _groups(groups: pd.DataFrame) -> Table:
-    table = Table(
-        title="Validation people, out of fold",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-    )
+    table = plain_table("Validation people, out of fold", tight=False)
     for name in ("group", "people", "loss", "accuracy"):
         table.add_column(name, justify="left" if name == "group" else "right")
     for row in groups.to_dict("records"):
         table.add_row(
             str(row["group"]),
             str(row["n"]),
-            _number(row["loss"], ".3f"),
-            _number(row["accuracy"], ".3f"),
+            formatted(row["loss"], ".3f"),
+            formatted(row["accuracy"], ".3f"),
         )
     return table
-
-
-def _cell(value: object) -> str:
-    if value is None or value != value:
-        return NOTHING
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _number(value: float, form: str) -> str:
-    return NOTHING if value != value else format(value, form)

@@ -32,7 +32,7 @@ def angle_table(directions: Iterable[Direction]) -> pd.DataFrame:
     """Principal angles between the groups' leading subspaces.
 
     Descriptive: like every comparison of groups they depend on the groups' sizes; a
-    null is formed by relabelling (`spectra.directions.relabelled_angles`).
+    null is formed by relabelling (`report.angles.with_null`).
 
     Args:
         directions: Records of any epochs, folds, layers and groupings.

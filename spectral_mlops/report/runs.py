@@ -72,21 +72,25 @@ class StoredRun:
         return flatten(self.config.model_dump(mode="json", exclude={"tracking"}))
 
 
-def read_run_config(run: Path) -> RunConfig:
-    """Read the settings of a finished run.
+def read_run_config(run: Path, *, finished: bool = True) -> RunConfig:
+    """Read the settings of a run.
+
+    Args:
+        run: Its folder.
+        finished: Whether it must have come to its end.
 
     Raises:
-        InputError: If the folder is no run, or one that was not finished.
+        InputError: If the folder is no run, or not a finished one.
     """
     if not (run / "config.json").is_file():
         raise InputError(
             f"{run} is no run: there is no config.json in it; name a folder that "
             "spectral-mlops train left in runs/."
         )
-    if not (run / "final.json").is_file():
+    if finished and not (run / "final.json").is_file():
         raise InputError(
             f"{run} is a run that was not finished: there is no final.json in it; "
-            "train to the end first."
+            f"'spectral-mlops train --resume {run}' goes on with it."
         )
     path = run / "config.json"
     return validate(RunConfig, _read_json(path), str(path))

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -16,8 +15,13 @@ from spectral_mlops.report.runs import (
 )
 from spectral_mlops.report.runs_effects import effects_note, effects_table
 from spectral_mlops.report.runs_joint import Joint, joint_tests
-
-NOTHING = "–"
+from spectral_mlops.report.terminal import (
+    JUDGED,
+    cell,
+    judged,
+    plain_table,
+    show_reasons,
+)
 
 
 def show_runs(console: Console, runs: Sequence[StoredRun]) -> None:
@@ -53,44 +57,36 @@ def show_retrained(
 ) -> None:
     """Print the test per layer and quantity, and what it means.
 
+    Where there are several groupings or pairs of groups each has a table of its own.
+
     Args:
         console: Where to.
         table: Columns as `training.retrain.Retrained.table`.
         sources: Words for each value of ``source``.
         sentences: Printed below.
     """
-    several = table[["group_a", "group_b"]].drop_duplicates().shape[0] > 1
-    for source, rows in table.groupby("source", sort=False):
-        shown = Table(
-            title=f"On {sources.get(str(source), source)}: divergence (×10³) of the "
-            "run, and of networks retrained on permuted targets",
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            padding=0,
+    pairs = ["grouping", "group_a", "group_b"]
+    several = table[pairs].drop_duplicates().shape[0] > 1
+    named = table["grouping"].nunique() > 1
+    for (source, grouping, a, b), rows in table.groupby(["source", *pairs], sort=False):
+        groups = f"{grouping}: {a} – {b}" if named else f"{a} – {b}"
+        of = f" ({groups})" if several else ""
+        shown = plain_table(
+            f"On {sources.get(str(source), source)}: divergence (×10³) of the run{of}, "
+            "and of networks retrained on permuted targets"
         )
-        for name in ("quantity", "layer", *(["groups"] if several else [])):
+        for name in ("quantity", "layer"):
             shown.add_column(name, no_wrap=True)
-        for name in ("run", "retrained", "z", "p", "p max"):
+        for name in ("run", "retrained", *JUDGED[1:]):
             shown.add_column(name, justify="right", no_wrap=True)
         for row in rows.to_dict("records"):
-            value, mean, sd = (
-                _number(1e3 * row[name], ".2f")
-                for name in ("observed", "null_mean", "null_sd")
-            )
             shown.add_row(
                 str(row["quantity"]),
                 str(row["layer"]),
-                *([f"{row['group_a']} – {row['group_b']}"] if several else []),
-                value,
-                NOTHING if mean == NOTHING else f"{mean}±{sd}",
-                _number(row["z"], "+.2f"),
-                _number(row["p"], ".3f"),
-                _number(row["p_max"], ".3f"),
+                *judged(row, "observed"),
             )
         console.print(shown)
-    console.print("  p max: adjusted over layers (max-T)", style="dim")
-    for reason in dict.fromkeys(r for r in table["reason"] if r):
-        console.print(f"  – {reason}", style="dim", highlight=False, markup=False)
+    show_reasons(console, table["reason"])
     for sentence in sentences:
         console.print(sentence, highlight=False, markup=False)
 
@@ -117,9 +113,7 @@ def _show_joint(console: Console, joint: Joint) -> None:
 
 def _upright(runs: pd.DataFrame) -> pd.DataFrame:
     """Turn rows into columns: a terminal has more lines than columns."""
-    cells = runs.drop(columns="#").map(
-        lambda x: _number(x, ".3g") if isinstance(x, float) else str(x)
-    )
+    cells = runs.drop(columns="#").map(cell)
     turned = cells.T
     turned.columns = pd.Index([f"#{number}" for number in runs["#"]])
     return turned.rename_axis("").reset_index()
@@ -127,16 +121,10 @@ def _upright(runs: pd.DataFrame) -> pd.DataFrame:
 
 def _table(frame: pd.DataFrame, title: str) -> Table:
     """Any frame: text to the left, numbers to the right."""
-    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    shown = plain_table(title, tight=False)
     for name in frame.columns:
         numeric = pd.api.types.is_numeric_dtype(frame[name])
         shown.add_column(str(name), justify="right" if numeric else "left")
     for row in frame.itertuples(index=False):
-        shown.add_row(
-            *(_number(x, ".3g") if isinstance(x, float) else str(x) for x in row)
-        )
+        shown.add_row(*map(cell, row))
     return shown
-
-
-def _number(value: float, form: str) -> str:
-    return NOTHING if value != value else format(value, form)

@@ -1,7 +1,7 @@
 """Leading singular directions, and how those of two groups lie to each other.
 
 What compares groups depends on their sizes like every other comparison here, and is
-judged under the same null (`relabelled_angles`).
+judged under the same null (`statistics.principal_angle`).
 """
 
 from typing import NamedTuple
@@ -14,7 +14,6 @@ from spectral_mlops.spectra.drivers import FAILURES
 RESOLVED = 1e-6
 """Directions whose singular value is below this share of the first are not given:
 rows of float32 do not determine them."""
-CHUNK_BYTES = 64 * 2**20
 SAME = 1e-9
 """Loadings this close to the largest one, relatively, count as equally large."""
 
@@ -129,55 +128,6 @@ def principal_angles(a: Tensor, b: Tensor, rank: int) -> Tensor:
     u = torch.linalg.svd(a, full_matrices=False).U[..., :rank]
     v = torch.linalg.svd(b, full_matrices=False).U[..., :rank]
     return _angles(u, v)
-
-
-def relabelled_angles(
-    quantity: str,
-    activation: Tensor,
-    adjoint: Tensor,
-    owner: Tensor,
-    codes: Tensor,
-    pair: tuple[int, int],
-    rank: int = 3,
-) -> Tensor:
-    """Largest principal angle of two groups' leading subspaces, per relabelling.
-
-    The subspaces lie in the layer's input space (in its output space for the
-    adjoint). Compressed rows, of the same Gram, give the same angles.
-
-    Args:
-        quantity: ``gradient``, ``activation`` or ``adjoint``.
-        activation: Rows of A, shape ``[r, d_in]``.
-        adjoint: Rows of Δ, shape ``[r, d_out]``.
-        owner: Index of the person behind each row, shape ``[r]``.
-        codes: Group of each person under each relabelling, shape ``[P + 1, n]``,
-            -1 for people who take no part; the observed labels first.
-        pair: Codes of the two groups.
-        rank: Dimension of both subspaces.
-
-    Returns:
-        Shape ``[P + 1]``, radians, float64; NaN where a group has fewer than ``rank``
-        directions, or the rows' space no more than that, where the angle is always 0.
-    """
-    a, d = activation.to(torch.float64), adjoint.to(torch.float64)
-    rows = d if quantity == "adjoint" else a
-    if rank >= min(rows.shape):
-        return torch.full((len(codes),), torch.nan, dtype=torch.float64)
-    other = d.shape[1] if quantity == "gradient" else len(rows)
-    if other < rank:
-        return torch.full((len(codes),), torch.nan, dtype=torch.float64)
-    each = 8 * (rows.shape[1] * (other + len(rows)) + d.numel())
-    found = []
-    for part in codes.split(max(1, CHUNK_BYTES // each)):
-        spaces, enough = [], torch.ones(len(part), dtype=torch.bool)
-        for code in pair:
-            member = (part == code)[:, owner].unsqueeze(-1).to(rows)  # [P, r, 1]
-            x = a.mT @ (d * member) if quantity == "gradient" else (rows * member).mT
-            u, values, _ = torch.linalg.svd(x, full_matrices=False)
-            enough &= values[:, rank - 1] > RESOLVED * values[:, 0]
-            spaces.append(u[..., :rank])
-        found.append(_angles(*spaces)[..., -1].masked_fill(~enough, torch.nan))
-    return torch.cat(found)
 
 
 def _angles(u: Tensor, v: Tensor) -> Tensor:

@@ -105,7 +105,47 @@ class Kept(ABC):
         return all(bool(x.sum().isfinite()) for x in self.tensors)
 
 
-class KeptGradient(Kept):
+class Spanning(Kept):
+    """Parts of people of which groups have leading singular subspaces."""
+
+    @property
+    @abstractmethod
+    def blocks(self) -> int:
+        """Number of independent maps, ``B``."""
+
+    @abstractmethod
+    def _matrix(self, member: Tensor) -> tuple[Tensor, Tensor]:
+        """Matrices of a group ``[P, k, m]`` in a basis common to all, of one block.
+
+        And below what its singular values are rounding, ``[P]``.
+        """
+
+    @abstractmethod
+    def _bytes_each(self, member: Tensor) -> int:
+        """Bytes that one formed matrix needs while it is made."""
+
+    def leading(self, member: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Leading singular values and left singular vectors, of a single block.
+
+        Returns:
+            Values ``[P, c]`` and vectors ``[P, k, c]`` with ``c`` at most
+            ``count``; vectors of vanishing values are zero.
+        """
+        found = []
+        for part in member.split(_at_once(self._bytes_each(member))):
+            x, noise = self._matrix(part)
+            wide = x.shape[-2] <= x.shape[-1]
+            squares, vectors = torch.linalg.eigh(x @ x.mT if wide else x.mT @ x)
+            values = _cut(squares.clamp_min(0.0).sqrt().flip(-1), noise)
+            values = values[:, :count]
+            basis = vectors.flip(-1)[..., :count]
+            if not wide:
+                basis = x @ basis / values.masked_fill(values == 0, 1)[:, None]
+            found.append((values, basis * (values > 0)[:, None]))
+        return torch.cat([x for x, _ in found]), torch.cat([x for _, x in found])
+
+
+class KeptGradient(Spanning):
     """The people's gradients, as rows or formed."""
 
     @abstractmethod
@@ -117,18 +157,9 @@ class KeptGradient(Kept):
     def inner(self) -> Tensor:
         """Inner products of people's gradients as vectors, ``[n, n]``."""
 
-    @property
-    @abstractmethod
-    def blocks(self) -> int:
-        """Number of independent maps, ``B``."""
-
     @abstractmethod
     def noise(self, member: Tensor) -> Tensor:
         """Rounding of the entries of the formed group gradients, ``[P]``."""
-
-    @abstractmethod
-    def _bytes_each(self, member: Tensor) -> int:
-        """Bytes that one formed group gradient needs while it is made."""
 
     def formed_spectra(self, member: Tensor) -> Tensor:
         """Values of the formed matrices, from the Gram of their smaller side."""
@@ -143,29 +174,12 @@ class KeptGradient(Kept):
 
         return _in_chunks(member, self._bytes_each(member), solve)
 
-    def leading(self, member: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Leading singular values and left singular vectors, of a single block.
-
-        Returns:
-            Values ``[P, c]`` and vectors ``[P, k_in, c]`` with ``c`` at most
-            ``count``; vectors of vanishing values are zero.
-        """
-        found = []
-        for part in member.split(_at_once(self._bytes_each(member))):
-            x = self.formed(part)[:, 0]
-            wide = x.shape[-2] <= x.shape[-1]
-            squares, vectors = torch.linalg.eigh(x @ x.mT if wide else x.mT @ x)
-            values = _cut(squares.clamp_min(0.0).sqrt().flip(-1), self.noise(part))
-            values = values[:, :count]
-            basis = vectors.flip(-1)[..., :count]
-            if not wide:
-                basis = x @ basis / values.masked_fill(values == 0, 1)[:, None]
-            found.append((values, basis * (values > 0)[:, None]))
-        return torch.cat([x for x, _ in found]), torch.cat([x for _, x in found])
+    def _matrix(self, member: Tensor) -> tuple[Tensor, Tensor]:
+        return self.formed(member)[:, 0], self.noise(member)
 
 
 @dataclass(frozen=True, eq=False)
-class KeptRows(Kept):
+class KeptRows(Spanning):
     """Rows of A or Δ.
 
     Attributes:
@@ -204,9 +218,22 @@ class KeptRows(Kept):
 
         return _in_chunks(index, 16 * m * m if m <= k else 8 * k * (m + 2 * k), solve)
 
+    @property
+    def blocks(self) -> int:
+        """One."""
+        return 1
+
+    def _matrix(self, member: Tensor) -> tuple[Tensor, Tensor]:
+        x = choose(self.rows, rows_of_group(self.owner, member))
+        return x.mT, _gram_floor(x)
+
+    def _bytes_each(self, member: Tensor) -> int:
+        r, k = self.rows.shape
+        return 8 * (2 * r * k + min(r, k) ** 2)
+
 
 @dataclass(frozen=True, eq=False)
-class KeptColumns(Kept):
+class KeptColumns(Spanning):
     """Grams of each person's columns, shape ``[n, B, d, d]``."""
 
     grams: Tensor
@@ -230,6 +257,19 @@ class KeptColumns(Kept):
             return values.sort(-1, descending=True).values
 
         return _in_chunks(member, 16 * self.grams[0].numel(), solve)
+
+    @property
+    def blocks(self) -> int:
+        """``B``."""
+        return self.grams.shape[1]
+
+    def _matrix(self, member: Tensor) -> tuple[Tensor, Tensor]:
+        total = member.to(torch.float64) @ self.grams.flatten(1)
+        x = drivers.root(total.view(len(member), *self.grams.shape[2:]))
+        return x, _gram_floor(x)
+
+    def _bytes_each(self, member: Tensor) -> int:
+        return 32 * self.grams[0].numel()
 
 
 @dataclass(frozen=True, eq=False)
@@ -443,6 +483,12 @@ def _from_grams(grams: Tensor) -> Tensor:
     squares, _ = drivers.eigenvalues(grams)
     values = squares.clamp_min(0.0).sqrt().flip(-1)
     return _cut(values, (values.shape[1] * EPSILON) ** 0.5 * values[:, 0])
+
+
+def _gram_floor(matrices: Tensor) -> Tensor:
+    """Below what singular values from a Gram are rounding, ``[P]``."""
+    reach = torch.linalg.matrix_norm(matrices)
+    return (min(matrices.shape[-2:]) * EPSILON) ** 0.5 * reach
 
 
 def _cut(values: Tensor, floor: Tensor) -> Tensor:

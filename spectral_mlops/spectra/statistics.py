@@ -16,7 +16,7 @@ from spectral_mlops.errors import InputError
 from spectral_mlops.records import DEGENERATE, QUANTITIES, Quantity
 from spectral_mlops.registry import Registry
 from spectral_mlops.spectra.divergences import DIVERGENCES, Divergence
-from spectral_mlops.spectra.kept import KeptGradient
+from spectral_mlops.spectra.kept import KeptGradient, Spanning
 from spectral_mlops.spectra.null import Relabelled
 from spectral_mlops.spectra.summaries import effective_rank
 
@@ -68,11 +68,9 @@ class OfGradients(Statistic):
     quantities = ("gradient",)
 
     def __init__(
-        self,
-        function: Callable[[KeptGradient, Tensor, Tensor], Tensor],
-        single: bool = False,
+        self, function: Callable[[KeptGradient, Tensor, Tensor], Tensor]
     ) -> None:
-        self.function, self.single = function, single
+        self.function = function
 
     def under(self, relabelled: Relabelled, a: int, b: int) -> Tensor:
         """See `Statistic`."""
@@ -80,13 +78,28 @@ class OfGradients(Statistic):
         assert isinstance(kept, KeptGradient)
         return self.function(kept, relabelled.member(a), relabelled.member(b))
 
+
+class OfSubspaces(Statistic):
+    """A function of the leading singular subspaces of two groups."""
+
+    def __init__(self, function: Callable[[Spanning, Tensor, Tensor], Tensor]) -> None:
+        self.function = function
+
+    def under(self, relabelled: Relabelled, a: int, b: int) -> Tensor:
+        """See `Statistic`."""
+        kept = relabelled.kept
+        assert isinstance(kept, Spanning)
+        return self.function(kept, relabelled.member(a), relabelled.member(b))
+
     def lacks(self, relabelled: Relabelled) -> str:
         """See `Statistic`."""
         kept = relabelled.kept
-        if self.single and isinstance(kept, KeptGradient) and kept.blocks > 1:
+        if not isinstance(kept, Spanning):
+            return "the directions of one-hot rows are their entries: there is no angle"
+        if kept.blocks > 1:
             return (
-                f"a gradient of {kept.blocks} independent blocks has no one subspace "
-                "to take an angle of"
+                f"{kept.blocks} independent blocks have no one subspace to take an "
+                "angle of"
             )
         return ""
 
@@ -189,20 +202,23 @@ def gradient_cosine(kept: KeptGradient, a: Tensor, b: Tensor) -> Tensor:
     return torch.where(norms > 0, 1.0 - cosine, torch.nan)
 
 
-def principal_angle(kept: KeptGradient, a: Tensor, b: Tensor) -> Tensor:
-    """Largest principal angle of two groups' leading left singular subspaces.
+def principal_angle(kept: Spanning, a: Tensor, b: Tensor) -> Tensor:
+    """Largest principal angle of two groups' leading singular subspaces.
 
-    Their dimension is `LEADING`, or the smallest rank of a group gradient under any
+    Of the gradient and the activations they lie in the layer's input space, of the
+    adjoints in its output space.
+
+    Their dimension is `LEADING`, or the smallest rank of a group under any
     relabelling (values above `DEGENERATE` of the first), one number for all, so that
     it knows nothing of the observed labels.
 
     Args:
-        kept: Gradients of ``n`` people.
+        kept: The parts of ``n`` people.
         a: Who is in the first group, boolean ``[P, n]``.
         b: Who is in the second.
 
     Returns:
-        Shape ``[P]``, radians in ``[0, π/2]``; NaN where a group gradient is zero.
+        Shape ``[P]``, radians in ``[0, π/2]``; NaN where a group's part is zero.
     """
     (s, u), (t, v) = (kept.leading(x, LEADING) for x in (a, b))
     both = torch.stack([s, t])
@@ -223,4 +239,4 @@ def principal_angle(kept: KeptGradient, a: Tensor, b: Tensor) -> Tensor:
 STATISTICS.register("effective_rank_difference")(OfSpectra(effective_rank_difference))
 STATISTICS.register("unbiased_norm_ratio")(OfGradients(unbiased_norm_ratio))
 STATISTICS.register("gradient_cosine")(OfGradients(gradient_cosine))
-STATISTICS.register("principal_angle")(OfGradients(principal_angle, single=True))
+STATISTICS.register("principal_angle")(OfSubspaces(principal_angle))

@@ -198,6 +198,7 @@ class Sweep:
             on_epoch=each_epoch,
             device=self.device,
             figures=False,
+            checkpoints=False,
         )
         self._keep_divergence(trial, finished.result.metrics, "final/divergence_")
         return finished.result.metrics["final/auc"]

@@ -107,6 +107,11 @@ class Tracker(ABC):
     def undelivered(self) -> int:
         """How many points and files have not reached the store."""
 
+    @property
+    def durable(self) -> bool:
+        """Whether all that was logged would outlive this process."""
+        return True
+
     @abstractmethod
     def _start(
         self,

@@ -20,7 +20,13 @@ from spectral_mlops.errors import InputError, TrackingError
 from spectral_mlops.tracking.pending import build_part
 from spectral_mlops.tracking.quiet import quiet  # NOTE: stays before mlflow
 from spectral_mlops.tracking.spool import Event, Spool, inside
-from spectral_mlops.tracking.store import Store, open_store, redacted, unusable
+from spectral_mlops.tracking.store import (
+    Store,
+    open_store,
+    redacted,
+    resolve_uri,
+    unusable,
+)
 
 # isort: split
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
@@ -289,6 +295,30 @@ class Delivery:
         return store.client.create_run(
             experiment.experiment_id, tags=tags, run_name=start["name"] or None
         )
+
+
+def known_uri(spool: Spool, tracking_uri: str | None) -> str:
+    """Return the store that a run belongs to, with the password if there is one.
+
+    Args:
+        spool: The run's.
+        tracking_uri: What the user says; see `resolve_uri`. Of a run that knows its
+            store, the same but for the password, which is never written down.
+
+    Raises:
+        InputError: If the user names another store, or the password is missing.
+    """
+    known = spool.info.get("tracking_uri")
+    asked = resolve_uri(tracking_uri)
+    if known is None or redacted(asked) == known:
+        return asked
+    if tracking_uri is not None or "***" in known:
+        raise InputError(
+            f"The run in {spool.root} belongs to {known}, not to {redacted(asked)}: "
+            "give that address by --tracking or MLFLOW_TRACKING_URI"
+            + (", with its password." if "***" in known else ".")
+        )
+    return str(known)
 
 
 def _batches(events: Iterator[Event]) -> Iterator[list[Event]]:

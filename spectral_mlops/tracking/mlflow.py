@@ -8,7 +8,7 @@ from pathlib import Path
 
 from spectral_mlops.errors import StoreAway, TrackingError
 from spectral_mlops.records import CohortSummary
-from spectral_mlops.tracking.delivery import Delivery
+from spectral_mlops.tracking.delivery import Delivery, known_uri
 from spectral_mlops.tracking.pending import RECORDS
 from spectral_mlops.tracking.spool import Spool
 from spectral_mlops.tracking.spooled import Notice, SpoolTracker, remove_empty
@@ -56,6 +56,7 @@ class MlflowTracker(SpoolTracker):
         super().__init__(folder, notice=notice)
         self._given = run_id or os.environ.get("MLFLOW_RUN_ID")
         self._experiment = experiment
+        self._asked = tracking_uri
         self._uri = resolve_uri(tracking_uri)
         self._delivery: Delivery | None = None
         self._uploader: Uploader | None = None
@@ -149,6 +150,7 @@ class MlflowTracker(SpoolTracker):
         if self.resumed and "tracking_uri" in info:
             self._given = info["run_id"] if info["given"] else None
             self._experiment = info["experiment"]
+            self._uri = known_uri(self.spool, self._asked)
             return
         if self._given:  # others may have left parts there
             self.spool.write_info(parts=f"part-{time.time_ns() // 1_000_000}-")

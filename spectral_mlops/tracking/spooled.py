@@ -35,6 +35,10 @@ SLOWEST = 16
 Notice = Callable[[str], None]
 
 
+def _id(record: EpochRecord) -> tuple[int, str, int, int]:
+    return record.epoch, record.source, record.fold, record.seed
+
+
 class _Entry(Protocol):
     """Something logged that is not on the disk yet."""
 
@@ -77,7 +81,7 @@ class _Records:
 
     def write(self, root: Path) -> tuple[int, str, dict[str, Any]]:
         write_pending(root, self.part, self.number, self.records)
-        ids = [[r.epoch, r.source, r.fold] for r in self.records]
+        ids = [list(_id(record)) for record in self.records]
         return self.time, "records", {"part": self.part, "records": ids}
 
 
@@ -108,8 +112,10 @@ class _Past:
     Attributes:
         begun: Whether an earlier process began the run.
         status: How it ended, if it did; what comes after makes it go on.
+        people: Digest of the cohort.
         points: Metrics that an earlier process logged, by name and step.
-        ids: Records that an earlier process logged, by epoch, source and fold.
+        ids: Records that an earlier process logged, by epoch, source, fold
+            and seed.
         tables: Names of tables that an earlier process logged.
         names: State of the keys' names.
         count: How many epochs' records there are, or would be had all parts ten.
@@ -119,8 +125,9 @@ class _Past:
 
     begun: bool = False
     status: str = ""
+    people: str = ""
     points: set[tuple[str, int]] = field(default_factory=set)
-    ids: set[tuple[int, str, int]] = field(default_factory=set)
+    ids: set[tuple[Any, ...]] = field(default_factory=set)
     tables: set[str] = field(default_factory=set)
     names: dict[str, Any] = field(default_factory=dict)
     count: int = 0
@@ -142,6 +149,7 @@ class _Past:
         match event.kind:
             case "start" | "resume":
                 self.status = ""
+                self.people = (body["cohort"] or {}).get("digest", "")
             case "end":
                 self.status = body["status"]
             case "metrics":
@@ -271,7 +279,7 @@ class SpoolTracker(Tracker):
 
     @property
     def durable(self) -> bool:
-        """Whether all that was logged is on the disk: the time for a checkpoint."""
+        """Whether all that was logged is on the disk."""
         return not self._waiting
 
     @property
@@ -287,6 +295,12 @@ class SpoolTracker(Tracker):
         cohort: CohortSummary | None,
     ) -> None:
         self._open()
+        if self.resumed and self._past.people != (cohort.digest if cohort else ""):
+            self._forget()
+            raise TrackingError(
+                f"The run in {self.folder} was begun with other people: a run goes on "
+                "with those that it began with."
+            )
         tags = {"spectral.schema_version": SCHEMA_VERSION} | tags
         body = {
             "name": name,
@@ -345,7 +359,7 @@ class SpoolTracker(Tracker):
         self, records: list[EpochRecord], metrics: dict[str, float], step: int
     ) -> None:
         past = self._past
-        new = [r for r in records if (r.epoch, r.source, r.fold) not in past.ids]
+        new = [r for r in records if _id(r) not in past.ids]
         if records:
             metrics = metrics | self._costs()
         fresh = {k: v for k, v in metrics.items() if (k, step) not in past.points}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spectral_mlops.errors import InputError
-from spectral_mlops.tracking.delivery import Delivery
+from spectral_mlops.tracking.delivery import Delivery, known_uri
 from spectral_mlops.tracking.pending import RECORDS
 from spectral_mlops.tracking.shards import KINDS
 from spectral_mlops.tracking.spool import (
@@ -15,9 +15,8 @@ from spectral_mlops.tracking.spool import (
     Spool,
     read_acked,
     read_events,
-    read_info,
 )
-from spectral_mlops.tracking.store import redacted, resolve_uri
+from spectral_mlops.tracking.store import redacted
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def sync_run(
     """
     spool = Spool(folder, make=False)
     try:
-        uri = _uri(spool, tracking_uri)
+        uri = known_uri(spool, tracking_uri)
         if "given" not in (info := spool.info):
             spool.write_info(tracking_uri=redacted(uri), experiment=experiment)
             spool.write_info(given=False, run_id=None, temporary=False)
@@ -97,22 +96,6 @@ def sync_run(
 def _waits(folder: Path) -> bool:
     last = deque(read_events(folder), maxlen=1)
     return bool(last) and (last[0].seq > read_acked(folder) or last[0].kind != "end")
-
-
-def _uri(spool: Spool, tracking_uri: str | None) -> str:
-    """Return the store's address, with the password that is not written down."""
-    known = read_info(spool.root).get("tracking_uri")
-    if known is None:
-        return resolve_uri(tracking_uri)
-    asked = resolve_uri(tracking_uri)
-    if redacted(asked) == known:
-        return asked
-    if tracking_uri is not None or "***" in known:
-        raise InputError(
-            f"The run in {spool.root} belongs to {known}: give that address"
-            + (", with its password, by --tracking." if "***" in known else ".")
-        )
-    return str(known)
 
 
 def _end(spool: Spool) -> bool:

@@ -8,18 +8,16 @@ executes nothing (``weights_only=True``).
 
 import pickle
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
 from spectral_mlops.errors import InputError
 from spectral_mlops.inference.comparison import Comparison
 from spectral_mlops.schedule import NullEpochs
 from spectral_mlops.training.fold import FoldRun
+from spectral_mlops.training.kept import plain, rebuilt
 from spectral_mlops.training.plan import Plan
 
 PLACE = "checkpoints/last.pt"
@@ -28,7 +26,6 @@ EVERY = 5.0
 """Seconds between checkpoints; writing one takes some hundredths of a second."""
 
 Along = dict[int, list[Comparison]]
-T = TypeVar("T")
 
 
 class Checkpoints:
@@ -90,7 +87,9 @@ class Checkpoints:
         new.replace(self.path)
         self._written = self._clock()
 
-    def load(self, networks: Sequence[FoldRun], null_epochs: NullEpochs) -> tuple[int, Along]:
+    def load(
+        self, networks: Sequence[FoldRun], null_epochs: NullEpochs
+    ) -> tuple[int, Along]:
         """Bring networks to where they were.
 
         Returns:
@@ -117,7 +116,8 @@ class Checkpoints:
             one.load_state_dict(stood)
         null_epochs.load_state_dict(state["null_epochs"])
         along = {
-            number: rebuilt(items, Comparison) for number, items in state["along"].items()
+            number: rebuilt(items, Comparison)
+            for number, items in state["along"].items()
         }
         return state["epoch"] + 1, along
 
@@ -131,30 +131,3 @@ def _settings(plan: Plan) -> str:
     return plan.config.model_copy(update={"tracking": None}).model_dump_json(
         exclude={"tracking"}
     )
-
-
-def plain(records: Iterable[Any]) -> list[dict[str, Any]]:
-    """Turn frozen records into what ``torch.load(weights_only=True)`` reads."""
-    return [
-        {item.name: _plain(getattr(record, item.name)) for item in fields(record)}
-        for record in records
-    ]
-
-
-def rebuilt(rows: Iterable[Mapping[str, Any]], kind: type[T]) -> list[T]:
-    """Turn what `plain` gave into records again, bit for bit."""
-    return [
-        kind(
-            **{
-                name: value.numpy() if isinstance(value, torch.Tensor) else value
-                for name, value in row.items()
-            }
-        )
-        for row in rows
-    ]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(np.ascontiguousarray(value))
-    return value.item() if isinstance(value, np.generic) else value

@@ -1,14 +1,21 @@
 """What a fold keeps beside spectra: directions, and groups' influence on each other."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
-from spectral_mlops.config import RunConfig
 from spectral_mlops.hooks import InfluenceMeans, capture, leading_directions
+from spectral_mlops.hooks.directions import QUANTITIES
+from spectral_mlops.inference.comparison import Comparison
+from spectral_mlops.monitor import SpectralMonitor
 from spectral_mlops.probe import ProbeBatch, margin, undisturbed
 from spectral_mlops.records import Direction, Influence
+from spectral_mlops.report.angles import RelabelledAngle
+from spectral_mlops.training.kept import plain, rebuilt
+from spectral_mlops.training.plan import Plan
 
 
 def direction_epochs(epochs: int) -> set[int]:
@@ -20,19 +27,23 @@ class FoldDetails:
     """Keeps what the settings say of one fold; changes nothing of its training.
 
     Args:
-        config: Of the run.
+        plan: The run.
         fold: Which fold, counted from 0.
         seed: Which of its networks, counted from 0.
 
     Attributes:
         directions: Of the first layer with rows, at chosen epochs.
+        angles: Between groups there, under the relabellings of the probe.
         influence: Means over the watched batches of every epoch.
     """
 
-    def __init__(self, config: RunConfig, fold: int, seed: int = 0) -> None:
+    def __init__(self, plan: Plan, fold: int, seed: int = 0) -> None:
+        config = plan.config
+        self.angles: list[RelabelledAngle] = []
         self.directions: list[Direction] = []
         self.influence: list[Influence] = []
-        self._fold, self._seed, self._k = fold, seed, config.spectra.directions
+        self._plan, self._fold, self._seed = plan, fold, seed
+        self._k = config.spectra.directions
         self._steps = InfluenceMeans() if config.spectra.influence else None
         self._epochs = direction_epochs(config.training.epochs)
         self._last: capture | None = None
@@ -68,6 +79,48 @@ class FoldDetails:
                 seen, k=self._k, epoch=epoch, source=source, fold=self._fold
             )
             self.directions += [replace(one, seed=self._seed) for one in leading]
+            if probe is not None and leading:
+                angles = _relabelled(self._plan, model, probe, leading[0].layer)
+                here = epoch, self._fold, self._seed
+                self.angles += [RelabelledAngle(*here, one) for one in angles]
+
+    def state_dict(self) -> dict[str, list[Any]]:
+        """What resuming needs, after an epoch: all that was kept so far."""
+        return {
+            "directions": plain(self.directions),
+            "influence": plain(self.influence),
+            "angles": plain(one.angle for one in self.angles),
+            "epochs": [one.epoch for one in self.angles],
+        }
+
+    def load_state_dict(self, state: Mapping[str, list[Any]]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.directions = rebuilt(state["directions"], Direction)
+        self.influence = rebuilt(state["influence"], Influence)
+        angles = rebuilt(state["angles"], Comparison)
+        self.angles = [
+            RelabelledAngle(epoch, self._fold, self._seed, angle)
+            for epoch, angle in zip(state["epochs"], angles, strict=True)
+        ]
+
+
+def _relabelled(
+    plan: Plan, model: nn.Module, batch: ProbeBatch, layer: str
+) -> list[Comparison]:
+    """Compare leading subspaces at a layer, with the relabellings of the run."""
+    settings = plan.config.comparison
+    monitor = SpectralMonitor(
+        model,
+        quantities=QUANTITIES,
+        missing="group",
+        pooled=False,
+        strata=plan.strata(),
+    )
+    seen = monitor.probe([batch])
+    seen.spectra = [s for s in seen.spectra if s.layer == layer]
+    return seen.comparisons(
+        settings.permutations, seed=settings.seed, divergence="principal_angle"
+    )
 
 
 def _pass(model: nn.Module, batch: ProbeBatch) -> capture:

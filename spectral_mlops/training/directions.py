@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from spectral_mlops.cohorts import FeatureScaler
 from spectral_mlops.records import POOLED, Direction, Influence, Quantity
+from spectral_mlops.report.angles import RelabelledAngle, angle_figure, with_null
 from spectral_mlops.report.brain import (
     connectome_figure,
     direction_to_nifti,
@@ -41,6 +42,7 @@ def leave_directions(
     scalers: Sequence[FeatureScaler],
     directions: Sequence[Direction],
     influence: Sequence[Influence],
+    angles: Sequence[RelabelledAngle] = (),
     figures: bool = True,
 ) -> list[Path]:
     """Write tables, figures and images into the run's folder.
@@ -54,6 +56,7 @@ def leave_directions(
         scalers: What each fold's features were scaled with.
         directions: Of all networks.
         influence: Of all networks.
+        angles: Of all networks.
         figures: Whether to draw; it takes seconds.
 
     Returns:
@@ -67,9 +70,16 @@ def leave_directions(
     written.append(write_directions(directions, folder / "directions.parquet"))
     inside = folder / "directions"
     inside.mkdir()
-    angles = angle_table(directions)
-    angles.to_csv(inside / "angles.tsv", sep="\t", index=False)
+    table = with_null(angle_table(directions), angles)
+    table.to_csv(inside / "angles.tsv", sep="\t", index=False)
     written.append(inside / "angles.tsv")
+    if figures and table["angle_degrees"].notna().any():
+        title = (
+            f"How far groups pull {directions[0].layer} apart: {plan.compared} on the "
+            f"probe, {len(scalers)} folds"
+        )
+        figure = angle_figure(table, plan.primary, title)
+        written += save_figure(figure, inside / "angles")
     last = max(d.epoch for d in directions)
     kept = [d for d in directions if d.epoch == last and d.status == "ok"]
     for quantity in QUANTITIES if figures else ():

@@ -1,7 +1,8 @@
 """One fold: a network, its people, and the monitor that watches it."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,7 +85,7 @@ class FoldRun:
         self.targets = torch.from_numpy(learned[self.train_rows]).to(device)
         self.validation_inputs = self._tensor(self.validation_rows)
         self.probe_batch = self._make_probe_batch()
-        self.details = FoldDetails(config, number, seed) if details else None
+        self.details = FoldDetails(plan, number, seed) if details else None
         self.best_loss, self.best_epoch = float("inf"), -1
         self.best_weights = copy.deepcopy(self.model.state_dict())
         self.initial_weights = copy.deepcopy(self.model.state_dict())
@@ -128,6 +129,26 @@ class FoldRun:
             self.best_loss, self.best_epoch = said.loss, epoch
             self.best_weights = copy.deepcopy(self.model.state_dict())
         return said
+
+    def state_dict(self) -> dict[str, Any]:
+        """What resuming needs, after an epoch."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "monitor": self.monitor.state_dict(),
+            "best": (self.best_loss, self.best_epoch, self.best_weights),
+            "details": self.details.state_dict() if self.details else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken; the fold's people are those it has."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.monitor.load_state_dict(state["monitor"])
+        self.best_loss, self.best_epoch, weights = state["best"]
+        self.best_weights = {k: w.to(self.device) for k, w in weights.items()}
+        if self.details is not None:
+            self.details.load_state_dict(state["details"])
 
     def restore_best(self) -> None:
         """Load the weights chosen by validation loss."""

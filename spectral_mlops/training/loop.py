@@ -21,9 +21,11 @@ from spectral_mlops.inference.comparison import (
 )
 from spectral_mlops.monitor import EpochSpectra
 from spectral_mlops.records import Direction, Divergence, EpochRecord, Influence
+from spectral_mlops.report.angles import RelabelledAngle
 from spectral_mlops.schedule import NullEpochs
 from spectral_mlops.tracking import Tracker
 from spectral_mlops.tracking.metrics import safe_name
+from spectral_mlops.training.checkpoint import Checkpoints
 from spectral_mlops.training.controls import Controls
 from spectral_mlops.training.effects import effects_table
 from spectral_mlops.training.fold import FoldRun
@@ -75,6 +77,7 @@ class RunResult:
         trajectories: Epochs of the probe adjusted over epochs and layers, and their
             clusters (`trajectory_table`).
         directions: Of the first layer at chosen epochs, all networks.
+        angles: Between groups there, under the relabellings of the probe.
         influence: Of each group's steps on each group's loss, all epochs and networks.
         effects: Size of the differences on the probe at a fixed number of people
             (`effects_table`).
@@ -100,6 +103,7 @@ class RunResult:
     verdict: str
     trajectories: pd.DataFrame = field(default_factory=pd.DataFrame)
     directions: list[Direction] = field(default_factory=list)
+    angles: list[RelabelledAngle] = field(default_factory=list)
     influence: list[Influence] = field(default_factory=list)
     effects: pd.DataFrame = field(default_factory=pd.DataFrame)
     null: list[Comparison] = field(default_factory=list)
@@ -133,6 +137,7 @@ def train(
     device: str = "cpu",
     progress: Progress | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    checkpoints: Checkpoints | None = None,
 ) -> RunResult:
     """Train every fold's networks, watch them, and log each epoch.
 
@@ -144,6 +149,8 @@ def train(
         device: Where tensors live.
         progress: Told ``(what, done, total)`` while controls are computed.
         clock: Seconds; decides how many epochs have a null (`schedule.NullEpochs`).
+        checkpoints: Where the run goes on from, if it was interrupted, and what it
+            leaves on the way; none if not given.
 
     Returns:
         What was found.
@@ -154,8 +161,10 @@ def train(
     training_comparisons: list[list[Comparison]] = []
     untrained = [x for one in networks if (x := one.probe(UNTRAINED)) is not None]
     init = _on_probe(plan, networks, untrained)
-    along: dict[int, list[Comparison]] = {}
-    for epoch in range(plan.config.training.epochs):
+    first, along = 0, dict[int, list[Comparison]]()
+    if checkpoints is not None:
+        first, along = checkpoints.load(networks, null_epochs)
+    for epoch in range(first, plan.config.training.epochs):
         with_null = epoch in null_epochs
         began = clock()
         trained = [one.train_epoch(epoch) for one in networks]
@@ -185,6 +194,8 @@ def train(
             before = _EpochOfNetworks([*zip(networks, untrained, strict=True)])
             tracker.log(before, _headlines(plan, init.together, "init/divergence_{}"))
             untrained = []
+        if checkpoints is not None and tracker.durable and checkpoints.due():
+            checkpoints.save(epoch, networks, null_epochs, along)
         if on_epoch is not None:
             on_epoch(epoch, metrics)
     found = _finish(
@@ -265,6 +276,7 @@ def _finish(
         controls=table,
         verdict=verdict,
         directions=[x for f in networks if f.details for x in f.details.directions],
+        angles=[x for f in networks if f.details for x in f.details.angles],
         influence=[x for f in networks if f.details for x in f.details.influence],
         effects=effects,
         null=together,

@@ -8,7 +8,8 @@ within site × what the split is balanced over × fold, and the same statistic i
 taken. Where the grouping is the target (or one determines the other) the groups
 are those of the permuted targets: both move together. Any other grouping stays
 with its people, and only the targets move, within its groups
-(`retrain_permute`). With the real ones counted, ``p = (1 + #{null ≥ observed}) /
+(`retrain_permute`); all groupings of the run are tested by the same retrainings.
+Families keep together. With the real ones counted, ``p = (1 + #{null ≥ observed}) /
 (1 + P)`` is exact.
 
 What a small p does not say: that dynamics differ beyond the inputs. Groups whose
@@ -19,18 +20,17 @@ and also, less so, in one that did not.
 import json
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from spectral_mlops.cohorts import FeatureScaler, check_cohort, read_splits
 from spectral_mlops.errors import InputError
 from spectral_mlops.inference.significance import p_max_t, p_value, standardise
-from spectral_mlops.report.runs import read_run_config
-from spectral_mlops.training.plan import Plan, make_plan
+from spectral_mlops.training.again import read_plan
+from spectral_mlops.training.plan import Plan
 from spectral_mlops.training.retrain_log import RetrainLog, settings_of
 from spectral_mlops.training.retrain_permute import TargetShuffle, shuffle_of
 from spectral_mlops.training.retrain_statistic import (
@@ -44,10 +44,12 @@ FEWEST = 19
 """Retrainings below which p could not reach 0.05."""
 MEAN = "mean over layers"
 FOLDER = "retrain"
+RESULTS = ("result.tsv", "result.json")
 SOURCES = {
     "train": "training batches of the last epoch",
     "probe": "the probe at the chosen checkpoint",
 }
+UNMOVED = "every retraining has the same value: no target tells in it"
 CLOSE = 1e-3
 """Difference of weights above which a run counts as not reproduced."""
 
@@ -59,13 +61,14 @@ class Retrained:
     """The test of one run.
 
     Attributes:
-        table: Columns ``source, quantity, layer, group_a, group_b, observed,
-            null_mean, null_sd, z, p, p_max, reason``; the rows of layer `MEAN` are
-            of the mean over those layers that have a value.
+        table: Columns ``source, grouping, quantity, layer, group_a, group_b,
+            observed, null_mean, null_sd, z, p, p_max, reason``; the rows of layer
+            `MEAN` are of the mean over those layers that have a value.
         permutations: ``P``.
         strata: What targets moved within.
-        grouping: Whose groups are compared.
-        moves_together: Whether groups were those of the permuted targets.
+        groupings: Whose groups are compared, the primary one first.
+        moving: Those whose groups were those of the permuted targets.
+        left_out: Groupings of the run within whose groups too little moves.
         sentences: What it means, in words.
         folder: Where it was written.
     """
@@ -73,8 +76,9 @@ class Retrained:
     table: pd.DataFrame
     permutations: int
     strata: str
-    grouping: str
-    moves_together: bool
+    groupings: tuple[str, ...]
+    moving: tuple[str, ...]
+    left_out: tuple[str, ...]
     sentences: list[str]
     folder: Path
 
@@ -85,6 +89,7 @@ def retrain_test(
     workdir: Path,
     *,
     workers: int = 1,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> Retrained:
     """Test a finished run, going on where an earlier call stopped.
@@ -94,6 +99,7 @@ def retrain_test(
         permutations: How many there shall be in all, at least `FEWEST`.
         workdir: Folder that paths of the run's settings start from.
         workers: Processes, one thread each.
+        device: Where tensors live; of one test always the same.
         progress: Told ``(what, done, total)``.
 
     Returns:
@@ -110,28 +116,9 @@ def retrain_test(
     if workers < 1:
         raise InputError(f"--workers {workers}: at least 1.")
     plan = read_plan(run, workdir, progress)
-    return retrain(plan, run, permutations, workers=workers, progress=progress)
-
-
-def read_plan(run: Path, workdir: Path, progress: Progress | None = None) -> Plan:
-    """Settle a finished run once more: the same settings, people and splits.
-
-    Raises:
-        InputError: If the folder is no finished run, or its people are not there
-            or have changed.
-    """
-    config = read_run_config(run)
-    place = getattr(check_cohort(config.cohort), "place", None)
-    if place is not None and not (workdir / place).is_dir():
-        raise InputError(
-            f"The people of {run} are missing: there is no {place} in {workdir}; go "
-            "to the folder the run was trained in."
-        )
-    plan = make_plan(config, workdir, progress)
-    probe, folds = read_splits(run / "splits")
-    plan = replace(plan, probe=probe, folds=tuple(folds))
-    _check_people(plan, run)
-    return plan
+    return retrain(
+        plan, run, permutations, workers=workers, device=device, progress=progress
+    )
 
 
 def retrain(
@@ -141,6 +128,7 @@ def retrain(
     *,
     workers: int = 1,
     batched: bool = True,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> Retrained:
     """Retrain a plan, and compare; any number of permutations is allowed.
@@ -151,22 +139,23 @@ def retrain(
         permutations: How many there shall be in all.
         workers: Processes.
         batched: Train several networks as one where that is possible.
+        device: Where tensors live.
         progress: Told ``(what, done, total)``.
     """
     report = progress or (lambda what, done, total: None)
     shuffle = shuffle_of(plan)
     folder = run / FOLDER
-    log = RetrainLog(folder / "permutations.jsonl", settings_of(shuffle))
+    log = RetrainLog(folder / "permutations.jsonl", settings_of(shuffle, device))
     if 0 not in log.finished:
         report("the run once more", 0, 1)
-        measured = measure_training(shuffle.plan)
+        measured = measure_training(shuffle.plan, device)
         note = _not_reproduced(run, measured.weights)
         log.append(0, measured.values, measured.reasons, note)
         report("the run once more", 1, 1)
     missing = [k for k in range(1, permutations + 1) if k not in log.finished]
     done = permutations - len(missing)
     report("retraining", done, permutations)
-    with closing(retrainings(shuffle, missing, workers, batched)) as found:
+    with closing(retrainings(shuffle, missing, workers, batched, device)) as found:
         for number, values in found:
             log.append(number, values)
             done += 1
@@ -177,8 +166,9 @@ def retrain(
         table=table,
         permutations=permutations,
         strata=shuffle.strata,
-        grouping=plan.primary,
-        moves_together=plan.primary in shuffle.moving,
+        groupings=shuffle.plan.groupings,
+        moving=tuple(x for x in shuffle.plan.groupings if x in shuffle.moving),
+        left_out=shuffle.left_out,
         sentences=[
             *_sentences(table, permutations, shuffle),
             *([log.note] if log.note else []),
@@ -194,8 +184,8 @@ def compare_with_null(
 ) -> pd.DataFrame:
     """Form p of every cell, and of the mean over layers that have a value.
 
-    ``p_max`` is adjusted over the layers of a source, quantity and pair of groups by
-    max-T. A retraining without a value counts as reaching the observed one.
+    ``p_max`` is adjusted over the layers of a source, grouping, quantity and pair of
+    groups by max-T. A retraining without a value counts as reaching the observed one.
 
     Args:
         observed: Of the run.
@@ -205,12 +195,18 @@ def compare_with_null(
     Returns:
         See `Retrained`.
     """
-    families: dict[tuple[str, str, str, str], list[Cell]] = {}
+    families: dict[tuple[str, ...], list[Cell]] = {}
     for cell in observed:
-        key = (cell.source, cell.quantity, cell.group_a, cell.group_b)
+        key = (
+            cell.source,
+            cell.grouping,
+            cell.quantity,
+            cell.group_a,
+            cell.group_b,
+        )
         families.setdefault(key, []).append(cell)
     rows = []
-    for (source, quantity, a, b), cells in families.items():
+    for (source, grouping, quantity, a, b), cells in families.items():
         together = [
             [one.get(cell, np.nan) for cell in cells] for one in (observed, *null)
         ]
@@ -225,11 +221,14 @@ def compare_with_null(
             names, why = [*names, MEAN], [*why, ""]
             p_max = np.append(p_max, np.nan)
         z, p = standardise(values)[0], p_value(values)
+        same = np.isfinite(values[0]) & np.isnan(z)
+        why = [w or UNMOVED * bool(s) for w, s in zip(why, same, strict=True)]
         for i, name in enumerate(names):
             known = values[1:, i][np.isfinite(values[1:, i])]
             rows.append(
                 {
                     "source": source,
+                    "grouping": grouping,
                     "quantity": quantity,
                     "layer": name,
                     "group_a": a,
@@ -253,55 +252,48 @@ def _sentences(
     target = shuffle.plan.cohort.target
     sentences = []
     means = table[table["layer"] == MEAN]
-    for (source, a, b), rows in means.groupby(
-        ["source", "group_a", "group_b"], sort=False
+    for (source, _, a, b), rows in means.groupby(
+        ["source", "grouping", "group_a", "group_b"], sort=False
     ):
         found = ", ".join(
             f"{quantity} by {round(p * (1 + permutations)) - 1} (p = {p:.3f})"
             for quantity, p in zip(rows["quantity"], rows["p"], strict=True)
         )
         sentences.append(
-            f"Among {permutations} retrainings on '{target}' permuted over people "
+            f"Among {permutations} retrainings on '{target}' permuted {shuffle.moved} "
             f"within {shuffle.strata}, the run's mean divergence of {a} and {b} on "
             f"{SOURCES[str(source)]} was reached or exceeded: {found}."
         )
-    groups = (
-        "the groups are those of the permuted labels"
-        if shuffle.plan.primary in shuffle.moving
-        else f"the groups of '{shuffle.plan.primary}' stay with their people"
-    )
-    sentences.append(
-        f"In the null {groups}. A small p says that the difference comes with the real "
-        "labels, and not with training on any labels of these people; it does not by "
-        "itself show that dynamics differ beyond the inputs of the groups."
-    )
-    return sentences
+    if shuffle.different <= permutations:
+        sentences.append(
+            f"Only {shuffle.different} of such permutations differ, the run among "
+            f"them: p cannot get much below {1 / shuffle.different:.3f}."
+        )
+    sentences += [
+        f"'{name}' is left out: within its groups, {shuffle.strata}, too few "
+        f"permutations of '{target}' differ."
+        for name in shuffle.left_out
+    ]
+    return [*sentences, _meaning(shuffle)]
 
 
-def _check_people(plan: Plan, run: Path) -> None:
-    """Refuse people other than those of the run: features, or targets."""
-    changed = InputError(
-        f"The people of {plan.cohort.source} are not those that {run} was trained on: "
-        "features or targets differ; restore them, or train again."
+def _meaning(shuffle: TargetShuffle) -> str:
+    """Say whose groups the null has, and what a small p is evidence of."""
+    groupings = shuffle.plan.groupings
+    staying = [f"'{name}'" for name in groupings if name not in shuffle.moving]
+    moving = [f"'{name}'" for name in groupings if name in shuffle.moving]
+    groups = []
+    if moving:
+        named = f" of {' and '.join(moving)}" if staying else ""
+        groups.append(f"the groups{named} are those of the permuted labels")
+    if staying:
+        groups.append(f"the groups of {' and '.join(staying)} stay with their people")
+    return (
+        f"In the null {', and '.join(groups)}. A small p says that the difference "
+        "comes with the real labels, and not with training on any labels of these "
+        "people; it does not by itself show that dynamics differ beyond the inputs of "
+        "the groups."
     )
-    for number, fold in enumerate(plan.folds):
-        rows = plan.cohort.rows(fold.train_ids)
-        now = FeatureScaler.fit(plan.cohort.features[rows])
-        path = run / "checkpoints" / f"fold-{number}-scaler.npz"
-        if not path.is_file():
-            raise InputError(f"{run} is not complete: there is no {path}.")
-        with np.load(path, allow_pickle=False) as arrays:
-            then = FeatureScaler.from_arrays(arrays)
-        if not (
-            np.array_equal(now.mask, then.mask)
-            and np.allclose(now.mean, then.mean, rtol=1e-6)
-            and np.allclose(now.sd, then.sd, rtol=1e-6)
-        ):
-            raise changed
-    said = pd.read_csv(run / "predictions.tsv", sep="\t", dtype={"participant_id": str})
-    rows = plan.cohort.rows(said["participant_id"])
-    if not np.array_equal(plan.targets[rows], said["target"].to_numpy()):
-        raise changed
 
 
 def _not_reproduced(run: Path, weights: list[dict[str, torch.Tensor]]) -> str:
@@ -317,7 +309,7 @@ def _not_reproduced(run: Path, weights: list[dict[str, torch.Tensor]]) -> str:
         then = torch.load(path, weights_only=True, map_location="cpu")
         close = now.keys() == then.keys() and all(
             weight.shape == then[name].shape
-            and torch.allclose(weight, then[name], rtol=CLOSE, atol=CLOSE)
+            and torch.allclose(weight.cpu(), then[name], rtol=CLOSE, atol=CLOSE)
             for name, weight in now.items()
         )
         if not close:
@@ -332,15 +324,16 @@ def _not_reproduced(run: Path, weights: list[dict[str, torch.Tensor]]) -> str:
 def _write(result: Retrained) -> None:
     """Write the table, and everything for machines."""
     table = result.table
-    table.to_csv(result.folder / "result.tsv", sep="\t", index=False)
+    table.to_csv(result.folder / RESULTS[0], sep="\t", index=False)
     plain = table.astype(object).where(table.notna(), None)
     content = {
         "permutations": result.permutations,
         "strata": result.strata,
-        "grouping": result.grouping,
-        "groups_move_with_targets": result.moves_together,
+        "groupings": result.groupings,
+        "groups_move_with_targets": result.moving,
+        "left_out": result.left_out,
         "sentences": result.sentences,
         "rows": plain.to_dict("records"),
     }
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    (result.folder / "result.json").write_text(text, encoding="utf-8")
+    (result.folder / RESULTS[1]).write_text(text, encoding="utf-8")

@@ -8,8 +8,9 @@ optimizer updates the stack, elementwise as it would each network. The numbers a
 those of one training after the other, to rounding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ STACK_BYTES = 8 * 2**20
 """Of the weights of one stack; more of them leave the processor's caches."""
 MAX_STACK = 64
 
-Found = dict[tuple[str, Quantity, str, str], NDArray[np.float64]]
+Found = dict[tuple[str, str, Quantity, str, str], NDArray[np.float64]]
 
 
 def can_batch(plan: Plan) -> bool:
@@ -42,7 +43,7 @@ def can_batch(plan: Plan) -> bool:
     name = plan.config.model.name
     known = name in MODELS and MODELS.get(name).build is Mlp
     rows = np.arange(len(plan.cohort.people))
-    return known and NONE not in plan.labels(rows)[plan.primary]
+    return known and not any(NONE in x for x in plan.labels(rows).values())
 
 
 def chunk_size(plan: Plan) -> int:
@@ -52,11 +53,12 @@ def chunk_size(plan: Plan) -> int:
     return max(1, min(MAX_STACK, STACK_BYTES // size))
 
 
-def measure_batch(plans: Sequence[Plan]) -> list[Statistic]:
+def measure_batch(plans: Sequence[Plan], device: str = "cpu") -> list[Statistic]:
     """Train all folds of several plans and measure them.
 
     Args:
         plans: Of one run, `can_batch`, each with its targets.
+        device: Where tensors live.
 
     Returns:
         What `measure_training` gives for each.
@@ -64,7 +66,7 @@ def measure_batch(plans: Sequence[Plan]) -> list[Statistic]:
     first = plans[0]
     found: dict[str, list[Found]] = {"train": [], "probe": []}
     for number in range(len(first.folds)):
-        stack = _Stack(plans, number)
+        stack = _Stack(plans, number, torch.device(device))
         for epoch in range(first.config.training.epochs):
             stack.train_epoch(epoch)
             stack.validate()
@@ -85,9 +87,11 @@ def measure_batch(plans: Sequence[Plan]) -> list[Statistic]:
 class _Stack:
     """One fold of several plans."""
 
-    def __init__(self, plans: Sequence[Plan], number: int) -> None:
+    def __init__(
+        self, plans: Sequence[Plan], number: int, device: torch.device
+    ) -> None:
         self.plan = plans[0]
-        self.base = FoldRun(self.plan, number, torch.device("cpu"))
+        self.base = FoldRun(self.plan, number, device)
         model = self.base.model
         assert isinstance(model, Mlp)
         self.model = model
@@ -107,27 +111,28 @@ class _Stack:
         self.optimizer.param_groups[0]["params"] = self.weights
         self.optimizer.param_groups[0]["fused"] = True  # one pass over the stack
         rows = self.base.train_rows
+        self.device = device
         self.labels = [plan.labels(rows)[plan.primary] for plan in plans]
-        self.targets = _stacked([plan.targets[rows] for plan in plans])
+        self.targets = self._stacked([plan.targets[rows] for plan in plans])
         held = self.base.validation_rows
-        self.held_targets = _stacked([plan.targets[held] for plan in plans])
-        everyone = np.arange(len(self.plan.cohort.people))
-        self.groups = sorted(set(self.plan.labels(everyone)[self.plan.primary]))
-        self.codes = _stacked([self._coded(labels) for labels in self.labels])
+        self.held_targets = self._stacked([plan.targets[held] for plan in plans])
+        everyone = self.plan.labels(np.arange(len(self.plan.cohort.people)))
+        self.groups = {name: sorted(set(labels)) for name, labels in everyone.items()}
+        self.codes = self._coded(plans, rows)
         if self.plan.probe is not None:
             aside = self.plan.cohort.rows(self.plan.probe.ids)
             self.probe_inputs = self.base._tensor(aside)
-            self.probe_codes = _stacked(
-                [self._coded(plan.labels(aside)[plan.primary]) for plan in plans]
-            )
-        self.best_loss = torch.full((self.size,), torch.inf, dtype=torch.float64)
+            self.probe_codes = self._coded(plans, aside)
+        self.best_loss = torch.full(
+            (self.size,), torch.inf, dtype=torch.float64, device=device
+        )
         self.best = [weight.detach().clone() for weight in self.weights]
         self.watched: list[Found] = []
 
     def train_epoch(self, epoch: int) -> None:
         """Pass over the training people, watching scheduled batches of the last."""
         config = self.plan.config
-        order = self._orders(epoch)
+        order = self._orders(epoch).to(self.device)
         batches = order.split(config.training.batch_size, dim=1)
         watched: list[int] = []
         if epoch == config.training.epochs - 1:
@@ -144,7 +149,7 @@ class _Stack:
             loss.backward()
             if step in watched:
                 adjoints = [x.grad for x in outputs if x.grad is not None]
-                codes = self.codes.gather(1, index)
+                codes = {name: x.gather(1, index) for name, x in self.codes.items()}
                 self.watched.append(self._divergences(inputs, adjoints, codes))
             self.optimizer.step()
 
@@ -202,7 +207,10 @@ class _Stack:
         return torch.stack(orders)
 
     def _divergences(
-        self, inputs: Sequence[Tensor], adjoints: Sequence[Tensor], codes: Tensor
+        self,
+        inputs: Sequence[Tensor],
+        adjoints: Sequence[Tensor],
+        codes: Mapping[str, Tensor],
     ) -> Found:
         """Compare the groups of one batch, network by network; NaN where it cannot.
 
@@ -211,26 +219,40 @@ class _Stack:
         config = self.plan.config
         function = function_of_spectra(config.comparison.divergence)
         chosen = config.spectra.layers or self.names
-        members = [codes == k for k in range(len(self.groups))]
         found: Found = {}
-        with torch.no_grad():
-            for name, a, d in zip(self.names, inputs, adjoints, strict=True):
-                if name not in chosen:
-                    continue
-                solved = _spectra(self.plan.quantities, a, d, members)
+        layers = [
+            layer
+            for layer in zip(self.names, inputs, adjoints, strict=True)
+            if layer[0] in chosen
+        ]
+        for grouping, groups in self.groups.items():
+            members = [codes[grouping] == k for k in range(len(groups))]
+            there = [member.any(1).cpu() for member in members]
+            for name, a, d in layers:
+                with torch.no_grad():
+                    solved = _spectra(self.plan.quantities, a, d, members)
                 for quantity, spectra in solved.items():
-                    for i, j in combinations(range(len(self.groups)), 2):
+                    for i, j in combinations(range(len(groups)), 2):
                         p, q = spectra[i], spectra[j]
-                        value = function(p, q)
-                        absent = ~(members[i].any(1) & members[j].any(1))
-                        flat = absent | (_flat(p) & _flat(q))
-                        key = (name, quantity, self.groups[i], self.groups[j])
-                        found[key] = value.masked_fill(flat, torch.nan).numpy()
+                        lacks = ~(there[i] & there[j]) | (_flat(p) & _flat(q))
+                        value = function(p, q).masked_fill(lacks, torch.nan)
+                        key = (grouping, name, quantity, groups[i], groups[j])
+                        found[key] = value.numpy()
         return found
 
-    def _coded(self, labels: Sequence[str]) -> NDArray[np.int64]:
-        numbers = {group: k for k, group in enumerate(self.groups)}
-        return np.array([numbers[label] for label in labels])
+    def _coded(
+        self, plans: Sequence[Plan], rows: NDArray[np.intp]
+    ) -> dict[str, Tensor]:
+        """Number of everybody's group in every plan, ``[B, n]`` per grouping."""
+        coded = {}
+        for name, groups in self.groups.items():
+            numbers = {group: k for k, group in enumerate(groups)}
+            labels = [plan.labels(rows)[name] for plan in plans]
+            coded[name] = self._stacked([[numbers[x] for x in own] for own in labels])
+        return coded
+
+    def _stacked(self, rows: Sequence[Any]) -> Tensor:
+        return torch.from_numpy(np.stack(rows)).to(self.device)
 
 
 def _spectra(
@@ -263,10 +285,6 @@ def _spectra(
 def _flat(values: Tensor) -> Tensor:
     """Whether a spectrum has no shape (`Spectrum.degenerate`), ``[B]``."""
     return ~(values[:, 1:] > DEGENERATE * values[:, :1]).any(1)
-
-
-def _stacked(rows: Sequence[NDArray[np.int64]]) -> Tensor:
-    return torch.from_numpy(np.stack(rows))
 
 
 def _mean(parts: Sequence[Found]) -> Found:

@@ -11,11 +11,11 @@ from spectral_mlops.errors import InputError
 from spectral_mlops.training.retrain_permute import TargetShuffle
 from spectral_mlops.training.retrain_statistic import Cell, Statistic
 
-VERSION = 1
+VERSION = 2
 """Of what a line means; another number makes another test."""
 
 
-def settings_of(shuffle: TargetShuffle) -> dict[str, str]:
+def settings_of(shuffle: TargetShuffle, device: str = "cpu") -> dict[str, str]:
     """Digests of everything that a retraining depends on, by a name for people."""
     plan = shuffle.plan
     splits = [plan.probe and plan.probe.ids]
@@ -25,7 +25,15 @@ def settings_of(shuffle: TargetShuffle) -> dict[str, str]:
         "the settings in config.json": _digest(config),
         "the people": plan.cohort.digest,
         "the splits": _digest(splits),
-        "the strata": _digest([shuffle.strata, shuffle.moving]),
+        "the strata": _digest(
+            [
+                shuffle.strata,
+                shuffle.moving,
+                shuffle.plan.groupings,
+                [[[rows.tolist() for rows in x] for x in k] for k in shuffle.kinds],
+            ]
+        ),
+        "the device": _digest(device),
         "the version of the test": str(VERSION),
     }
 
@@ -80,15 +88,26 @@ class RetrainLog:
         whole = text[: text.rfind(b"\n") + 1]
         if not whole:
             return False
+        head, *lines = whole.splitlines()
         try:
-            head, *lines = [json.loads(line) for line in whole.splitlines()]
-            stored = head["settings"]
+            stored = json.loads(head)["settings"]
+            self._refuse_others(stored, settings)
             for line in lines:
-                self._take(line)
-        except (ValueError, KeyError, TypeError) as error:
+                self._take(json.loads(line))
+        except InputError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{self.path} is damaged; move it away, and all starts anew."
             ) from error
+        if len(whole) < len(text):
+            os.truncate(self.path, len(whole))
+        return True
+
+    def _refuse_others(
+        self, stored: Mapping[str, str], settings: Mapping[str, str]
+    ) -> None:
+        """Refuse retrainings of another test, whose lines may mean something else."""
         differ = [
             name for name, digest in settings.items() if stored.get(name) != digest
         ]
@@ -97,9 +116,6 @@ class RetrainLog:
                 f"{self.path} was made with other values of {' and '.join(differ)}: "
                 "restore those, or move the file away, and all starts anew."
             )
-        if len(whole) < len(text):
-            os.truncate(self.path, len(whole))
-        return True
 
     def _take(self, line: Mapping[str, Any]) -> None:
         self.finished[int(line["permutation"])] = {

@@ -5,7 +5,6 @@ watched training batches of the last epoch, and on the probe at the checkpoint
 chosen by validation loss, averaged over folds.
 """
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -21,6 +20,7 @@ class Cell(NamedTuple):
     """What one number is about."""
 
     source: str
+    grouping: str
     layer: str
     quantity: str
     group_a: str
@@ -44,18 +44,22 @@ class Measured(NamedTuple):
     weights: list[dict[str, torch.Tensor]]
 
 
-def measure_training(plan: Plan) -> Measured:
+def measure_training(plan: Plan, device: str = "cpu") -> Measured:
     """Train all folds of a plan and measure them.
 
     Only the last epoch is watched; watching changes nothing, so these are the
     networks of the run.
+
+    Args:
+        plan: The run.
+        device: Where tensors live.
     """
     last = plan.config.training.epochs - 1
     trained: list[list[Comparison]] = []
     probed: list[list[Comparison]] = []
     weights = []
     for number in range(len(plan.folds)):
-        fold = FoldRun(plan, number, torch.device("cpu"))
+        fold = FoldRun(plan, number, torch.device(device))
         fold.monitor = _last_epoch_monitor(fold, last)
         for epoch in range(last + 1):
             seen, _ = fold.train_epoch(epoch)
@@ -67,18 +71,16 @@ def measure_training(plan: Plan) -> Measured:
         if held_out is not None:
             probed.append(held_out.comparisons(permutations=0, divergence=divergence))
         weights.append(fold.best_weights)
-    rows = [*_averages(plan, trained), *_averages(plan, probed)]
+    rows = [*average(trained), *average(probed)]
     values = {_cell(row): float(row.values[0]) for row in rows}
     reasons = {_cell(row): row.reason for row in rows if row.values[0] != row.values[0]}
     return Measured(values, reasons, weights)
 
 
-def _averages(plan: Plan, folds: list[list[Comparison]]) -> Iterable[Comparison]:
-    return (row for row in average(folds) if row.grouping == plan.primary)
-
-
 def _cell(row: Comparison) -> Cell:
-    return Cell(row.source, row.layer, row.quantity, row.group_a, row.group_b)
+    return Cell(
+        row.source, row.grouping, row.layer, row.quantity, row.group_a, row.group_b
+    )
 
 
 def _last_epoch_monitor(fold: FoldRun, last: int) -> SpectralMonitor:

@@ -16,10 +16,16 @@ from spectral_mlops.training.retrain_permute import TargetShuffle
 from spectral_mlops.training.retrain_statistic import Statistic, measure_training
 
 Finished = list[tuple[int, Statistic]]
+Work = tuple[TargetShuffle, bool, str]
+"""How targets are permuted, whether networks are trained as one, and where."""
 
 
 def retrainings(
-    shuffle: TargetShuffle, numbers: Sequence[int], workers: int, batched: bool = True
+    shuffle: TargetShuffle,
+    numbers: Sequence[int],
+    workers: int,
+    batched: bool = True,
+    device: str = "cpu",
 ) -> Generator[tuple[int, Statistic], None, None]:
     """Retrain on some permutations, and yield each as soon as it is there.
 
@@ -28,6 +34,7 @@ def retrainings(
         numbers: Which permutations.
         workers: Processes; with 1 the work is done here.
         batched: Train several networks as one where that is possible.
+        device: Where tensors live.
 
     Yields:
         Number and statistic, in the order they finish.
@@ -41,13 +48,13 @@ def retrainings(
     chunks = [numbers[i : i + size] for i in range(0, len(numbers), size)]
     if workers == 1 or len(chunks) <= 1:
         for chunk in chunks:
-            yield from _measure(shuffle, chunk, batched)
+            yield from _measure(shuffle, chunk, batched, device)
         return
-    yield from _shared_out(shuffle, deque(chunks), workers, batched)
+    yield from _shared_out((shuffle, batched, device), deque(chunks), workers)
 
 
 def _shared_out(
-    shuffle: TargetShuffle, waiting: deque[Sequence[int]], workers: int, batched: bool
+    work: Work, waiting: deque[Sequence[int]], workers: int
 ) -> Generator[tuple[int, Statistic], None, None]:
     """Hand chunks to processes, one at a time; none outlives this generator."""
     context = multiprocessing.get_context("spawn")
@@ -63,7 +70,7 @@ def _shared_out(
                 process.start()
             theirs.close()
         for connection in busy:  # they have been importing side by side
-            connection.send((shuffle, batched))
+            connection.send(work)
             connection.send(waiting.popleft())
         while busy:
             ready = wait(busy)
@@ -106,18 +113,20 @@ def _serve(connection: Connection) -> None:
     """Work for the parent, on one thread."""
     torch.set_num_threads(1)
     try:
-        shuffle, batched = connection.recv()
+        shuffle, batched, device = connection.recv()
         while (chunk := connection.recv()) is not None:
-            connection.send(_measure(shuffle, chunk, batched))
+            connection.send(_measure(shuffle, chunk, batched, device))
     except EOFError:
         return  # the parent is gone
     except Exception as error:
         connection.send(error)
 
 
-def _measure(shuffle: TargetShuffle, chunk: Sequence[int], batched: bool) -> Finished:
+def _measure(
+    shuffle: TargetShuffle, chunk: Sequence[int], batched: bool, device: str
+) -> Finished:
     plans = [shuffle.permuted(number) for number in chunk]
     if batched and can_batch(shuffle.plan):
-        return list(zip(chunk, measure_batch(plans), strict=True))
-    found = [measure_training(plan).values for plan in plans]
+        return list(zip(chunk, measure_batch(plans, device), strict=True))
+    found = [measure_training(plan, device).values for plan in plans]
     return list(zip(chunk, found, strict=True))

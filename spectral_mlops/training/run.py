@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -16,6 +17,7 @@ from spectral_mlops.cohorts import write_splits
 from spectral_mlops.report import layer_table
 from spectral_mlops.tracking import Tracker
 from spectral_mlops.tracking.details import write_null
+from spectral_mlops.training.checkpoint import Checkpoints
 from spectral_mlops.training.directions import leave_directions
 from spectral_mlops.training.loop import OnEpoch, Progress, RunResult, train
 from spectral_mlops.training.performance import Predictions
@@ -61,6 +63,8 @@ def run(
     device: str = "cpu",
     progress: Progress | None = None,
     figures: bool = True,
+    checkpoints: bool = True,
+    resume: bool = False,
 ) -> FinishedRun:
     """Start the tracker, train, and log everything a reader will ask for.
 
@@ -70,13 +74,15 @@ def run(
     Args:
         plan: The run.
         tracker: Not started yet.
-        folder: Made here; must not exist.
+        folder: Made here; must not exist, unless the run is resumed.
         name: Of the run.
         tags: Beside those of the run itself.
         on_epoch: See `train`.
         device: Where tensors live.
         progress: See `train`.
         figures: Whether directions are drawn; it takes seconds.
+        checkpoints: Whether what resuming needs is written on the way.
+        resume: Whether the run was interrupted, and goes on.
 
     Returns:
         The finished run.
@@ -91,7 +97,7 @@ def run(
         "spectral.device": device,
     }
     summary = plan.cohort.summary()
-    made = _make(folder)
+    made = [] if resume else _make(folder)
     try:
         tracker.start(name, plan.config.flat(), {**own, **(tags or {})}, summary)
     except BaseException:
@@ -108,7 +114,10 @@ def run(
     for path in sorted((folder / "splits").rglob("*.tsv")):
         inside = path.parent.relative_to(folder)
         tracker.log_file(path, inside.as_posix())
-    result = train(plan, tracker, on_epoch, device, progress)
+    kept = Checkpoints(folder, plan) if checkpoints else None
+    result = train(plan, tracker, on_epoch, device, progress, checkpoints=kept)
+    if resume:
+        _clear(folder)
     layers = layer_table(result.last_epoch, result.divergences, plan.primary)
     tracker.log_table(layers, "layers")
     if result.controls is not None:
@@ -118,15 +127,23 @@ def run(
     if len(result.trajectories):
         tracker.log_table(result.trajectories, "epochs")
     _leave_results(folder, result, layers)
-    for path in sorted((folder / "checkpoints").iterdir()):
+    for path in sorted((folder / "checkpoints").glob("fold-*")):
         tracker.log_file(path, "checkpoints")
     for left in LEFT:
         if (folder / left).exists():
             tracker.log_file(folder / left)
     for path in leave_directions(
-        folder, plan, result.scalers, result.directions, result.influence, figures
+        folder,
+        plan,
+        result.scalers,
+        result.directions,
+        result.influence,
+        result.angles,
+        figures,
     ):
         tracker.log_file(path, "" if path.parent == folder else path.parent.name)
+    if kept is not None:
+        kept.remove()
     return FinishedRun(result, layers, folder)
 
 
@@ -135,6 +152,15 @@ def _make(folder: Path) -> list[Path]:
     made = [part for part in (folder, *folder.parents) if not part.exists()]
     folder.mkdir(parents=True)
     return made
+
+
+def _clear(folder: Path) -> None:
+    """Remove results that an interrupted run had begun to write."""
+    names = [*LEFT, "final.json", "directions.parquet", "influence.parquet"]
+    left = [*(folder / name for name in names), *folder.glob("checkpoints/fold-*")]
+    for path in left:
+        path.unlink(missing_ok=True)
+    shutil.rmtree(folder / "directions", ignore_errors=True)
 
 
 def _leave_results(folder: Path, result: RunResult, layers: pd.DataFrame) -> None:
@@ -163,7 +189,7 @@ def _leave_results(folder: Path, result: RunResult, layers: pd.DataFrame) -> Non
 
 def _leave_checkpoints(folder: Path, result: RunResult) -> None:
     """Write ``fold-K.pt`` of a fold's first network, ``fold-K-seed-S.pt`` of others."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     for (fold, seed), weights in zip(result.networks, result.weights, strict=True):
         name = f"fold-{fold}-seed-{seed}" if seed else f"fold-{fold}"
         torch.save(weights, folder / f"{name}.pt")

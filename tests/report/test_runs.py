@@ -129,6 +129,7 @@ def test_a_folder_that_is_no_finished_run_is_refused(file, content, said, stored
 def test_the_test_by_retraining_is_printed():
     row = {
         "source": "train",
+        "grouping": "dx",
         "quantity": "adjoint",
         "layer": "hidden_1",
         "group_a": "x",
@@ -154,4 +155,8 @@ def test_the_test_by_retraining_is_printed():
     assert "Among 19" in out
     assert "x – y" not in out
     several = pd.concat([table, table.assign(group_b="w")])
-    assert "x – w" in shown(show_retrained, several, {}, [])
+    assert "(x – w)" in shown(show_retrained, several, {}, [])
+    groupings = pd.concat([table, table.assign(grouping="site")])
+    both = " ".join(shown(show_retrained, groupings, {}, []).split())
+    assert "(dx: x – y)" in both
+    assert "(site: x – y)" in both

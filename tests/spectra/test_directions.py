@@ -10,7 +10,6 @@ from spectral_mlops.spectra.directions import (
     gradient_cosine,
     leading_left,
     principal_angles,
-    relabelled_angles,
 )
 from tests.reference import as_array
 
@@ -160,42 +159,3 @@ def test_gradient_columns_have_the_gradient_gram(r, d_in, d_out):
     x, g = gradient_columns(a, d), a.mT @ d
     assert x.shape == (d_in, min(r, d_out))
     torch.testing.assert_close(x @ x.mT, g @ g.mT)
-
-
-@pytest.mark.parametrize("quantity", ["gradient", "activation", "adjoint"])
-@pytest.mark.parametrize("rank", [1, 2])
-def test_relabelled_angles_against_groups_formed_anew(quantity, rank):
-    """Two rows a person; groups of unequal size; somebody takes no part."""
-    owner = torch.arange(8).repeat_interleave(2)
-    a, d = normal(16, 9), normal(16, 20, seed=1)
-    codes = torch.tensor(
-        [
-            [0, 0, 0, 1, 1, 1, 1, -1],
-            [1, 0, 1, 0, 1, 0, 1, -1],
-            [0, 1, 1, 1, 1, 0, 0, -1],
-        ]
-    )
-    found = relabelled_angles(quantity, a, d, owner, codes, (0, 1), rank)
-    assert found.shape == (3,)
-    for angle, labels in zip(found.tolist(), codes, strict=True):
-        spaces = []
-        for code in (0, 1):
-            x, y = (as_array(rows[labels[owner] == code]) for rows in (a, d))
-            matrix = {"gradient": x.T @ y, "activation": x.T, "adjoint": y.T}[quantity]
-            spaces.append(scipy.linalg.svd(matrix)[0][:, :rank])
-        assert angle == pytest.approx(scipy.linalg.subspace_angles(*spaces)[0])
-
-
-def test_relabelled_angles_without_enough_directions_are_nan():
-    owner, a = torch.arange(4), normal(4, 6)
-    codes = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 1]])
-    found = relabelled_angles("activation", a, a, owner, codes, (0, 1), 2)
-    assert found.isnan().tolist() == [False, True]
-    for quantity, rank in (("activation", 4), ("gradient", 3)):
-        found = relabelled_angles(quantity, a, a, owner, codes, (0, 1), rank)
-        assert found.isnan().all()
-    assert (
-        relabelled_angles("gradient", a, a[:, :1], owner, codes, (0, 1), 2)
-        .isnan()
-        .all()
-    )

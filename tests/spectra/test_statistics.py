@@ -5,6 +5,7 @@ from math import log, pi
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -15,6 +16,8 @@ from spectral_mlops.spectra.divergences import DIVERGENCES
 from spectral_mlops.spectra.kept import (
     FormedGradients,
     GradientRows,
+    KeptColumns,
+    KeptCounts,
     KeptRows,
     compress,
 )
@@ -153,6 +156,30 @@ def test_factors_against_a_plain_loop(name, d):
         assert found == pytest.approx(float(function(*spectra)), rel=1e-5, abs=1e-9)
 
 
+@pytest.mark.parametrize("d", [5, 30])
+@pytest.mark.parametrize("summed", [False, True])
+def test_subspaces_of_rows_against_scipy(d, summed):
+    """Two-dimensional: in one of the labellings a group has two rows."""
+    a = rows(d, d)[0]
+    grams = torch.stack([gradient(a, a, [i]) for i in range(9)]).unsqueeze(1)
+    by_row = KeptRows(compress(a), torch.tensor(OWNER))
+    found = under("principal_angle", KeptColumns(grams) if summed else by_row)
+    for angle, labels in zip(found, CODES, strict=True):
+        spaces = []
+        for group in (0, 1):
+            chosen = [i for i, who in enumerate(OWNER) if labels[who] == group]
+            spaces.append(scipy.linalg.svd(a[chosen].numpy().T)[0][:, :2])
+        assert angle == pytest.approx(scipy.linalg.subspace_angles(*spaces)[0])
+    assert len({round(x, 6) for x in found}) == len(CODES)
+
+
+def test_a_subspace_that_is_everything_is_at_no_angle():
+    a = rows(3, 3)[0]
+    kept = KeptRows(compress(a), torch.tensor(OWNER))
+    angles = under("principal_angle", kept, CODES[:3])
+    np.testing.assert_allclose(angles, 0, atol=1e-7)
+
+
 @pytest.mark.parametrize("name", list(STATISTICS))
 def test_renaming_the_groups_changes_nothing(name):
     a, d = rows(20, 6)
@@ -266,15 +293,14 @@ def test_blocks_have_no_one_subspace():
     relabelled = Relabelled(FormedGradients(parts), torch.tensor(CODES))
     assert "2 independent blocks" in find_statistic("principal_angle").lacks(relabelled)
     assert not find_statistic("gradient_cosine").lacks(relabelled)
+    counts = Relabelled(KeptCounts(torch.ones(9, 4)), torch.tensor(CODES))
+    assert "one-hot" in find_statistic("principal_angle").lacks(counts)
 
 
 def test_the_table():
     assert set(DIVERGENCES) < set(STATISTICS)
-    assert set(OF_GRADIENTS) == {
-        "unbiased_norm_ratio",
-        "gradient_cosine",
-        "principal_angle",
-    }
+    assert set(OF_GRADIENTS) == {"unbiased_norm_ratio", "gradient_cosine"}
+    assert set(STATISTICS) == {*OF_SPECTRA, *OF_GRADIENTS, "principal_angle"}
     assert all(STATISTICS.get(n).quantities == ("gradient",) for n in OF_GRADIENTS)
     with pytest.raises(UnknownNameError, match=r"'cosine'.*gradient_cosine"):
         find_statistic("cosine")

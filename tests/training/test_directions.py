@@ -4,8 +4,10 @@ import nibabel
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.linalg
 import torch
 
+from spectral_mlops.inference.relabel import draw_relabellings
 from spectral_mlops.probe import margin
 from spectral_mlops.records import ALL_LAYERS
 from spectral_mlops.tracking import MemoryTracker
@@ -35,6 +37,7 @@ def test_what_a_run_leaves(small, tmp_path):
         "directions.parquet", "influence.parquet", "directions/angles.tsv",
         "directions/gradient.png", "directions/gradient.svg",
         "directions/activation.png", "directions/activation.svg",
+        "directions/angles.png", "directions/angles.svg",
     }  # fmt: skip
     there = {p.relative_to(done.folder).as_posix() for p in done.folder.rglob("*")}
     assert names <= there
@@ -53,7 +56,52 @@ def test_what_a_run_leaves(small, tmp_path):
     own = influence[influence["group_a"] == influence["group_b"]]
     assert (own["value"] < 0).all()
     assert np.allclose(influence["learning_rate"], 3e-4)
-    assert len(pd.read_csv(done.folder / "directions" / "angles.tsv", sep="\t")) == 12
+    angles = pd.read_csv(done.folder / "directions" / "angles.tsv", sep="\t")
+    assert len(angles) == 18  # 3 epochs, 2 quantities, 2 folds and their mean
+    assert (angles["angle_degrees"] - angles["largest_degrees"]).abs().max() < 1e-3
+    assert angles["p"].between(0.05, 1).all()
+    assert angles["reason"].isna().all()
+    means = angles[angles["fold"] == "mean"].set_index(["epoch", "quantity"])
+    folds = angles[angles["fold"] != "mean"].groupby(["epoch", "quantity"])
+    for name in ("angle_degrees", "null_mean", "largest_degrees"):
+        expected = folds[name].mean().reindex(means.index)
+        assert np.allclose(means[name], expected)
+
+
+@pytest.mark.parametrize("quantity", ["gradient", "activation"])
+def test_angles_are_those_of_people_relabelled_by_hand(quantity, small):
+    """Rows of A and margin adjoints, an SVD per group and relabelling, and scipy."""
+    plan = make_plan(small(), Path())
+    fold = FoldRun(plan, 1, torch.device("cpu"), details=True)
+    fold.train_epoch(0)
+    rows = plan.cohort.rows(plan.probe.ids)
+    x = torch.from_numpy(fold.scaler.transform(plan.cohort.features[rows]))
+    model, seen = fold.model.eval(), []
+    keep = model.hidden_1.register_forward_hook(lambda *call: seen.append(call[2]))
+    margins = margin(model(x))
+    keep.remove()
+    (adjoint,) = torch.autograd.grad(margins.sum(), seen)
+    a, d = x.double().numpy(), adjoint.double().numpy()
+    ids = list(plan.cohort.people.index[rows])
+    order = sorted(range(len(ids)), key=lambda i: ids[i])
+    labels = [plan.labels(rows)["group"][i] for i in order]
+    sites = [plan.cohort.people["site"].iloc[rows[i]] for i in order]
+    moved = draw_relabellings(labels, sites, 19, plan.config.comparison.seed)
+    expected = []
+    for codes in moved:
+        spaces = []
+        for code in (0, 1):
+            members = [order[i] for i in np.flatnonzero(codes == code)]
+            matrix = a[members].T
+            if quantity == "gradient":
+                matrix = matrix @ d[members]
+            spaces.append(scipy.linalg.svd(matrix)[0][:, :3])
+        expected.append(scipy.linalg.subspace_angles(*spaces)[0])
+    (found,) = [
+        item.angle for item in fold.details.angles if item.angle.quantity == quantity
+    ]
+    assert (found.layer, found.source) == ("hidden_1", "probe")
+    np.testing.assert_allclose(found.values, expected, rtol=1e-4)
 
 
 def test_directions_are_those_of_the_probe_after_the_epoch(small):
@@ -104,6 +152,10 @@ def test_without_a_probe_the_last_watched_batch(small, tmp_path):
     assert plan.probe is None
     assert [p.name for p in (done.folder / "directions").iterdir()] == ["angles.tsv"]
     assert {d.source for d in done.result.directions} == {"train"}
+    assert not done.result.angles
+    angles = pd.read_csv(done.folder / "directions" / "angles.tsv", sep="\t")
+    assert angles["p"].isna().all()
+    assert set(angles["reason"]) == {"descriptive: only held-out people are relabelled"}
     assert max(d.samples for d in done.result.directions) <= 8
 
 

@@ -9,9 +9,9 @@ from spectral_mlops.inference.significance import combined_z
 from spectral_mlops.tracking import MemoryTracker
 from spectral_mlops.tracking.details import read_directions, read_influence
 from spectral_mlops.training import make_plan, run, train
+from spectral_mlops.training.again import read_plan
 from spectral_mlops.training.fold import FoldRun
 from spectral_mlops.training.networks import by_fold, spread_metrics
-from spectral_mlops.training.retrain import read_plan
 from tests.training.test_loop import plain_training
 
 

@@ -1,10 +1,12 @@
 """The training-level test, on a cohort and networks of seconds."""
 
+import itertools
 import json
 import multiprocessing
 import os
 import shutil
 import signal
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +19,10 @@ from spectral_mlops.cohorts import FeatureScaler
 from spectral_mlops.errors import InputError, SpectralError
 from spectral_mlops.tracking import MemoryTracker
 from spectral_mlops.training import make_plan, run
+from spectral_mlops.training.again import read_plan
 from spectral_mlops.training.retrain import (
     MEAN,
     compare_with_null,
-    read_plan,
     retrain,
     retrain_test,
 )
@@ -89,6 +91,125 @@ def test_a_grouping_that_is_not_the_target_stays_with_its_people(small):
         assert sorted(now["group"][here]) == sorted(people["group"][here])
 
 
+def test_all_groupings_are_tested_by_the_same_retrainings(small):
+    comparison = {"groupings": ["group", "sex"], "probe_fraction": 0.45}
+    shuffle = shuffle_of(make_plan(small(comparison=comparison), Path()))
+    assert shuffle.plan.groupings == ("group", "sex")
+    assert shuffle.moving == ("group",)
+    assert shuffle.strata == "site × sex × fold"
+    assert {cell.grouping for cell in measure_training(shuffle.permuted(1)).values} == {
+        "group",
+        "sex",
+    }
+
+
+def test_a_grouping_within_which_nothing_moves_is_left_out(small):
+    plan = make_plan(small(), Path())
+    people = plan.cohort.people.copy()
+    people["own"] = people.index
+    plan = replace(
+        plan, cohort=replace(plan.cohort, people=people), groupings=("group", "own")
+    )
+    shuffle = shuffle_of(plan)
+    assert shuffle.moving == ("group", "own")  # each label of one has one of the other
+    people["own"] = [str(k) for k in range(len(people))]
+    people.loc[people.index[:2], "own"] = "0"
+    people.loc[people.index[:2], "group"] = ["control", "patient"]
+    plan = replace(plan, cohort=replace(plan.cohort, people=people))
+    shuffle = shuffle_of(plan)
+    assert shuffle.left_out == ("own",)
+    assert shuffle.plan.groupings == ("group",)
+    assert shuffle.strata == "site × fold"
+
+
+@pytest.fixture
+def related(small):
+    """A plan of pairs, threes and single people; members stay in their part."""
+
+    def make(targets=None, sites=None):
+        plan = make_plan(small(), Path())
+        people = plan.cohort.people.copy()
+        people["site"] = "one"
+        people["family_id"] = None
+        ids = list(plan.folds[0].validation_ids)
+        pairs = [ids[0:2], ids[2:4], ids[4:6], ids[6:9]]
+        for number, members in enumerate(pairs):
+            people.loc[members, "family_id"] = f"F{number}"
+        people["group"] = "control"  # whoever is in no family cannot change
+        said = targets or ["patient"] * 2 + ["control"] * 2 + ["patient", "control"]
+        people.loc[ids[:6], "group"] = said
+        if sites:
+            people.loc[ids[:6], "site"] = sites
+        cohort = replace(plan.cohort, people=people)
+        return replace(plan, cohort=cohort), ids
+
+    return make
+
+
+def arrangements(shuffle, ids, draws=400):
+    """Different targets of some people among many permutations."""
+    return {
+        tuple(shuffle.permuted(k).cohort.people.loc[ids, "group"]) for k in range(draws)
+    }
+
+
+def test_families_of_one_make_up_exchange_as_a_whole(related):
+    """Against all that blocks allow, written out by hand."""
+    plan, ids = related()
+    shuffle = shuffle_of(plan)
+    p, c = "patient", "control"
+    blocks = [(p, p), (c, c), (p, c), (c, p)]
+    expected = {
+        (*x, *y, *z)
+        for x, y, z in itertools.product(blocks, repeat=3)
+        if sorted(tuple(sorted(b)) for b in (x, y, z)) == [(c, c), (c, p), (p, p)]
+    }
+    assert arrangements(shuffle, ids[:6]) == expected
+    assert shuffle.different == len(expected) == 12
+    rest = [who for who in plan.cohort.people.index if who not in ids[:6]]
+    assert set(shuffle.permuted(3).cohort.people.loc[rest, "group"]) == {c}
+    assert "over families of one make-up" in shuffle.moved
+
+
+def test_every_permutation_of_blocks_is_as_likely(related):
+    """12 arrangements in 1200 draws: χ² with 11 degrees of freedom."""
+    plan, ids = related()
+    shuffle = shuffle_of(plan)
+    seen = Counter(
+        tuple(shuffle.permuted(k).cohort.people.loc[ids[:6], "group"])
+        for k in range(1, 1201)
+    )
+    assert sum((n - 100) ** 2 / 100 for n in seen.values()) < 31.3  # p = 0.001
+
+
+def test_families_across_sites_exchange_with_families_across_the_same_sites(related):
+    """The first two families stand in two sites each, the third in one."""
+    sites = ["one", "two", "two", "one", "one", "one"]
+    plan, ids = related(["patient", "control"] * 3, sites)
+    shuffle = shuffle_of(plan)
+    p, c = "patient", "control"
+    # By site, the first family has (one: p, two: c), the second (one: c, two: p).
+    assert arrangements(shuffle, ids[:6]) == {
+        (*x, *y) for x in [(p, c, p, c), (c, p, c, p)] for y in [(p, c), (c, p)]
+    }
+
+
+def test_families_that_cannot_exchange_are_refused(related):
+    plan, _ = related(["patient"] * 2 + ["control"] * 4, ["two"] * 2 + ["one"] * 4)
+    with pytest.raises(InputError, match="retraining needs families of one make-up"):
+        shuffle_of(plan)
+
+
+def test_without_relatives_people_are_permuted(small):
+    plan = make_plan(small(), Path())
+    people = plan.cohort.people.assign(family=[f"F{k}" for k in range(56)])
+    alone = replace(plan, cohort=replace(plan.cohort, people=people))
+    now, then = shuffle_of(alone), shuffle_of(plan)
+    assert not now.families
+    assert now.different == then.different > 1e6
+    assert list(now.permuted(2).targets) == list(then.permuted(2).targets)
+
+
 def test_a_finer_name_of_the_target_moves_with_it(small):
     plan = make_plan(small(), Path())
     people = plan.cohort.people.copy()
@@ -147,6 +268,9 @@ CASES = {
         },
         "comparison": {"divergence": "hellinger"},
     },
+    "two groupings": {
+        "comparison": {"groupings": ["group", "sex"], "probe_fraction": 0.45},
+    },
     "linear": {"model": {"settings": {"hidden": []}}},
 }
 
@@ -184,7 +308,9 @@ def test_float32_rounding_is_all_that_differs(small):
 
 
 def test_p_counts_the_run_itself_and_what_is_missing():
-    cells = [Cell("train", name, "gradient", "a", "b") for name in ("x", "y", "z")]
+    cells = [
+        Cell("train", "dx", name, "gradient", "a", "b") for name in ("x", "y", "z")
+    ]
     observed = dict(zip(cells, [3.0, 1.0, np.nan], strict=True))
     null = [
         dict(zip(cells, row, strict=True))
@@ -199,6 +325,10 @@ def test_p_counts_the_run_itself_and_what_is_missing():
     assert table.loc[MEAN, "observed"] == pytest.approx(2.0)
     assert table.loc[MEAN, "p"] == pytest.approx(3 / 5)  # 2.25 and the missing one
     assert (table["p_max"].dropna() >= table["p"].dropna()[:2]).all()
+    assert list(table["reason"]) == ["", "", "degenerate", ""]
+    still = compare_with_null({cells[0]: 2.0}, [{cells[0]: 2.0}] * 3, {})
+    assert still["p"].tolist() == [1.0, 1.0]
+    assert still["reason"].str.startswith("every retraining has the same value").all()
 
 
 def test_a_run_is_tested_resumed_and_extended(finished):
@@ -284,7 +414,18 @@ def test_other_settings_are_refused(finished):
     config = plan.config.model_copy(update={"training": training})
     with pytest.raises(InputError, match=r"other values of the settings in config"):
         retrain(replace(plan, config=config), folder, 1)
-    (folder / "retrain" / "permutations.jsonl").write_text("nothing\n")
+    log = folder / "retrain" / "permutations.jsonl"
+    head, *rest = log.read_text().splitlines()
+    settings = json.loads(head)["settings"]
+    settings.pop("the device")  # as before there was one, with other lines
+    before = [json.dumps({"settings": settings}), '{"permutation": 0, "values": [[1]]}']
+    log.write_text("\n".join(before) + "\n")
+    with pytest.raises(InputError, match="other values of the device"):
+        retrain(plan, folder, 1)
+    log.write_text("\n".join([head, *rest, "[]"]) + "\n")
+    with pytest.raises(InputError, match="damaged"):
+        retrain(plan, folder, 1)
+    log.write_text("nothing\n")
     with pytest.raises(InputError, match="damaged"):
         retrain(plan, folder, 1)
 
