@@ -111,7 +111,7 @@ def angle_figure(table: pd.DataFrame, grouping: str, title: str = "") -> "Figure
             here = (shown["quantity"] == quantity) & (shown["group_a"] == a)
             rows = shown[here & (shown["group_b"] == b)]
             colour = COLOURS[number % len(COLOURS)]
-            _draw(panel, rows, colour, f"{a} – {b}")
+            _draw(panel, rows, colour, f"{a} – {b}", len(pairs) == 1)
         panel.set_title(quantity, fontsize=10)
         panel.set_xlabel("epoch")
         panel.set_xticks([1 + epoch for epoch in sorted(set(shown["epoch"]))])
@@ -122,8 +122,9 @@ def angle_figure(table: pd.DataFrame, grouping: str, title: str = "") -> "Figure
     axes[0].legend(fontsize=8, frameon=False, loc="best")
     if title:
         figure.suptitle(title, fontsize=11, fontweight="bold")
+    above = "p above, " if len(pairs) == 1 else ""
     words = (
-        "Dots: mean over networks, filled where p ≤ 0.05 (p above, not adjusted). "
+        f"Dots: mean over networks, filled where p ≤ 0.05 ({above}not adjusted). "
         "Band, dashes: 5 to 95 % and mean of relabelled people. Thin: single networks.\n"
         "Activations are those that enter the layer: of the first one the inputs."
     )
@@ -131,8 +132,10 @@ def angle_figure(table: pd.DataFrame, grouping: str, title: str = "") -> "Figure
     return figure
 
 
-def _draw(panel: "Axes", rows: pd.DataFrame, colour: str, label: str) -> None:
-    """Draw one pair of groups."""
+def _draw(
+    panel: "Axes", rows: pd.DataFrame, colour: str, label: str, alone: bool
+) -> None:
+    """Draw one pair of groups; p is written where no other pair's could be near."""
     together = rows[rows["fold"] == MEAN]
     single = rows[rows["fold"] != MEAN]
     if together.empty:  # of one network
@@ -144,14 +147,14 @@ def _draw(panel: "Axes", rows: pd.DataFrame, colour: str, label: str) -> None:
     epochs = (1 + together["epoch"]).to_numpy()
     angles = together["angle_degrees"].to_numpy()
     low, high = (together[name].to_numpy() for name in ("null_05", "null_95"))
-    panel.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
+    panel.fill_between(epochs, low, high, color=colour, alpha=0.12, linewidth=0)
     means = together["null_mean"].to_numpy()
     panel.plot(epochs, means, color=colour, linewidth=0.8, linestyle="--")
     panel.plot(epochs, angles, color=colour, linewidth=1.4, label=label)
     for epoch, angle, p in zip(epochs, angles, together["p"], strict=True):
         face = colour if p <= 0.05 else "white"
         panel.plot(epoch, angle, "o", color=colour, markerfacecolor=face, markersize=6)
-        if p == p:
+        if alone and p == p:
             panel.annotate(
                 f"{p:.3f}",
                 (epoch, angle),

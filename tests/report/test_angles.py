@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -80,6 +82,17 @@ def test_a_figure_of_one_fold_and_one_without_null():
     bare = drawn(with_null(pairs(0), [null_of(0, [1.2])]))
     assert not bare.texts
     assert np.isfinite(bare.get_ylim()).all()
+
+
+def test_several_pairs_have_no_numbers_on_each_other():
+    names = angle_table(
+        one for seed, name in enumerate("abc") for one in records(basis(seed), name)
+    )
+    first = null_of(0, [1.2, 0.3, 0.1])
+    other = replace(first.angle, group_b="c")
+    panel = drawn(with_null(names, [first, first._replace(angle=other)]))
+    assert not panel.texts
+    assert len(panel.get_legend().get_texts()) == 2
 
 
 def test_nothing_has_the_columns():
