@@ -125,7 +125,7 @@ def angle_figure(table: pd.DataFrame, grouping: str, title: str = "") -> "Figure
     above = "p above, " if len(pairs) == 1 else ""
     words = (
         f"Dots: mean over networks, filled where p ≤ 0.05 ({above}not adjusted). "
-        "Band, dashes: 5 to 95 % and mean of relabelled people. Thin: single networks.\n"
+        "Band, dashes: 5 to 95 % and mean of relabelled people. Thin: one network.\n"
         "Activations are those that enter the layer: of the first one the inputs."
     )
     figure.supxlabel(words, fontsize=7.5, color="0.35")

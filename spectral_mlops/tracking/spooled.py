@@ -155,9 +155,7 @@ class _Past:
             case "metrics":
                 self.points |= {(key, body["step"]) for key in body["metrics"]}
             case "records":
-                self.ids |= {
-                    (epoch, source, fold) for epoch, source, fold in body["records"]
-                }
+                self.ids |= {(*each,) for each in body["records"]}
                 self.count += 1
             case "part":
                 self.count += -self.count % PART
