@@ -12,8 +12,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from spectral_mlops.errors import InputError
 from spectral_mlops.records import Divergence, EpochRecord, Spectrum
@@ -55,10 +57,11 @@ _DIVERGENCES = _RECORD | {
 
 def table_of(records: Iterable[EpochRecord], kind: Kind) -> pa.Table:
     """Return all spectra or divergences of the records as one table."""
-    rows = _spectrum_rows(records) if kind == "spectra" else _divergence_rows(records)
+    rows = [(record, row) for record in records for row in getattr(record, kind)]
     columns = _SPECTRA if kind == "spectra" else _DIVERGENCES
-    summaries = list(dict.fromkeys(name for row in rows for name in row))
-    summaries = [name for name in summaries if name not in columns]
+    summaries: list[str] = []
+    if kind == "spectra":
+        summaries = list(dict.fromkeys(name for _, s in rows for name in s.summaries))
     schema = pa.schema(
         [*columns.items(), *((name, _FLOAT) for name in summaries)],
         metadata={
@@ -66,11 +69,32 @@ def table_of(records: Iterable[EpochRecord], kind: Kind) -> pa.Table:
             "spectral.summaries": json.dumps(summaries),
         },
     )
-    arrays = [
-        pa.array([row.get(column.name) for row in rows], type=column.type)
-        for column in schema
-    ]
+    arrays = [_column(rows, column.name, column.type) for column in schema]
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _column(
+    rows: list[tuple[EpochRecord, Any]], name: str, kind: pa.DataType
+) -> pa.Array:
+    """Return one column; a name that is no field is that of a summary."""
+    if name in _RECORD:
+        values = [getattr(record, name) for record, _ in rows]
+    elif name in ("d_in", "d_out"):
+        values = [row.shape[name == "d_out"] for _, row in rows]
+    elif name == "values":
+        return _lists([row.values for _, row in rows])
+    elif name in _SPECTRA or name in _DIVERGENCES:
+        values = [getattr(row, name) for _, row in rows]
+    else:
+        values = [row.summaries.get(name) for _, row in rows]
+    return pa.array(values, type=kind)
+
+
+def _lists(arrays: list[NDArray[np.float64]]) -> pa.Array:
+    """Return vectors as one column; an array of each would take ten times as long."""
+    ends = np.cumsum([0, *(len(one) for one in arrays)], dtype=np.int32)
+    flat = np.concatenate([*arrays, np.empty(0)])
+    return pa.ListArray.from_arrays(pa.array(ends), pa.array(flat, type=_FLOAT))
 
 
 def read_shards(folder: Path, kind: Kind) -> pa.Table:
@@ -161,32 +185,3 @@ def _rows(table: pa.Table) -> list[dict[str, Any]]:
         {name: column[place] for name, column in columns.items()}
         for place in range(table.num_rows)
     ]
-
-
-def _spectrum_rows(records: Iterable[EpochRecord]) -> list[dict[str, Any]]:
-    return [
-        _of_record(record)
-        | {name: getattr(s, name) for name in _OF_SPECTRUM}
-        | {"d_in": s.shape[0], "d_out": s.shape[1]}
-        | dict(s.summaries)
-        for record in records
-        for s in record.spectra
-    ]
-
-
-def _divergence_rows(records: Iterable[EpochRecord]) -> list[dict[str, Any]]:
-    return [
-        _of_record(record) | {name: getattr(row, name) for name in _OF_DIVERGENCE}
-        for record in records
-        for row in record.divergences
-    ]
-
-
-def _of_record(record: EpochRecord) -> dict[str, Any]:
-    return {name: getattr(record, name) for name in _RECORD}
-
-
-_OF_SPECTRUM = [
-    item.name for item in fields(Spectrum) if item.name not in ("shape", "summaries")
-]
-_OF_DIVERGENCE = [item.name for item in fields(Divergence) if item.name != "source"]
