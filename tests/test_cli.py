@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -303,6 +304,32 @@ def test_a_misspelt_config_names_file_key_and_the_nearest(
     assert code == 2
     assert all(word in err for word in words), err
     assert not Path("cohort").exists()
+
+
+def test_several_seeds_are_spread_and_effects_are_told(
+    command, small_folder, tmp_path, uri
+):
+    config = tmp_path / "run.toml"
+    config.write_text(
+        f'cohort.settings = {{ folder = "{small_folder}", preset = "easy", people = 56,'
+        " seed = 3, components = 12, volumes = false }\n"
+        "comparison = { probe_fraction = 0.45, effect_people = 6 }\n"
+    )
+    code, out, err = command("train", "--config", config, "--seeds", 2, *QUICK)
+    assert (code, err) == (0, "")
+    assert re.search(r"AUC \S+ ± \S+ over folds, ± \S+ over seeds", out)
+    assert re.search(r"activation \S+ \(SD \S+ over folds, SD \S+ over seeds\)", out)
+    assert "divergence of 6 people per group on the probe" in " ".join(out.split())
+    (folder,) = Path("runs").iterdir()
+    final = json.loads((folder / "final.json").read_text())
+    assert {"final/auc_sd_seeds", "final/divergence_adjoint_sd_seeds"} <= final.keys()
+    (run_id,) = re.findall(r"/runs/([0-9a-f]{32})", out)
+    assert set(load_run(run_id, uri)["seed"]) == {0, 1}
+    files = {x.path for x in open_store(uri).client.list_artifacts(run_id)}
+    assert {"null.parquet", "effects.tsv"} <= files
+    code, _, err = command("train", "--config", config, "--seeds", 0)
+    assert code == 2
+    assert "training.seeds=0" in err
 
 
 def test_an_unusable_store_is_one_sentence(command, cohort_files):

@@ -144,7 +144,7 @@ def record_metrics(
     standardised divergence (z) layer by layer. ``<q>`` is ``grad``, ``act`` or
     ``adj``. ``spectral/nonfinite`` counts marked spectra, if there are any.
 
-    Each layer is first averaged over folds, watched batches and pairs of groups,
+    Each layer is first averaged over networks, watched batches and pairs of groups,
     then layers are averaged, each with the same weight. Divergences are those of
     the first divergence and the first grouping in the records: two of either are
     never mixed. Only spectra with status ``ok`` count, and layers that cannot
