@@ -53,5 +53,5 @@ def draw(parts: Mapping[str, Any], path: Path) -> None:
     axes.plot([], [], "o", color="C0", markersize=4, label="the package")
     axes.plot([], [], "o", color="C3", markersize=4, label="other ways")
     axes.plot([], [], color="0.85", linewidth=7, label="99 % of rates of an exact test")
-    axes.legend(fontsize="x-small", loc="lower right")
+    figure.legend(fontsize="x-small", loc="outside upper center", ncols=6)
     figure.savefig(path, dpi=100)
