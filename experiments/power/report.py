@@ -33,7 +33,7 @@ def tables(table: pd.DataFrame, about: Row) -> dict[str, str]:
     heading = (
         f"{about['date'][:10]}; {machine['cpu']}, {machine['cores']} cores; "
         f"torch {versions['torch']}; threads {about['threads'][0]}; "
-        f"`{about['command']}`"
+        f"seeds 0 to {table['seed'].max()}; `{about['command']}`"
     )
     return {
         "power": f"{heading}\n\n{rate_table(table)}",

@@ -100,10 +100,11 @@ def measure_all(
 
 
 def command_of(words: list[str]) -> str:
-    """The command as others would give it: where results went is left out."""
-    if "--out" in words:
-        at = words.index("--out")
-        words = words[:at] + words[at + 2 :]
+    """The command without where results went and how long one call was given."""
+    for option in ("--out", "--minutes"):
+        if option in words:
+            at = words.index(option)
+            words = words[:at] + words[at + 2 :]
     return " ".join(["python -m experiments.power.run", *words])
 
 
