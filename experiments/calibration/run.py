@@ -18,8 +18,10 @@ import scipy.stats
 import torch
 
 from experiments.benchmarks.results import describe, fill, markdown, read, write
-from experiments.calibration import trained
+from experiments.calibration import joint, retrained, trained
 from experiments.calibration.cells import CELLS, QUANTITIES, Cell, Cohort
+from experiments.calibration.joint import PACKAGE
+from experiments.calibration.picture import draw
 from spectral_mlops.inference.significance import holm, p_value
 
 HERE = Path(__file__).parent
@@ -29,7 +31,9 @@ ALPHA, PERMUTATIONS = 0.05, 39
 LEVEL = 0.99
 """Of the binomial intervals; 1 - LEVEL is what Holm's p is compared with."""
 
-PACKAGE = "the package"
+CHUNK = 25
+"""Data sets whose networks are trained as one."""
+PARTS = ("rows", "trained", "joint", "retrained")
 Row = dict[str, Any]
 
 
@@ -98,6 +102,48 @@ def measure_trained(
     ]
 
 
+def measure_joint(
+    name: str, data_sets: int, minutes: float, permutations: int = PERMUTATIONS
+) -> list[Row]:
+    """Rates of one cell of `joint`, over as many data sets as the time allows."""
+    cell, found = joint.CELLS[name], []
+    end = time.monotonic() + 60 * minutes
+    while len(found) < data_sets and time.monotonic() < end:
+        seeds = range(len(found), min(len(found) + CHUNK, data_sets))
+        found += joint.measure(cell, seeds, permutations)
+    return list(rates_of(name, cell.title, found))
+
+
+def measure_retrained(
+    data_sets: int, minutes: float, permutations: int = PERMUTATIONS
+) -> list[Row]:
+    """Rates of the test by retraining, over as many runs as the time allows."""
+    found: dict[str, list[joint.Found]] = {source: [] for source in retrained.VALID}
+    end, done = time.monotonic() + 60 * minutes, 0
+    while done < data_sets and time.monotonic() < end:
+        for source, p in retrained.p_of_one_run(done, permutations).items():
+            found[source].append(p)
+        done += 1
+    return [
+        row
+        for source, title in retrained.VALID.items()
+        for row in rates_of(f"retrained-{source}", title, found[source])
+    ]
+
+
+def rates_of(name: str, title: str, found: Sequence[joint.Found]) -> Iterator[Row]:
+    """Count p ≤ ALPHA by method and quantity."""
+    for method in dict.fromkeys(method for method, _ in found[0]):
+        wrong = Counter(
+            {
+                quantity: sum(bool(p[method, quantity] <= ALPHA) for p in found)
+                for known, quantity in found[0]
+                if known == method
+            }
+        )
+        yield from rate_rows(name, title, method, wrong, len(found))
+
+
 def judge(rows: Sequence[Row]) -> list[Row]:
     """Compare each rate with ALPHA; Holm over all rows that are the package's."""
     judged = []
@@ -111,7 +157,7 @@ def judge(rows: Sequence[Row]) -> list[Row]:
                 "accepted": [float(x) / row["data_sets"] for x in accepted],
             }
         )
-    own = [row for row in judged if row["method"] == PACKAGE]
+    own = [row for row in judged if row["method"].startswith(PACKAGE)]
     adjusted = holm(np.array([row["p"] for row in own]))
     for row, p in zip(own, adjusted, strict=True):
         row["p_holm"] = float(p)
@@ -125,25 +171,28 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         lines.setdefault((row["title"], row["method"]), {})[row["quantity"]] = row
 
+    def any_of(line: dict[str, Row]) -> Row:
+        return next(iter(line.values()))
+
     def verdict(line: dict[str, Row]) -> str:
-        if "p_holm" not in line[QUANTITIES[0]]:
+        if "p_holm" not in any_of(line):
             return "–"
         least = min(row["p_holm"] for row in line.values())
         kept = all(row["as_promised"] for row in line.values())
         return f"{least:.2g} {'kept' if kept else '**broken**'}"
 
     def rates(quantity: str) -> Any:
-        return lambda line: f"{line[quantity]['rate']:.3f}"
+        return lambda line: f"{line[quantity]['rate']:.3f}" if quantity in line else ""
 
     def interval(line: dict[str, Row]) -> str:
-        low, high = line[QUANTITIES[0]]["accepted"]
+        low, high = any_of(line)["accepted"]
         return f"{low:.3f}–{high:.3f}"
 
     columns = {
-        "cohorts without a difference": lambda line: line[QUANTITIES[0]]["title"],
-        "method": lambda line: line[QUANTITIES[0]]["method"],
+        "cohorts without a difference": lambda line: any_of(line)["title"],
+        "method": lambda line: any_of(line)["method"],
         **{quantity: rates(quantity) for quantity in QUANTITIES},
-        "data sets": lambda line: str(line[QUANTITIES[0]]["data_sets"]),
+        "data sets": lambda line: str(any_of(line)["data_sets"]),
         "99 % of rates": interval,
         "least p (Holm)": verdict,
     }
@@ -162,7 +211,7 @@ def heading(about: Row) -> str:
 
 def show(folder: Path) -> dict[str, str]:
     """The stored tables by name."""
-    found = {name: read(folder, name) for name in ("rows", "trained")}
+    found = {name: read(folder, name) for name in PARTS}
     return {
         name: f"{heading(stored['about'])}\n\n{table(stored['rows'])}"
         for name, stored in found.items()
@@ -175,13 +224,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-sets", type=int, default=1000, help="per cell")
     parser.add_argument("--trained", type=int, default=1000, help="networks at most")
-    parser.add_argument("--minutes", type=float, default=8, help="for the networks")
-    parser.add_argument("--parts", nargs="+", default=["rows", "trained"])
+    parser.add_argument("--joint", type=int, default=500, help="data sets per cell")
+    parser.add_argument("--retrained", type=int, default=200, help="runs at most")
+    parser.add_argument(
+        "--minutes", type=float, default=8, help="at most, for each kind of network"
+    )
+    parser.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS)
     parser.add_argument("--quick", action="store_true", help="a few of everything")
     parser.add_argument("--out", type=Path, help="default: results/, results-quick/")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.data_sets, arguments.trained = 40, 10
+        arguments.joint, arguments.retrained = 5, 2
     folder = arguments.out or HERE / ("results-quick" if arguments.quick else "results")
     torch.set_num_threads(1)
     words = " ".join(sys.argv[1:])
@@ -196,6 +250,16 @@ def main() -> None:
     if "trained" in arguments.parts:
         rows = measure_trained(arguments.trained, arguments.minutes)
         write(folder, "trained", about, judge(rows))
+    if "joint" in arguments.parts:
+        rows = []
+        for name in joint.CELLS:
+            rows += measure_joint(name, arguments.joint, arguments.minutes)
+            print(f"{time.strftime('%H:%M:%S')} {name}", flush=True)
+        write(folder, "joint", about, judge(rows))
+    if "retrained" in arguments.parts:
+        rows = measure_retrained(arguments.retrained, arguments.minutes)
+        write(folder, "retrained", about, judge(rows))
+    draw({name: read(folder, name) for name in PARTS}, folder / "rates.png")
     tables = show(folder)
     print("\n\n".join(tables.values()))
     if folder == HERE / "results":

@@ -143,11 +143,15 @@ def test_rates_are_judged_by_holm_over_the_packages_rows():
 def test_quick_runs_write_their_own_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         "sys.argv",
-        ["run", "--data-sets", "2", "--trained", "1", "--out", str(tmp_path)],
+        [
+            *("run", "--data-sets", "2", "--trained", "1", "--joint", "1"),
+            *("--retrained", "1", "--out", str(tmp_path)),
+        ],
     )
     before = (run.HERE / "README.md").read_text()
     run.main()
-    assert sorted(x.name for x in tmp_path.iterdir()) == ["rows.json", "trained.json"]
+    written = [*(f"{name}.json" for name in run.PARTS), "rates.png"]
+    assert sorted(x.name for x in tmp_path.iterdir()) == sorted(written)
     shown = capsys.readouterr().out
     for cell in CELLS.values():
         assert cell.title in shown
