@@ -678,7 +678,7 @@ def _reporter(bar: Progress) -> Any:
 def _describe(metrics: Mapping[str, float]) -> str:
     """Loss, AUC and the current divergence, as the progress bar shows them."""
     text = f"loss {metrics['train/loss']:.3f}  AUC {metrics['val/auc']:.3f}"
-    z = metrics.get("divergence/activation")
+    z = metrics.get("divergence/adjoint", metrics.get("divergence/activation"))
     return text if z is None or z != z else f"{text}  divergence z {z:+.2f}"
 
 

@@ -178,7 +178,9 @@ def subsampled(
         moved = {who: label for who, label in labels.items() if label in pair}
         people = draw_people(moved, grouping, target, strata, draws, seed)
         as_they_are = np.tile(people.codes[0], (draws, 1))
-        for found, codes in ((values, as_they_are), (chance, people.codes[1:])):
+        all_there_are = people.codes if people.exact else people.codes[1:]
+        relabelled = all_there_are[np.arange(draws) % len(all_there_are)]
+        for found, codes in ((values, as_they_are), (chance, relabelled)):
             drawn = np.where(draw_subsamples(codes, size, seed), codes, -1)
             chosen = replace(people, codes=drawn).columns(seen.people, draws - 1)
             found |= _of_subsamples(seen, chosen, pair, statistic)

@@ -83,7 +83,7 @@ class Plan:
 
     @property
     def primary_quantity(self) -> Quantity:
-        """The quantity of the primary outcome: as declared, activation if not."""
+        """The quantity of the primary outcome: as declared, adjoint if not."""
         declared = self.config.comparison.primary_quantity
         return declared or _default_quantity(self.quantities)
 
@@ -217,5 +217,10 @@ def make_plan(
 
 
 def _default_quantity(watched: Sequence[Quantity]) -> Quantity:
-    """Return what is compared if nothing was declared."""
-    return "activation" if "activation" in watched else watched[0]
+    """Return what is compared if nothing was declared.
+
+    The margin's adjoint, like the activations, knows no labels, and found planted
+    differences two to eight times as often (``experiments/power``).
+    """
+    preferred: tuple[Quantity, ...] = ("adjoint", "activation", "gradient")
+    return next(quantity for quantity in preferred if quantity in watched)

@@ -31,7 +31,7 @@ def test_the_settings_of_a_plan_name_what_was_left_to_defaults(small):
     assert flat["cohort.settings.modality"] == "fnc"
     assert flat["spectra.quantities"] == "gradient-activation-adjoint"
     assert flat["comparison.groupings"] == "group"
-    assert flat["comparison.primary_quantity"] == "activation"
+    assert flat["comparison.primary_quantity"] == "adjoint"
     again = make_plan(make_plan(config, Path()).config, Path())
     assert again.config.flat() == flat
 
@@ -69,14 +69,14 @@ def test_epochs_with_a_null_end_with_the_last(small):
     assert (budgeted.fixed, budgeted.budget, budgeted.epochs) == (None, 0.2, 3)
 
 
-def test_the_primary_quantity_is_the_declared_one_or_activation(small):
+def test_the_primary_quantity_is_the_declared_one_or_the_adjoint(small):
     plan = make_plan(small(), Path())
-    assert plan.primary_quantity == "activation"
-    assert "Primary outcome: activation between control and patient" in plan.notes[-1]
-    only = small(spectra={"quantities": ["gradient", "adjoint"]})
-    assert make_plan(only, Path()).primary_quantity == "gradient"
-    declared = small(comparison={"primary_quantity": "adjoint"})
-    assert make_plan(declared, Path()).primary_quantity == "adjoint"
+    assert plan.primary_quantity == "adjoint"
+    assert "Primary outcome: adjoint between control and patient" in plan.notes[-1]
+    only = small(spectra={"quantities": ["gradient", "activation"]})
+    assert make_plan(only, Path()).primary_quantity == "activation"
+    declared = small(comparison={"primary_quantity": "activation"})
+    assert make_plan(declared, Path()).primary_quantity == "activation"
 
 
 def test_a_probe_of_people_who_train_is_refused(small):
