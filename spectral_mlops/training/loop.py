@@ -23,8 +23,10 @@ from spectral_mlops.monitor import EpochSpectra
 from spectral_mlops.records import Direction, Divergence, EpochRecord, Influence
 from spectral_mlops.tracking import Tracker
 from spectral_mlops.tracking.metrics import safe_name
+from spectral_mlops.tracking.profiles import PROFILES
 from spectral_mlops.training.controls import Controls
 from spectral_mlops.training.fold import FoldRun
+from spectral_mlops.training.history import History
 from spectral_mlops.training.outcome import outcome_of
 from spectral_mlops.training.performance import Predictions
 from spectral_mlops.training.plan import Plan
@@ -34,6 +36,14 @@ from spectral_mlops.training.verdict import controls_table, verdict_of
 OnEpoch = Callable[[int, Mapping[str, float]], None]
 Progress = Callable[[str, int, int], None]
 
+CURVES = {
+    "loss": "loss",
+    "acc": "accuracy",
+    "bacc": "balanced_accuracy",
+    "auc": "auc",
+    "recall": "recall",
+}
+"""Sections ``val_<curve>/<group>``, and columns of `Predictions.per_group`."""
 UNTRAINED = -1
 """Epoch of what the probe shows before training."""
 
@@ -48,7 +58,8 @@ class RunResult:
         divergences: On the probe at the chosen checkpoints, averaged over folds;
             from the last epoch's training batches where there is no probe.
         validation: Out-of-fold predictions at the chosen checkpoints.
-        groups: Loss and accuracy per group on validation people.
+        groups: How well each group's validation people are predicted
+            (`Predictions.per_group`).
         fold_auc: Validation AUC of each fold.
         best_epochs: The checkpoint chosen in each fold, by validation loss.
         additivity: Largest relative gap between the sum over groups and what
@@ -64,6 +75,10 @@ class RunResult:
             clusters (`trajectory_table`).
         directions: Of the first layer at chosen epochs, all folds.
         influence: Of each group's steps on each group's loss, all epochs and folds.
+        coverage: How every parameter of each fold is watched (`CoverageRow`).
+        gaps: Relative gap of each parameter (see ``additivity``), columns ``fold,
+            parameter, gap``.
+        history: Curves and mean spectra.
     """
 
     metrics: dict[str, float]
@@ -82,6 +97,9 @@ class RunResult:
     trajectories: pd.DataFrame = field(default_factory=pd.DataFrame)
     directions: list[Direction] = field(default_factory=list)
     influence: list[Influence] = field(default_factory=list)
+    coverage: pd.DataFrame = field(default_factory=pd.DataFrame)
+    gaps: pd.DataFrame = field(default_factory=pd.DataFrame)
+    history: History = field(default_factory=History)
 
 
 class _EpochOfFolds:
@@ -128,7 +146,7 @@ def train(
         FoldRun(plan, k, torch.device(device), details=True)
         for k in range(len(plan.folds))
     ]
-    null_epochs = plan.null_epochs()
+    null_epochs, history = plan.null_epochs(), History()
     last: list[EpochRecord] = []
     training_comparisons: list[list[Comparison]] = []
     untrained = [x for fold in folds if (x := fold.probe(UNTRAINED)) is not None]
@@ -150,6 +168,8 @@ def train(
         metrics |= _headlines(plan, together, "divergence/{}")
         if held_out:
             along[epoch] = [x for x in together if x.grouping == plan.primary]
+        best = [fold.best_epoch for fold in folds]
+        history.add(epoch, shown.to_records(), metrics, best, plan.primary)
         tracker.log(shown, metrics)
         if untrained:  # after the first epoch, whose keys open a run's page
             before = _EpochOfFolds([*enumerate(untrained)])
@@ -157,12 +177,17 @@ def train(
             untrained = []
         if on_epoch is not None:
             on_epoch(epoch, metrics)
-    found = _finish(plan, tracker, folds, last, training_comparisons, init, progress)
+    found = _finish(
+        plan, tracker, folds, last, training_comparisons, init, progress, history
+    )
     rows = to_divergences(average(init_folds))
     return replace(
         found,
         init=[row for row in rows if row.grouping == plan.primary],
         trajectories=trajectory_table(along),
+        coverage=_coverage(folds),
+        gaps=_gaps(folds),
+        history=history,
     )
 
 
@@ -174,6 +199,7 @@ def _finish(
     training_comparisons: list[list[Comparison]],
     init: list[Comparison],
     progress: Progress | None,
+    history: History,
 ) -> RunResult:
     """Measure the checkpoints chosen by validation loss."""
     for fold in folds:
@@ -211,6 +237,7 @@ def _finish(
             metrics |= {
                 f"controls/{safe_name(row.name)}": row.outcome.z for row in rows
             }
+    metrics |= history.metrics()
     tracker.log_metrics(metrics, step=plan.config.training.epochs - 1)
     divergences = to_divergences(average(compared))
     return RunResult(
@@ -287,16 +314,43 @@ def _epoch_metrics(
     """Loss and accuracy of one epoch: means over folds; per group, over people."""
     joined = Predictions.join(said)
     labels = plan.labels(plan.cohort.rows(joined.ids))[plan.primary]
-    groups = joined.per_group(labels).set_index("group")
+    table = joined.per_group(labels).set_index("group").drop("all")
+    groups: dict[str, dict[str, float]] = table.to_dict("index")  # type: ignore[assignment]
     metrics = {
         "train/loss": float(np.mean(losses)),
         "val/loss": float(np.mean([x.loss for x in said])),
         "val/auc": float(np.mean([x.auc for x in said])),
         "val/balanced_accuracy": float(np.mean([x.balanced_accuracy for x in said])),
     }
-    names: dict[str, str] = {}
-    for group in groups.index.drop("all"):
+    profile, names = PROFILES.get(plan.config.tracking.profile), dict[str, str]()
+    for group in groups:
         names[group] = safe_name(group, names.values())
-        metrics[f"val_loss/{names[group]}"] = float(groups.loc[group, "loss"])
-        metrics[f"val_acc/{names[group]}"] = float(groups.loc[group, "accuracy"])
+    largest = table["n"].nlargest(profile.charted_groups).index
+    for curve in profile.group_curves:
+        for group in (group for group in groups if group in largest):
+            value = groups[group][CURVES[curve]]
+            # of one class the balanced accuracy is the recall, which has its own key
+            double = curve == "bacc" and np.isfinite(groups[group]["recall"])
+            if np.isfinite(value) and not double:
+                metrics[f"val_{curve}/{names[group]}"] = value
     return metrics
+
+
+def _coverage(folds: list[FoldRun]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"fold": fold.number, **row._asdict()}
+            for fold in folds
+            for row in fold.monitor.coverage or ()
+        ]
+    )
+
+
+def _gaps(folds: list[FoldRun]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"fold": fold.number, "parameter": parameter, "gap": gap}
+            for fold in folds
+            for parameter, gap in (fold.monitor.additivity or {}).items()
+        ]
+    )

@@ -1,10 +1,9 @@
 """One complete run: trained, tracked, and left in a folder of its own."""
 
 import json
-import platform
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,26 @@ import torch
 from spectral_mlops.cohorts import write_splits
 from spectral_mlops.report import layer_table
 from spectral_mlops.tracking import Tracker
+from spectral_mlops.tracking.environment import environment_tags, environment_text
+from spectral_mlops.tracking.schema import schema
 from spectral_mlops.training.directions import leave_directions
+from spectral_mlops.training.images import leave_images
 from spectral_mlops.training.loop import OnEpoch, Progress, RunResult, train
 from spectral_mlops.training.plan import Plan
 
-LEFT = ("predictions.tsv", "layers.tsv", "epochs.tsv", "controls.tsv", "verdict.txt")
-"""Tables of a run's folder that are logged where they were made."""
-PACKAGES = ("spectral-mlops", "torch", "numpy", "mlflow", "optuna", "nibabel")
+LEFT = (
+    "predictions.tsv",
+    "groups.tsv",
+    "layers.tsv",
+    "epochs.tsv",
+    "controls.tsv",
+    "coverage.tsv",
+    "additivity.tsv",
+    "verdict.txt",
+    "final.json",
+    "final.npz",
+)
+"""What lies in a run's folder at the end, and is logged."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +77,7 @@ def run(
         on_epoch: See `train`.
         device: Where tensors live.
         progress: See `train`.
-        figures: Whether directions are drawn; it takes seconds.
+        figures: Whether directions and maps are drawn; it takes seconds.
 
     Returns:
         The finished run.
@@ -75,14 +87,21 @@ def run(
         "spectral.kind": "train",
         "spectral.groups": ", ".join(plan.groupings),
         "spectral.probe": probe,
-        "spectral.machine": platform.machine(),
+        "spectral.profile": plan.config.tracking.profile,
         "spectral.threads": str(torch.get_num_threads()),
-        "spectral.device": device,
+        **environment_tags(_words(device)),
     }
     summary = plan.cohort.summary()
     made = _make(folder)
     try:
-        tracker.start(name, plan.config.flat(), {**own, **(tags or {})}, summary)
+        tracker.start(
+            name,
+            plan.config.flat(),
+            {**own, **(tags or {})},
+            summary,
+            profile=plan.config.tracking.profile,
+            epochs=plan.config.training.epochs,
+        )
     except BaseException:
         for empty in made:
             empty.rmdir()
@@ -90,14 +109,21 @@ def run(
     settings = folder / "config.json"
     settings.write_text(plan.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
     versions = folder / "environment.txt"
-    versions.write_text(_environment(), encoding="utf-8")
+    versions.write_text(environment_text(_words(device)), encoding="utf-8")
     write_splits(folder / "splits", plan.probe, plan.folds)
     for path in (settings, versions):
         tracker.log_file(path)
     for path in sorted((folder / "splits").rglob("*.tsv")):
         inside = path.parent.relative_to(folder)
         tracker.log_file(path, inside.as_posix())
-    result = train(plan, tracker, on_epoch, device, progress)
+
+    def each_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
+        if epoch == 0:  # an interrupted run has a schema too
+            _leave_schema(folder, plan, tracker)
+        if on_epoch is not None:
+            on_epoch(epoch, metrics)
+
+    result = train(plan, tracker, each_epoch, device, progress)
     layers = layer_table(result.last_epoch, result.divergences, plan.primary)
     tracker.log_table(layers, "layers")
     if result.controls is not None:
@@ -114,6 +140,9 @@ def run(
         folder, plan, result.scalers, result.directions, result.influence, figures
     ):
         tracker.log_file(path, "" if path.parent == folder else path.parent.name)
+    if figures:
+        leave_images(folder, plan, tracker, result.history)
+    _leave_schema(folder, plan, tracker)
     return FinishedRun(result, layers, folder)
 
 
@@ -143,6 +172,10 @@ def _leave_results(folder: Path, result: RunResult, layers: pd.DataFrame) -> Non
         result.controls.to_csv(folder / "controls.tsv", sep="\t", index=False)
     if len(result.trajectories):
         result.trajectories.to_csv(folder / "epochs.tsv", sep="\t", index=False)
+    for name in ("groups", "coverage", "gaps"):
+        file = {"gaps": "additivity"}.get(name, name)
+        getattr(result, name).to_csv(folder / f"{file}.tsv", sep="\t", index=False)
+    result.history.write(folder / "final.npz")
     if result.verdict:
         (folder / "verdict.txt").write_text(result.verdict + "\n", encoding="utf-8")
     final = {name: value for name, value in result.metrics.items() if value == value}
@@ -150,7 +183,28 @@ def _leave_results(folder: Path, result: RunResult, layers: pd.DataFrame) -> Non
     (folder / "final.json").write_text(text, encoding="utf-8")
 
 
-def _environment() -> str:
-    lines = [f"python=={platform.python_version()} ({platform.platform()})"]
-    lines += [f"{package}=={metadata.version(package)}" for package in PACKAGES]
-    return "\n".join(lines) + "\n"
+def _leave_schema(folder: Path, plan: Plan, tracker: Tracker) -> None:
+    """Write what the run's names mean, and log it; again it replaces the first."""
+    labels = plan.labels(np.arange(len(plan.cohort.people)))
+    groups = {grouping: dict(Counter(found)) for grouping, found in labels.items()}
+    more = {
+        "primary_grouping": plan.primary,
+        "classes": list(plan.classes),
+        "target": plan.cohort.target,
+        "seeds": {
+            "training": plan.config.training.seed,
+            "relabellings": plan.config.comparison.seed,
+            "probe": plan.config.comparison.probe_seed,
+        },
+    }
+    told = schema(tracker.names, plan.quantities, groups, more)
+    path = folder / "schema.json"
+    path.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    tracker.log_file(path)
+
+
+def _words(device: str) -> str:
+    """Name the device: of a GPU also what it is."""
+    if torch.device(device).type != "cuda":
+        return device
+    return f"{device} ({torch.cuda.get_device_name(device)})"
