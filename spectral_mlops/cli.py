@@ -101,6 +101,15 @@ TrackingUri = Annotated[
         show_default=False,
     ),
 ]
+StoreUri = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking",
+        help="Address of the MLflow store that has the run. If not given: "
+        "MLFLOW_TRACKING_URI, else sqlite here.",
+        show_default=False,
+    ),
+]
 Experiment = Annotated[
     str | None,
     typer.Option(
@@ -439,6 +448,38 @@ def compare(
             )
         show_retrained(console, result.table, SOURCES, result.sentences)
         console.print(f"Kept in {result.folder}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(help="Folder of a run, or its id in MLflow.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="The page. If not given: RUN/report.html, for an id report-ID.html "
+            "here.",
+            show_default=False,
+        ),
+    ] = None,
+    tracking: StoreUri = None,
+) -> None:
+    """Write a run's page: one HTML file that needs neither network nor server.
+
+    Spectra per layer and epoch, ranks and norms, divergence maps, performance per
+    group, controls, and where in the brain. The run may be finished or not.
+    """
+    from spectral_mlops.report.html import write_report
+    from spectral_mlops.report.stored import read_stored
+
+    with console.status("reading the run"):
+        stored = read_stored(run, tracking)
+    folder = Path(run)
+    page = folder / "report.html" if folder.is_dir() else Path(f"report-{run}.html")
+    with console.status("drawing"):
+        page = write_report(stored, out or page)
+    console.print(f"Open it in a browser:  {page}", highlight=False, soft_wrap=True)
 
 
 @app.command()
