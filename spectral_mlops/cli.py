@@ -264,6 +264,10 @@ def _train_one(
         console.print(said, highlight=False, markup=False)
     if result.verdict:
         console.print(result.verdict, highlight=False, markup=False)
+    if finished.trouble:
+        _notice(finished.trouble)
+    elif finished.page is not None:
+        console.print(f"Its page: {finished.page}", highlight=False, soft_wrap=True)
     console.print(f"Files of this run: {finished.folder}", highlight=False)
     console.print(f"Look at it:  {tracker.where}", highlight=False, soft_wrap=True)
     return finished, tracker.undelivered
