@@ -426,8 +426,20 @@ def compare(
     workers: Annotated[
         int, typer.Option(help="Processes that retrain, one thread each.")
     ] = 1,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="The page of several runs. If not given: compare.html here.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Show finished runs side by side, or test one against retrained networks.
+
+    Of two runs or more one page is written too: spectra by group across runs,
+    divergence against accuracy, settings that differ.
 
     With --retrain the question is: was it the training on these labels?
     Everything is trained again on targets permuted over people, within site,
@@ -439,7 +451,16 @@ def compare(
         from spectral_mlops.report.runs import read_run
         from spectral_mlops.report.runs_console import show_runs
 
-        show_runs(console, [read_run(folder) for folder in runs])
+        finished = [read_run(folder) for folder in runs]
+        show_runs(console, finished)
+        if len(runs) > 1 or out is not None:
+            from spectral_mlops.report.html_compare import write_comparison
+            from spectral_mlops.report.stored import read_stored
+
+            with console.status("drawing"):
+                whole = [read_stored(folder) for folder in runs]
+                page = write_comparison(finished, whole, out or Path("compare.html"))
+            console.print(f"Open it in a browser:  {page}", highlight=False)
         return
     _prepare_torch("cpu", 1)
     from spectral_mlops.report.runs_console import show_retrained

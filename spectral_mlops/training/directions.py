@@ -131,7 +131,7 @@ def _title(directions: Sequence[Direction], folds: int) -> str:
     people = "probe" if one.source == "probe" else "last watched batch"
     return (
         f"Leading {one.quantity} directions at the input of {one.layer}\n"
-        f"epoch {one.epoch + 1}, {people}, {folds} folds joined"
+        f"epoch {one.epoch}, {people}, {folds} folds joined"
     )
 
 

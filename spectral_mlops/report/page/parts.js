@@ -130,6 +130,14 @@ function panels(count, most, gap = 0.06, below = 0.1) {
 const axisName = (letter, number) => `${letter}axis${number ? number + 1 : ""}`;
 const axisOf = (letter, number) => `${letter}${number ? number + 1 : ""}`;
 
+// What stands above a panel.
+const heading = (text, number) => ({
+  text, showarrow: false, x: 0.5, y: 1.01, xref: `${axisOf("x", number)} domain`, yref: `${axisOf("y", number)} domain`,
+  yanchor: "bottom", font: { size: 12 },
+});
+
+const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (text.endsWith(".") ? "" : ".");
+
 function rgba(colour, share) {
   const parts = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
   return `rgba(${parts.join(",")},${share})`;

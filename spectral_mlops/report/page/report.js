@@ -122,7 +122,7 @@ function report(data) {
     const note = byId("trajectories-note");
     if (note) {
       note.textContent = `Bands of ranks and norms: SD over folds, which is variability and no evidence; no null is `
-        + `recorded for them, and they depend on how many people of a group there are (mean: ${sizes}). ` + (mapOf(state.source) || { reasons: [] }).reasons.join(" ");
+        + `recorded for them, and they depend on how many people of a group there are (mean: ${sizes}). ` + (mapOf(state.source) || { reasons: [] }).reasons.map(sentence).join(" ");
     }
   }
 
@@ -190,8 +190,8 @@ function report(data) {
     heat("map-probe", `Probe: z under relabelling (${STAR}: p max ≤ ${data.level})`, probe, (m) => m.z,
       { colorscale: DIVERGING, zmin: -size, zmax: size, colorbar: { title: { text: "z" }, thickness: 12 } },
       (m, l, e) => (known(m.p_max[l][e]) && m.p_max[l][e] <= data.level ? STAR : ""));
-    if (probe) notes.push(`${TESTED[probe.tested]}.`);
-    for (const m of [train, probe]) if (m) notes.push(...m.reasons.map((r) => `${m.source}: ${r}.`.replace("..", ".")));
+    if (probe) notes.push(sentence(`On the probe ${TESTED[probe.tested]}`));
+    for (const m of [train, probe]) if (m) notes.push(...m.reasons.map((r) => sentence(`${m.source}: ${r}`)));
     byId("maps-note").textContent = [...new Set(notes)].join(" ");
   }
 
@@ -218,7 +218,7 @@ function report(data) {
       trace.textfont = { size: 15 };
     }
     draw(id, title, [trace], {
-      height: Math.max(300, Math.min(900, 130 + 26 * data.layers.length)),
+      height: Math.max(280, Math.min(900, 120 + 26 * data.layers.length)), margin: { l: 64, r: 16, t: 40, b: 48 },
       xaxis: { title: { text: "epoch" }, type: "category", showgrid: false },
       yaxis: { autorange: "reversed", tickvals: data.layers.map((_, i) => i), ticktext: data.layers.map((l) => short(l)),
         showgrid: false },
@@ -272,7 +272,7 @@ function report(data) {
       const domains = data.where.domains;
       const places = panels(drawn.length, 3, 0.07, 0.14);
       const layout = { shapes: [], annotations: [], showlegend: false, height: 60 + 380 * (places.length ? places[0].rows : 1),
-        margin: { l: 40, r: 20, t: 70, b: 30 } };
+        plot_bgcolor: "#d9d9d9", margin: { l: 40, r: 20, t: 70, b: 30 } };
       const traces = drawn.map((g, i) => {
         const axes = { showgrid: false, zeroline: false, constrain: "domain", ticks: "",
           tickvals: domains.map(([, a, b]) => (a + b - 1) / 2), ticktext: domains.map(([d]) => short(d, 8)), tickfont: { size: 9 } };
@@ -286,8 +286,7 @@ function report(data) {
             layout.shapes.push({ type: "line", xref: axisOf("x", i), yref: axisOf("y", i), ...line, line: { color: "#6b7280", width: 0.6 } });
           }
         }
-        layout.annotations.push({ text: `${short(label(g.name))}, ${fmt(100 * g.shares[rank])} % of energy`, showarrow: false,
-          x: (places[i].x[0] + places[i].x[1]) / 2, y: places[i].y[1] + 0.01, xref: "paper", yref: "paper", yanchor: "bottom" });
+        layout.annotations.push(heading(`${short(label(g.name))}, ${fmt(100 * g.shares[rank])} % of energy`, i));
         const matrix = g.matrices[rank];
         return { type: "heatmap", z: matrix, xaxis: axisOf("x", i), yaxis: axisOf("y", i), zmin: -limit, zmax: limit,
           colorscale: DIVERGING, showscale: i === drawn.length - 1, colorbar: { thickness: 12, title: { text: "loading" } },
@@ -300,7 +299,7 @@ function report(data) {
     chooser(bar, "quantity", quantities.map((q) => [q, q]), quantity, (v) => { quantity = v; show(); });
     chooser(bar, "direction", Array.from({ length: most }, (_, i) => [i, ranks[i] || `${i + 1}th`]), rank, (v) => { rank = v; show(); });
     byId("where-note").textContent = "Signs are arbitrary: the largest loading is positive, groups are turned to face the pooled one. "
-      + "Directions depend on the size of the groups; those of equal singular values are any basis of their space. White is zero, blank is no feature.";
+      + "Directions depend on the size of the groups; those of equal singular values are any basis of their space. White is zero, grey is no feature.";
     show();
   }
 
@@ -319,6 +318,7 @@ function report(data) {
         text: z.map((r) => r.map((v) => fmt(v, 2))), texttemplate: found.groups.length < 9 ? "%{text}" : "",
         hovertext: z.map((r, a) => r.map((v, b) => `step on ${safe(found.groups[a])}, loss of ${safe(found.groups[b])}: ${fmt(v)}`)),
         hovertemplate: "%{hovertext}<extra></extra>", colorbar: { thickness: 12 } }], {
+        margin: { l: 64, r: 16, t: 40, b: 48 },
         xaxis: { title: { text: "loss of" }, tickvals: places, ticktext: labels, showgrid: false },
         yaxis: { title: { text: "step on" }, tickvals: places, ticktext: labels, autorange: "reversed", showgrid: false },
       });
