@@ -13,6 +13,8 @@ import torch
 
 from spectral_mlops.cohorts import write_splits
 from spectral_mlops.report import layer_table
+from spectral_mlops.report.html import write_report
+from spectral_mlops.report.stored import read_stored
 from spectral_mlops.tracking import Tracker
 from spectral_mlops.tracking.environment import environment_tags, environment_text
 from spectral_mlops.tracking.schema import schema
@@ -44,11 +46,15 @@ class FinishedRun:
         result: What was found.
         layers: The end-of-run table per layer (`report.layer_table`).
         folder: Where settings, splits and checkpoints lie.
+        page: The run's page, if it was drawn.
+        trouble: Why it was not.
     """
 
     result: RunResult
     layers: pd.DataFrame
     folder: Path
+    page: Path | None = None
+    trouble: str = ""
 
 
 def run(
@@ -77,7 +83,7 @@ def run(
         on_epoch: See `train`.
         device: Where tensors live.
         progress: See `train`.
-        figures: Whether directions and maps are drawn; it takes seconds.
+        figures: Whether directions, maps and the page are drawn; it takes seconds.
 
     Returns:
         The finished run.
@@ -140,10 +146,30 @@ def run(
         folder, plan, result.scalers, result.directions, result.influence, figures
     ):
         tracker.log_file(path, "" if path.parent == folder else path.parent.name)
-    if figures:
-        leave_images(folder, plan, tracker, result.history)
     _leave_schema(folder, plan, tracker)
-    return FinishedRun(result, layers, folder)
+    page, trouble = _leave_page(folder) if figures else (None, "")
+    if page is not None:
+        tracker.log_file(page)
+    if figures:
+        trouble = _leave_images(folder, plan, tracker, result) or trouble
+    return FinishedRun(result, layers, folder, page, trouble)
+
+
+def _leave_images(folder: Path, plan: Plan, tracker: Tracker, result: RunResult) -> str:
+    """Draw maps by epoch; return what went wrong, which loses no run."""
+    try:
+        leave_images(folder, plan, tracker, result.history)
+    except Exception as error:
+        return f"The maps in images/ were not all drawn: {error}"
+    return ""
+
+
+def _leave_page(folder: Path) -> tuple[Path | None, str]:
+    """Draw the run's page; whatever goes wrong, the run is worth more than it."""
+    try:
+        return write_report(read_stored(folder), folder / "report.html"), ""
+    except Exception as error:
+        return None, f"The page report.html was not drawn: {error}"
 
 
 def _make(folder: Path) -> list[Path]:
