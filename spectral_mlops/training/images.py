@@ -52,7 +52,7 @@ def leave_images(folder: Path, plan: Plan, tracker: Tracker, history: History) -
         scale = limits_of(list(panels.values()), diverging=diverging)
         for step, drawn in panels.items():
             path = folder / "images" / f"{name}-{step:05d}.png"
-            words = f"{title}, epoch {step + 1}"
+            words = f"{title}, epoch {step}"
             draw_map(drawn, layers, columns, scale, words, path, diverging=diverging)
             tracker.log_image(path, f"maps/{name}", step)
 
@@ -68,14 +68,14 @@ def leave_images(folder: Path, plan: Plan, tracker: Tracker, history: History) -
     draw(
         "divergence",
         lambda step: _until(plan, history.divergences, step, layers, epochs),
-        [str(epoch + 1) for epoch in epochs],
+        [str(epoch) for epoch in epochs],
         "Divergence of groups, training batches",
     )
     if history.probe:
         draw(
             "probe",
             lambda step: _until(plan, history.probe, step, layers, list(history.probe)),
-            [str(epoch + 1) for epoch in history.probe],
+            [str(epoch) for epoch in history.probe],
             "Divergence of groups on the probe, z",
             diverging=True,
         )
