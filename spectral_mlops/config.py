@@ -145,6 +145,9 @@ class TrackingConfig(Settings):
     experiment: str | None = Field(
         None, min_length=1, description="MLflow's; spectral_mlops if unset"
     )
+    profile: Literal["sweep", "standard", "full"] = Field(
+        "standard", description="how many metrics and points; sweeps take sweep"
+    )
 
 
 class RunConfig(Settings):

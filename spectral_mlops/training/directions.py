@@ -1,6 +1,6 @@
 """What a run leaves of its directions and of the groups' influence on each other."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from spectral_mlops.report.brain import (
     volume_figure,
 )
 from spectral_mlops.report.directions import angle_table, face_alike, join_folds
+from spectral_mlops.report.maps import InputMaps, write_maps
 from spectral_mlops.tracking import safe_name
 from spectral_mlops.tracking.details import write_directions, write_influence
 from spectral_mlops.training.plan import Plan
@@ -82,12 +83,15 @@ def leave_directions(
         written += save_figure(figure, inside / "angles")
     last = max(d.epoch for d in directions)
     kept = [d for d in directions if d.epoch == last and d.status == "ok"]
+    joined: dict[str, tuple[_Drawn, str]] = {}
     for quantity in QUANTITIES if figures else ():
         chosen = [d for d in kept if d.quantity == quantity]
         drawn = _joined(plan, scalers, chosen)
         if POOLED in drawn.vectors:
-            words = _title(chosen, len(scalers))
-            written += _figure(inside / quantity, plan, drawn, words)
+            joined[quantity] = (drawn, _title(chosen, len(scalers)))
+            written += _figure(inside / quantity, plan, *joined[quantity])
+    if joined and plan.cohort.space.order is not None:
+        written.append(_maps(inside / "maps.npz", plan, joined))
     return written
 
 
@@ -119,13 +123,25 @@ def _joined(
     return _Drawn(facing, {group: of.shares for group, of in joined.items()})
 
 
+def _maps(path: Path, plan: Plan, joined: Mapping[str, tuple[_Drawn, str]]) -> Path:
+    """Keep matrices of connections for pages; voxels have images of their own."""
+    space = plan.cohort.space
+    vectors = {
+        quantity: {group: space.matrices(x) for group, x in drawn.vectors.items()}
+        for quantity, (drawn, _) in joined.items()
+    }
+    shares = {quantity: drawn.shares for quantity, (drawn, _) in joined.items()}
+    titles = {quantity: title for quantity, (_, title) in joined.items()}
+    return write_maps(InputMaps(vectors, shares, titles, space.networks), path)
+
+
 def _title(directions: Sequence[Direction], folds: int) -> str:
     """Say what is drawn."""
     one = directions[0]
     people = "probe" if one.source == "probe" else "last watched batch"
     return (
         f"Leading {one.quantity} directions at the input of {one.layer}\n"
-        f"epoch {one.epoch + 1}, {people}, {folds} folds joined"
+        f"epoch {one.epoch}, {people}, {folds} folds joined"
     )
 
 
