@@ -32,7 +32,10 @@ RANKS = 48
 EPOCHS = 60
 """At most so many epochs are drawn."""
 NUMBERS = 250_000
-"""At most so many numbers of spectra, and of divergences, are in a page: 1.5 MB."""
+"""About so many numbers at most of spectra, of summaries, and of divergences are in a
+page, 1.5 MB each; where there would be more, epochs and layers are thinned."""
+FEWEST = 4
+"""Epochs that spectra are drawn of in any case; layers are thinned before."""
 CELL = ["source", "layer", "quantity", "grouping", "group"]
 
 
@@ -74,7 +77,9 @@ def frame_of(
     groupings = {name: _groups(spectra, divergences, name) for name in order}
     epochs = sorted({int(e) for frame in both for e in frame["epoch"].unique()})
     tested = divergences.loc[divergences["null_sd"].notna(), "epoch"].unique()
-    kept_layers = thinned(layers, LAYERS)
+    cells = max(1, 2 * len(found) * (1 + sum(map(len, groupings.values()))))
+    room = max(4, NUMBERS // (cells * RANKS * FEWEST))
+    kept_layers = thinned(layers, min(LAYERS, room))
     kept_epochs = thinned(epochs, EPOCHS, keep=[int(e) for e in tested])
     notes = []
     if len(kept_layers) < len(layers):
@@ -109,10 +114,7 @@ def spectra_cells(spectra: pd.DataFrame, frame: Frame) -> list[dict[str, Any]]:
         ``[epochs, ranks]``.
     """
     chosen = _chosen(spectra, frame)
-    sizes = chosen.groupby(CELL, sort=False)
-    room = NUMBERS // max(1, sizes.ngroups * RANKS)
-    tested = {-1, *frame.epochs[-1:]}
-    epochs = thinned(frame.epochs, max(room, 3), keep=sorted(tested))
+    epochs = _affordable(chosen, frame, RANKS)
     cells = []
     chosen = chosen[chosen["epoch"].isin(epochs)]
     for key, rows in chosen.groupby(CELL, sort=False):
@@ -143,8 +145,9 @@ def trajectory_cells(spectra: pd.DataFrame, frame: Frame) -> list[dict[str, Any]
         in a batch) and per summary ``[mean], [SD over folds]``, SD null for one fold.
     """
     chosen = _chosen(spectra, frame)
-    chosen = chosen[chosen["epoch"].isin(frame.epochs)].copy()
     names = [name for name in SUMMARIES if name in chosen]
+    epochs = _affordable(chosen, frame, 2 * len(names) + 1)
+    chosen = chosen[chosen["epoch"].isin(epochs)].copy()
     factor = mean_scale(chosen)
     for name in SCALED:
         if name in names:
@@ -153,8 +156,8 @@ def trajectory_cells(spectra: pd.DataFrame, frame: Frame) -> list[dict[str, Any]
     by_fold = folds[[*names, "samples"]].mean().reset_index()
     cells = []
     for key, rows in by_fold.groupby(CELL, sort=False):
-        epochs = rows.groupby("epoch", sort=True)
-        mean, spread = epochs[[*names, "samples"]].mean(), epochs[names].std(ddof=1)
+        over = rows.groupby("epoch", sort=True)
+        mean, spread = over[[*names, "samples"]].mean(), over[names].std(ddof=1)
         cells.append(
             {
                 **dict(zip(CELL, key, strict=True)),
@@ -314,6 +317,12 @@ def _chosen(spectra: pd.DataFrame, frame: Frame) -> pd.DataFrame:
     """Usable rows of the layers that are drawn."""
     usable = (spectra["status"] == "ok") & spectra["layer"].isin(frame.layers)
     return spectra[usable]
+
+
+def _affordable(chosen: pd.DataFrame, frame: Frame, each: int) -> list[int]:
+    """Epochs of which there is room for so many numbers a cell, ends among them."""
+    cells = chosen.groupby(CELL, sort=False).ngroups
+    return thinned(frame.epochs, max(FEWEST, NUMBERS // max(1, cells * each)))
 
 
 def _mean_spectrum(rows: pd.DataFrame, length: int) -> Array:
