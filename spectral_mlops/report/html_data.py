@@ -32,7 +32,10 @@ RANKS = 48
 EPOCHS = 60
 """At most so many epochs are drawn."""
 NUMBERS = 250_000
-"""At most so many numbers of spectra, and of divergences, are in a page: 1.5 MB."""
+"""About so many numbers at most of spectra, of summaries, and of divergences are in a
+page, 1.5 MB each; where there would be more, epochs and layers are thinned."""
+FEWEST = 4
+"""Epochs that spectra are drawn of in any case; layers are thinned before."""
 CELL = ["source", "layer", "quantity", "grouping", "group"]
 
 
@@ -74,7 +77,9 @@ def frame_of(
     groupings = {name: _groups(spectra, divergences, name) for name in order}
     epochs = sorted({int(e) for frame in both for e in frame["epoch"].unique()})
     tested = divergences.loc[divergences["null_sd"].notna(), "epoch"].unique()
-    kept_layers = thinned(layers, LAYERS)
+    cells = max(1, 2 * len(found) * (1 + sum(map(len, groupings.values()))))
+    room = max(4, NUMBERS // (cells * RANKS * FEWEST))
+    kept_layers = thinned(layers, min(LAYERS, room))
     kept_epochs = thinned(epochs, EPOCHS, keep=[int(e) for e in tested])
     notes = []
     if len(kept_layers) < len(layers):
@@ -109,10 +114,7 @@ def spectra_cells(spectra: pd.DataFrame, frame: Frame) -> list[dict[str, Any]]:
         ``[epochs, ranks]``.
     """
     chosen = _chosen(spectra, frame)
-    sizes = chosen.groupby(CELL, sort=False)
-    room = NUMBERS // max(1, sizes.ngroups * RANKS)
-    tested = {-1, *frame.epochs[-1:]}
-    epochs = thinned(frame.epochs, max(room, 3), keep=sorted(tested))
+    epochs = _affordable(chosen, frame, RANKS)
     cells = []
     chosen = chosen[chosen["epoch"].isin(epochs)]
     for key, rows in chosen.groupby(CELL, sort=False):
@@ -120,16 +122,13 @@ def spectra_cells(spectra: pd.DataFrame, frame: Frame) -> list[dict[str, Any]]:
         if length == 0:
             continue
         ranks = rank_positions(length)
-        means = {
-            epoch: _mean_spectrum(part, length)
-            for epoch, part in rows.groupby("epoch", sort=True)
-        }
+        there, means = _mean_spectra(rows, length)
         cells.append(
             {
                 **dict(zip(CELL, key, strict=True)),
                 "ranks": ranks.tolist(),
-                "epochs": list(means),
-                "values": [rounded(mean[ranks - 1]) for mean in means.values()],
+                "epochs": there,
+                "values": [rounded(mean[ranks - 1]) for mean in means],
             }
         )
     return cells
@@ -143,27 +142,34 @@ def trajectory_cells(spectra: pd.DataFrame, frame: Frame) -> list[dict[str, Any]
         in a batch) and per summary ``[mean], [SD over folds]``, SD null for one fold.
     """
     chosen = _chosen(spectra, frame)
-    chosen = chosen[chosen["epoch"].isin(frame.epochs)].copy()
     names = [name for name in SUMMARIES if name in chosen]
+    epochs = _affordable(chosen, frame, 2 * len(names) + 1)
+    chosen = chosen[chosen["epoch"].isin(epochs)].copy()
     factor = mean_scale(chosen)
     for name in SCALED:
         if name in names:
             chosen[name] *= factor
     folds = chosen.groupby([*CELL, "epoch", "fold"], sort=False)
     by_fold = folds[[*names, "samples"]].mean().reset_index()
-    cells = []
-    for key, rows in by_fold.groupby(CELL, sort=False):
-        epochs = rows.groupby("epoch", sort=True)
-        mean, spread = epochs[[*names, "samples"]].mean(), epochs[names].std(ddof=1)
-        cells.append(
-            {
-                **dict(zip(CELL, key, strict=True)),
-                "epochs": mean.index.tolist(),
-                "samples": float(f"{mean['samples'].mean():.3g}"),
-                **{n: [rounded(mean[n]), rounded(spread[n])] for n in names},
-            }
-        )
-    return cells
+    over = by_fold.groupby([*CELL, "epoch"])
+    means = over[[*names, "samples"]].mean()
+    spreads = {name: over[name].std(ddof=1).to_numpy() for name in names}
+    numbers = {name: means[name].to_numpy() for name in (*names, "samples")}
+    at = means.index.to_frame(index=False)
+    epoch = at["epoch"].to_numpy()
+    groups: dict[Any, Any] = at.groupby(CELL, sort=False).indices
+    return [
+        {
+            **dict(zip(CELL, key, strict=True)),
+            "epochs": epoch[rows].tolist(),
+            "samples": float(f"{numbers['samples'][rows].mean():.3g}"),
+            **{
+                name: [rounded(numbers[name][rows]), rounded(spreads[name][rows])]
+                for name in names
+            },
+        }
+        for key, rows in groups.items()
+    ]
 
 
 def divergence_maps(
@@ -220,21 +226,20 @@ def _map(
 ) -> dict[str, Any]:
     """One map; see `divergence_maps`."""
     epochs = sorted({int(e) for e in rows["epoch"]})
-    place = rows.groupby(["layer", "epoch"])
-    found = {field: _grid(place[field].mean(), frame, epochs) for field in FIELDS}
+    found = _means(rows, FIELDS, frame, epochs)
     blank = np.full((len(frame.layers), len(epochs)), np.nan)
     found |= {"p_max": blank, "cluster_p": blank}
     tested = "folds"
     if rows["fold"].nunique() == 1:
-        found["p_max"] = _grid(place["p_max"].mean(), frame, epochs)
+        found |= _means(rows, ["p_max"], frame, epochs)
         tested = "one"
     own = _joint_rows(key, joint) if key["grouping"] == primary else joint[:0]
     if len(own):
-        at = own.set_index(["layer", "epoch"])
-        z = _grid(at["t"], frame, epochs)
+        own = own[own["epoch"].isin(epochs) & own["layer"].isin(frame.layers)]
+        at = _means(own, ["t", "p_max", "cluster_p"], frame, epochs)
+        z = at.pop("t")
         found["z"] = np.where(np.isnan(z), found["z"] if tested == "one" else z, z)
-        found["p_max"] = _grid(at["p_max"], frame, epochs)
-        found["cluster_p"] = _grid(at["cluster_p"], frame, epochs)
+        found |= at
         tested = "joint"
     reasons = [str(r) for r in rows["reason"].unique() if isinstance(r, str) and r]
     return {
@@ -249,7 +254,8 @@ def _map(
 
 def _joint_rows(key: Mapping[str, str], joint: pd.DataFrame) -> pd.DataFrame:
     """Rows of the table ``epochs`` that tell of a map of the probe."""
-    needed = {"quantity", "group_a", "group_b", "layer", "epoch", "t", "p_max"}
+    needed = {"quantity", "group_a", "group_b", "layer", "epoch"}
+    needed |= {"t", "p_max", "cluster_p"}
     if key["source"] != "probe" or not needed <= set(joint.columns):
         return joint[:0]
     same = joint["quantity"] == key["quantity"]
@@ -316,22 +322,48 @@ def _chosen(spectra: pd.DataFrame, frame: Frame) -> pd.DataFrame:
     return spectra[usable]
 
 
-def _mean_spectrum(rows: pd.DataFrame, length: int) -> Array:
-    """Mean over batches, then over folds, at the scale ``mean``, shape ``[length]``."""
+def _affordable(chosen: pd.DataFrame, frame: Frame, each: int) -> list[int]:
+    """Epochs of which there is room for so many numbers a cell, ends among them."""
+    cells = chosen.groupby(CELL, sort=False).ngroups
+    return thinned(frame.epochs, max(FEWEST, NUMBERS // max(1, cells * each)))
+
+
+def _mean_spectra(rows: pd.DataFrame, length: int) -> tuple[list[int], Array]:
+    """Epochs, and mean over batches, then over folds, ``[epochs, length]``."""
     padded = np.zeros((len(rows), length))
     for row, values in zip(padded, rows["values"], strict=True):
         row[: len(values)] = values
     padded *= mean_scale(rows)[:, None]
-    folds = rows["fold"].to_numpy()
-    mean: Array = np.mean([padded[folds == f].mean(0) for f in np.unique(folds)], 0)
-    return mean
+    epochs, at = np.unique(rows["epoch"], return_inverse=True)
+    folds, fold = np.unique(rows["fold"], return_inverse=True)
+    total = np.zeros((len(epochs), len(folds), length))
+    count = np.zeros((len(epochs), len(folds), 1))
+    np.add.at(total, (at, fold), padded)
+    np.add.at(count, (at, fold), 1.0)
+    by_fold = total / np.maximum(count, 1.0)
+    means: Array = by_fold.sum(axis=1) / (count > 0).sum(axis=1)
+    return epochs.tolist(), means
 
 
-def _grid(values: pd.Series, frame: Frame, epochs: Sequence[int]) -> Array:
-    """Values by layer and epoch as an array ``[layers, epochs]``, NaN where none."""
-    places = pd.MultiIndex.from_product([frame.layers, epochs])
-    grid: Array = values.reindex(places).to_numpy(float)
-    return grid.reshape(len(frame.layers), len(epochs))
+def _means(
+    rows: pd.DataFrame, fields: Sequence[str], frame: Frame, epochs: Sequence[int]
+) -> dict[str, Array]:
+    """Mean of finite values by layer and epoch, ``[layers, epochs]``; else NaN."""
+    at = (
+        pd.Index(frame.layers).get_indexer(pd.Index(rows["layer"])),
+        np.searchsorted(np.asarray(epochs), rows["epoch"].to_numpy()),
+    )
+    found = {}
+    for field in fields:
+        values = rows[field].to_numpy(float)
+        known = np.isfinite(values)
+        places = tuple(part[known] for part in at)
+        total = np.zeros((len(frame.layers), len(epochs)))
+        count = np.zeros_like(total)
+        np.add.at(total, places, values[known])
+        np.add.at(count, places, 1.0)
+        found[field] = np.where(count > 0, total / np.maximum(count, 1.0), np.nan)
+    return found
 
 
 def _groups(

@@ -10,7 +10,7 @@ import pandas as pd
 from spectral_mlops.records import ALL_LAYERS, POOLED, Influence
 from spectral_mlops.report.brain import CLIPPED, domains_of
 from spectral_mlops.report.html_data import Frame, rounded, thinned
-from spectral_mlops.report.maps import InputMaps
+from spectral_mlops.report.input_maps import InputMaps
 from spectral_mlops.tracking.metrics import safe_name
 
 CURVES = ("train/loss", "val/loss", "val/auc", "val/balanced_accuracy")
@@ -25,7 +25,7 @@ def curves(
 
     Args:
         metrics: From `load_metrics`.
-        sections: Whole keys, or beginnings that end in a slash.
+        sections: Whole keys, or beginnings that end in a slash or an underscore.
         most: At most so many points of each.
 
     Returns:
@@ -34,7 +34,7 @@ def curves(
     found: dict[str, list[list[Any]]] = {}
     for key, rows in metrics.groupby("key", sort=False):
         name = str(key)
-        if any(name == s or (s.endswith("/") and name.startswith(s)) for s in sections):
+        if any(name == s or (s[-1] in "/_" and name.startswith(s)) for s in sections):
             last = rows.groupby("step")["value"].last()
             steps = thinned(last.index.tolist(), most)
             found[name] = [steps, rounded(last[steps])]
@@ -49,19 +49,18 @@ def performance(metrics: pd.DataFrame, groups: Sequence[str]) -> dict[str, Any]:
         groups: Of the primary grouping.
 
     Returns:
-        ``overall``: key to points; ``loss`` and ``accuracy``: group to points.
+        ``overall``: key to points; ``groups``: kind (``loss``, ``acc``, whatever the
+        run has in ``val_<kind>/``) to group to points.
     """
     names: dict[str, str] = {}
     for group in sorted(groups):
         names[safe_name(group, names)] = group
-    found: dict[str, Any] = {"overall": curves(metrics, CURVES)}
-    for kind, section in (("loss", "val_loss/"), ("accuracy", "val_acc/")):
-        points = curves(metrics, [section])
-        found[kind] = {
-            names.get(key.removeprefix(section), key.removeprefix(section)): value
-            for key, value in points.items()
-        }
-    return found
+    kinds: dict[str, dict[str, Any]] = {}
+    for key, points in curves(metrics, ["val_"]).items():
+        section, _, name = key.partition("/")
+        kind = section.removeprefix("val_")
+        kinds.setdefault(kind, {})[names.get(name, name)] = points
+    return {"overall": curves(metrics, CURVES), "groups": kinds}
 
 
 def influence_maps(influence: Sequence[Influence], frame: Frame) -> dict[str, Any]:
@@ -139,7 +138,8 @@ def people_of(table: pd.DataFrame | None) -> list[dict[str, Any]]:
     """Rows of the table ``groups`` (loss and accuracy at the end), pooled last."""
     if table is None or not {"group", "n", "loss", "accuracy"} <= set(table.columns):
         return []
-    kept = table[["group", "n", "loss", "accuracy"]].copy()
+    more = [name for name in ("auc", "recall") if name in table]
+    kept = table[["group", "n", "loss", "accuracy", *more]].copy()
     kept["pooled"] = kept["group"] == POOLED
     ordered = kept.sort_values("pooled", kind="stable")
     return [

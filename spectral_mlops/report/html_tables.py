@@ -12,6 +12,7 @@ from spectral_mlops.config import flatten
 ROWS = 1000
 """Longer tables are cut in the page, and say so."""
 WORDS = {
+    "groups": "Validation people at the end, per group of the primary grouping.",
     "controls": "What the primary outcome was held against. Beyond: trained less "
     "control.",
     "layers": "Per layer at the end. p max is adjusted over layers (max-T). Effective "

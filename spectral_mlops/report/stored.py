@@ -11,7 +11,7 @@ import pandas as pd
 
 from spectral_mlops.errors import InputError
 from spectral_mlops.records import Direction, Influence
-from spectral_mlops.report.maps import InputMaps, read_maps
+from spectral_mlops.report.input_maps import InputMaps, read_maps
 from spectral_mlops.tracking import fetch_run, load_metrics, load_run
 from spectral_mlops.tracking.details import read_directions, read_influence
 from spectral_mlops.tracking.shards import Kind, table_of

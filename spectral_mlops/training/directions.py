@@ -16,7 +16,7 @@ from spectral_mlops.report.brain import (
     volume_figure,
 )
 from spectral_mlops.report.directions import angle_table, face_alike, join_folds
-from spectral_mlops.report.maps import InputMaps, write_maps
+from spectral_mlops.report.input_maps import InputMaps, write_maps
 from spectral_mlops.tracking import safe_name
 from spectral_mlops.tracking.details import write_directions, write_influence
 from spectral_mlops.training.plan import Plan

@@ -228,12 +228,13 @@ function report(data) {
   function performance() {
     const groups = data.groupings[data.primary] || [];
     const own = (name) => (data.styles[data.primary] || {})[name] || [data.pooledColour, "solid"];
-    const kinds = [["loss", "loss per group"], ["accuracy", "accuracy per group"], ["overall", "overall"]]
-      .filter(([kind]) => Object.keys(data.performance[kind]).length);
-    let kind = kinds.length ? kinds[0][0] : "overall";
+    const words = { loss: "loss", acc: "accuracy", bacc: "balanced accuracy", auc: "AUC", recall: "recall" };
+    const kinds = Object.keys(data.performance.groups).map((k) => [k, `${words[k] || k} per group`]);
+    if (Object.keys(data.performance.overall).length) kinds.push(["", "overall"]);
+    let kind = kinds.length ? kinds[0][0] : "";
     const show = () => {
-      const lines = Object.entries(data.performance[kind]).map(([name, [x, y]], i) => {
-        const [color, dash] = kind === "overall"
+      const lines = Object.entries(kind ? data.performance.groups[kind] : data.performance.overall).map(([name, [x, y]], i) => {
+        const [color, dash] = kind === ""
           ? [["#4D4D4D", "#0072B2", "#009E73", "#CC79A7"][i % 4], "solid"] : own(name);
         return { x, y, name: short(name), mode: x.length > 1 ? "lines" : "markers", line: { color, dash, width: 2 },
           marker: { color, size: 8 }, hovertemplate: "epoch %{x}: %{y:.4g}" };
@@ -245,13 +246,13 @@ function report(data) {
     if (!bar) return;
     chooser(bar, "show", kinds, kind, (value) => { kind = value; show(); });
     show();
-    const last = Object.entries(data.performance.accuracy).map(([group, [, y]]) => ({ group, accuracy: y[y.length - 1] }));
+    const last = Object.entries(data.performance.groups.acc || {}).map(([group, [, y]]) => ({ group, accuracy: y[y.length - 1] }));
     const people = data.people.length ? data.people : last;
     draw("people", data.people.length ? "At the end, validation people" : "Accuracy at the last epoch, validation people",
       people.length ? [{ type: "bar", x: people.map((_, i) => i), y: people.map((p) => p.accuracy),
         marker: { color: people.map((p) => (p.pooled ? data.pooledColour : own(p.group)[0])) },
         text: people.map((p) => fmt(p.accuracy) + (known(p.n) ? ` (n = ${p.n})` : "")), hoverinfo: "text",
-        hovertext: people.map((p) => `${safe(label(p.group))}: accuracy ${fmt(p.accuracy)}` + (known(p.loss) ? `, loss ${fmt(p.loss)}` : "")) }] : [],
+        hovertext: people.map((p) => `${safe(label(p.group))}: accuracy ${fmt(p.accuracy)}` + ["loss", "auc", "recall"].map((k) => (known(p[k]) ? `, ${k} ${fmt(p[k])}` : "")).join("")) }] : [],
       { xaxis: { tickvals: people.map((_, i) => i), ticktext: people.map((p) => short(label(p.group), 18)) },
         yaxis: { title: { text: "accuracy" }, range: [0, 1.08] } });
     byId("performance-note").textContent = groups.length
