@@ -37,6 +37,8 @@ BY_GROUP = {
 }
 """Panels of curves per group: label of the axis, sections of keys, the first that a run
 has."""
+WORDS = 1.1
+"""Inches that titles and notes take of a figure's height, whatever its width."""
 NOTE = (
     "Signs are arbitrary: the largest loading is positive. Directions depend on the "
     "size of the groups."
@@ -117,15 +119,17 @@ def _directions(stored: StoredRun, page: Page, quantity: str) -> "Figure":
         }
         for of in (maps.vectors, maps.shares)
     )
-    words = maps.titles[quantity], NOTE
+    told = None if page.narrow else shares
+    note = NOTE.replace(". ", ".\n") if page.narrow else NOTE
+    words = maps.titles[quantity], note
     if maps.affine is None:
-        figure = connectome_figure(vectors, maps.networks, shares, *words)
+        figure = connectome_figure(vectors, maps.networks, told, *words)
     else:
         affine = np.asarray(maps.affine, dtype=np.float64)
-        figure = volume_figure(vectors, affine, shares, *words)
+        figure = volume_figure(vectors, affine, told, *words)
     width, height = figure.get_size_inches()
     scale = page.width / 25.4 / width
-    figure.set_size_inches(width * scale, height * max(scale, 0.8))
+    figure.set_size_inches(width * scale, (height - WORDS) * scale + WORDS)
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
         size = min(float(text.get_fontsize()), 7.0)

@@ -19,8 +19,8 @@ Array = NDArray[np.float64]
 WIDTH, HEIGHT = 400, 300  # pixels
 UNKNOWN = "0.9"
 """Grey of what is not known."""
-LABELS = 12
-"""Names that fit beside an axis; of more, evenly spaced ones."""
+LABELS, NUMBERS = 12, 6
+"""Names, or numbers, that fit beside an axis; of more, evenly spaced ones."""
 CUT = 14  # characters of a name
 
 
@@ -101,11 +101,15 @@ def _draw(
 
 def _ticks(panel: "Axes", rows: Sequence[str], columns: Sequence[str]) -> None:
     """Write names beside the axes, as many as fit."""
-    for axis, names in ((panel.yaxis, rows), (panel.xaxis, columns)):
-        count = min(len(names), LABELS)
+    upright = any(len(str(name)) > 3 for name in columns)
+    most = LABELS if upright else NUMBERS
+    for axis, names, room in (
+        (panel.yaxis, rows, LABELS),
+        (panel.xaxis, columns, most),
+    ):
+        count = min(len(names), room)
         places = np.linspace(0, len(names) - 1, count).round().astype(int)
         axis.set_ticks(places, [_plain(names[i], CUT) for i in places])
-    upright = any(len(str(name)) > 3 for name in columns)
     panel.tick_params(labelsize=6, length=2)
     panel.tick_params(axis="x", labelrotation=40 if upright else 0)
 

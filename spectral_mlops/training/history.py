@@ -186,11 +186,15 @@ def _means(spectra: Iterable[Spectrum]) -> dict[Cell, _Mean]:
 
 
 def _ranks(records: Iterable[EpochRecord]) -> dict[Cell, float]:
-    """Mean effective rank over batches and folds; degenerate spectra have none."""
+    """Mean effective rank over batches and folds; NaN of degenerate layers."""
     found: dict[Cell, list[float]] = {}
-    for s in (s for record in records for s in record.spectra if s.status == "ok"):
+    spectra = [s for record in records for s in record.spectra if s.status == "ok"]
+    shaped = {(s.layer, s.quantity) for s in spectra if not s.degenerate}
+    for s in spectra:
         rank = s.summaries.get("effective_rank", np.nan)
-        if np.isfinite(rank):
+        if (s.layer, s.quantity) not in shaped:
+            found[s.layer, s.quantity, s.grouping, s.group] = [np.nan]
+        elif np.isfinite(rank):
             cell = (s.layer, s.quantity, s.grouping, s.group)
             found.setdefault(cell, []).append(rank)
     return {cell: float(np.mean(some)) for cell, some in found.items()}

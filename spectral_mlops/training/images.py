@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from spectral_mlops.records import POOLED
 from spectral_mlops.report.step_maps import draw_map, limits_of
 from spectral_mlops.schedule import evenly_spaced
 from spectral_mlops.tracking import Tracker
@@ -82,10 +81,10 @@ def leave_images(folder: Path, plan: Plan, tracker: Tracker, history: History) -
 
 
 def _groups(plan: Plan, history: History) -> list[tuple[str, str]]:
-    """The pooled group, then those of the primary grouping."""
+    """Those of the primary grouping; the pooled one, far larger, would pale them."""
     seen = {cell[2:] for ranks in history.ranks.values() for cell in ranks}
     own = sorted(group for grouping, group in seen if grouping == plan.primary)
-    return [(POOLED, POOLED), *((plan.primary, group) for group in own)]
+    return [(plan.primary, group) for group in own]
 
 
 def _ranks(

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -172,6 +173,32 @@ def test_hostile_names_are_drawn_as_they_are(name, tmp_path):
 def test_one_epoch_without_a_probe(name, tmp_path):
     little = stored_of(epochs=1, probe=False)
     draw_figure(little, name, tmp_path / "a.pdf", "pdf", 180)
+
+
+@pytest.mark.parametrize("width", [90, 180])
+def test_twenty_groups_and_forty_layers(width, tmp_path):
+    groups = tuple(f"site {n}" for n in range(20))
+    layers = tuple(f"encoder.layers.{n}.linear1" for n in range(40))
+    many = stored_of(epochs=2, groups=groups, layers=layers)
+    for name in ("erank", "divergence"):
+        path = draw_figure(many, name, tmp_path / f"{name}.svg", "svg", width)
+        assert "encoder.layers.39.line…" in words_of(path) or name == "divergence"
+
+
+def test_directions_over_voxels(stored, tmp_path):
+    volume = np.random.default_rng(1).normal(size=(2, 5, 6, 4))
+    volume[:, 0] = np.nan
+    maps = replace(
+        stored.maps,
+        vectors={"gradient": {"patient": volume, "all": volume}},
+        affine=np.diag([4.0, 4.0, 4.0, 1.0]),
+        networks=(),
+    )
+    path = tmp_path / "a.svg"
+    draw_figure(replace(stored, maps=maps), "directions", path, "svg", 90)
+    words = " ".join(words_of(path))
+    assert "mm" in words
+    assert "everyone" in words
 
 
 def test_effective_ranks_are_those_of_the_records(stored):
