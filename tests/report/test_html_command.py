@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from spectral_mlops import cli
+from spectral_mlops.report import html
 from spectral_mlops.report.stored import read_stored
 from spectral_mlops.tracking import MemoryTracker, open_tracker
 from spectral_mlops.training import make_plan, run
-from spectral_mlops.training import run as run_module
 from tests.report.test_html import Read
 
 
@@ -60,6 +60,7 @@ def test_a_run_leaves_its_page_and_any_reader_makes_the_same(
 
     whole = read_stored(tracker.run_id, uri)
     assert whole.maps is not None
+    assert whole.final == read_stored(folder).final
     code, _, _ = command("report", tracker.run_id, "--tracking", uri)
     assert code == 0
     from_store = data_of(Path(f"report-{tracker.run_id}.html"))
@@ -72,7 +73,7 @@ def test_a_page_that_cannot_be_drawn_costs_one_notice_and_no_run(
     def fail(*_):
         raise ZeroDivisionError("no ink")
 
-    monkeypatch.setattr(sys.modules[run_module.__module__], "write_report", fail)
+    monkeypatch.setattr(html, "write_report", fail)
     tracker = MemoryTracker()
     done = run(make_plan(small(), Path()), tracker, tmp_path / "one", name="one")
     assert done.page is None
