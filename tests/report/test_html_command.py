@@ -67,6 +67,26 @@ def test_a_run_leaves_its_page_and_any_reader_makes_the_same(
     assert from_store["spectra"] == left["spectra"]
 
 
+def test_two_runs_are_compared_on_a_page(small, tmp_path, command):
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for seed, folder in enumerate(folders):
+        plan = make_plan(small(training={"seed": seed}), Path())
+        with open_tracker("spool", None, folder) as tracker:
+            run(plan, tracker, folder, name=folder.name, figures=False)
+    code, out, _ = command("compare", *folders)
+    assert code == 0
+    assert "compare.html" in out
+    text = Path("compare.html").read_text(encoding="utf-8")
+    data = json.loads(Read(text).data)["compare"]
+    assert [one["name"] for one in data["runs"]] == ["one", "two"]
+    assert data["yardsticks"] == [0, 0]
+    assert all(one["spectra"] and one["maps"] for one in data["runs"])
+    assert "training.seed" in text
+    code, out, _ = command("compare", folders[0])
+    assert code == 0
+    assert "Open it" not in out
+
+
 def test_a_page_that_cannot_be_drawn_costs_one_notice_and_no_run(
     small, tmp_path, monkeypatch
 ):
