@@ -16,7 +16,7 @@ from PIL import Image
 from spectral_mlops.errors import InputError, UnknownNameError
 from spectral_mlops.records import EpochRecord
 from spectral_mlops.report.figures import FIGURES, FORMATS, draw_figure
-from spectral_mlops.report.maps import InputMaps
+from spectral_mlops.report.input_maps import InputMaps
 from spectral_mlops.report.stored import StoredRun
 from spectral_mlops.tracking import MemoryTracker
 from tests.tracking.factory import Epoch, divergence, spectrum
