@@ -21,6 +21,7 @@ from spectral_mlops.cohorts import (
     load_cohort,
     set_probe_aside,
 )
+from spectral_mlops.cohorts.families import families_of
 from spectral_mlops.config import RunConfig, merge, validate
 from spectral_mlops.errors import InputError, UnknownNameError
 from spectral_mlops.models import check_model
@@ -128,6 +129,12 @@ class Plan:
             for name in STRATA
             if name in self._columns and len(set(self._columns[name])) > 1
         }
+
+    @cached_property
+    def families(self) -> dict[str, str]:
+        """Family of every person, ``{person: family}``; empty without relatives."""
+        found = families_of(self.cohort.people)
+        return {} if found is None else {str(who): str(x) for who, x in found.items()}
 
     def null_epochs(self) -> NullEpochs:
         """Which epochs have a null: as many as the settings say, or as time allows."""

@@ -57,6 +57,17 @@ def test_labels_and_strata_are_those_of_the_people(small):
         assert column[who] == str(plan.cohort.people.loc[who, name])
 
 
+def test_families_are_those_of_the_people(small):
+    plan = make_plan(small(), Path())
+    assert plan.families == {}
+    people = plan.cohort.people.copy()
+    people["family"] = [f"F{max(i, 1)}" for i in range(len(people))]
+    related = replace(plan, cohort=replace(plan.cohort, people=people))
+    assert related.families == dict(
+        zip(map(str, people.index), people["family"], strict=True)
+    )
+
+
 def test_epochs_with_a_null_end_with_the_last(small):
     plan = make_plan(
         small(training={"epochs": 10}, comparison={"null_epochs": 3}), Path()
