@@ -182,7 +182,9 @@ def subsampled(
         moved = {who: label for who, label in labels.items() if label in pair}
         people = draw_people(moved, grouping, target, strata, draws, seed, families)
         as_they_are = np.tile(people.codes[0], (draws, 1))
-        some = people.codes if people.exact and people.number else people.codes[1:]
+        some = (
+            people.codes if people.exact and len(people.codes) > 1 else people.codes[1:]
+        )
         relabelled = some[np.arange(draws) % len(some)] if len(some) else some
         for found, codes in ((values, as_they_are), (chance, relabelled)):
             if not len(codes):  # labels cannot move, and show no chance
