@@ -23,16 +23,24 @@ def prepare_storage(storage: str) -> str:
     """
     try:
         opened = optuna.storages.RDBStorage(storage, skip_compatibility_check=True)
-        version = opened.get_current_version()
-        if version not in opened.get_all_versions():
-            raise ValueError(f"a newer Optuna made it, version {version} of its tables")
-        old = version != opened.get_head_version()
-        if old:
-            opened.upgrade()
+        try:
+            return _up_to_date(opened)
+        finally:
+            opened.remove_session()
+            opened.engine.dispose()  # workers have connections of their own
     except (SQLAlchemyError, ValueError, ImportError) as error:
         reason = redacted(str(error).strip().splitlines()[0][:300])
         raise InputError(
             f"--storage {redacted(storage)}: Optuna cannot use it ({reason}); a file "
             "here is sqlite:///optuna.db."
         ) from error
-    return "upgraded" if old else "ready"
+
+
+def _up_to_date(storage: optuna.storages.RDBStorage) -> str:
+    version = storage.get_current_version()
+    if version not in storage.get_all_versions():
+        raise ValueError(f"a newer Optuna made it, version {version} of its tables")
+    if version == storage.get_head_version():
+        return "ready"
+    storage.upgrade()
+    return "upgraded"
