@@ -74,7 +74,13 @@ def runs(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Runs:
         settings = {
             "cohort": {"settings": cohort | {"folder": str(folder / "people")}},
             "model": {"settings": {"hidden": [8 * 2**seed, 8]}},
-            "training": {"epochs": 12, "folds": 2, "batch_size": 8, "seed": seed},
+            "training": {
+                "epochs": 12,
+                "folds": 2,
+                "batch_size": 8,
+                "learning_rate": 0.004,
+                "seed": seed,
+            },
             "comparison": {
                 "permutations": 99,
                 "null_epochs": 12,
@@ -110,7 +116,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def visit(browser: Any) -> Iterator[Visit]:
     """A page of a browser that nobody has used before."""
-    context = browser.new_context(viewport={"width": WIDTH, "height": 1000})
+    context = browser.new_context(viewport={"width": WIDTH, "height": 1180})
     clicked = "".join(f"localStorage.setItem({k!r}, {v!r});" for k, v in
                       QUIET_PAGE.items())  # fmt: skip
     # A page in a frame without storage of its own would complain.
@@ -126,7 +132,11 @@ def visit(browser: Any) -> Iterator[Visit]:
     made.page.on("pageerror", lambda error: made.errors.append(str(error)))
     made.page.on(
         "console",
-        lambda said: made.errors.append(said.text) if said.type == "error" else None,
+        lambda said: (
+            made.errors.append(f"{said.location['url']}: {said.text}")
+            if said.type == "error"
+            else None
+        ),
     )
     yield made
     context.close()

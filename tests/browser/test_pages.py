@@ -1,5 +1,7 @@
 """MLflow's own pages on three finished runs, in a real browser."""
 
+from importlib.util import find_spec
+
 import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
@@ -81,3 +83,20 @@ def test_plain_chart_page_has_a_line_per_run_in_our_sections(visit, runs, keep):
         assert all(set(lines) == NAMES for lines in charts), key
     assert visit.outside == []
     keep("plain", visit.page.screenshot())
+
+
+@pytest.mark.skipif(
+    find_spec("spectral_mlops.report.html") is None, reason="runs leave no page"
+)
+def test_page_of_a_run_is_drawn_among_its_files(visit, runs, keep):
+    address = f"{runs.address}/#/experiments/{runs.experiment_id}/runs"
+    visit.page.goto(f"{address}/{runs.run_ids[0]}/artifacts/report.html")
+    visit.page.wait_for_selector("iframe", timeout=WAIT)
+    frame = visit.page.frame_locator("iframe").first
+    frame.locator(".plot .main-svg").first.wait_for(timeout=WAIT)
+    assert frame.locator(".plot .main-svg").count() > 3
+    assert visit.outside == []
+    # What MLflow's own page asks its server for in vain is not ours.
+    ours = [said for said in visit.errors if not said.startswith(runs.address)]
+    assert ours == []
+    keep("report", visit.page.screenshot())
