@@ -68,7 +68,8 @@ class Store:
         Args:
             name: If not given, the experiment that ``MLFLOW_EXPERIMENT_ID`` or
                 ``MLFLOW_EXPERIMENT_NAME`` names, else ``spectral_mlops``.
-            make: Whether one may be made.
+            make: Whether one may be made, and is written to; else its files are not
+                looked for.
 
         Raises:
             InputError: If there is none and none may be made.
@@ -93,7 +94,8 @@ class Store:
                 f"Experiment '{found.name}' of {redacted(self.uri)} was deleted: "
                 "restore it or choose another name."
             )
-        self.check_files(found.artifact_location, f"Experiment '{found.name}'")
+        if make:
+            self.check_files(found.artifact_location, f"Experiment '{found.name}'")
         return found
 
     def check_files(self, location: str, what: str) -> None:

@@ -18,7 +18,8 @@ from spectral_mlops.training import make_plan, run
 from tests.tracking.servers import LOOPBACK, Server, running, sqlite_server
 
 CHROMIUM = shutil.which("chromium")
-SEEDS = (0, 1, 2)
+COLOURS = ("#0072B2", "#D55E00", "#009E73")
+"""One per run, as a person may choose them; MLflow's own come from the run's id."""
 QUIET_PAGE = {
     "mlflow.workflowType_v1": '"machine_learning"',
     "mlflow.assistant.panelOpen_v1": "false",
@@ -70,7 +71,7 @@ def runs(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     cohort = {"preset": "easy", "people": 72, "components": 12, "volumes": False}
     simulate(folder / "people", "easy", 72, 0, components=12, volumes=False)
     numbers = []
-    for seed in SEEDS:
+    for seed, colour in enumerate(COLOURS):
         settings = {
             "cohort": {"settings": cohort | {"folder": str(folder / "people")}},
             "model": {"settings": {"hidden": [8 * 2**seed, 8]}},
@@ -91,7 +92,13 @@ def runs(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Runs:
         config = validate(RunConfig, settings, "test")
         name = f"width-{8 * 2**seed}"
         with open_tracker(server.address, "widths", folder / name) as tracker:
-            run(make_plan(config, folder), tracker, folder / name, name=name)
+            run(
+                make_plan(config, folder),
+                tracker,
+                folder / name,
+                name=name,
+                tags={"mlflow.runColor": colour},
+            )
         assert tracker.undelivered == 0
         numbers.append(tracker.run_id)
     view = view_experiment("widths", server.address)

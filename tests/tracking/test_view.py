@@ -130,6 +130,11 @@ def test_experiment_that_is_not_there_is_named_and_not_made(uri):
     assert len(open_store(uri).client.search_experiments()) == 2
 
 
+def test_files_out_of_reach_are_no_obstacle(uri):
+    open_store(uri).client.create_experiment("served", "mlflow-artifacts:/7")
+    assert view_experiment("served", uri).experiment == "served"
+
+
 @pytest.mark.parametrize(
     ("version", "said"),
     [
