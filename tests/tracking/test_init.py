@@ -138,6 +138,7 @@ def test_unusable_optuna_storage_gets_one_sentence(storage: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_processes_that_start_at_once_after_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

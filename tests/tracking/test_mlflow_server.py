@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mlflow import __version__ as mlflow_version
 
 from spectral_mlops import cli
 from spectral_mlops.errors import TrackingError
 from spectral_mlops.tracking import MlflowTracker, load_run, open_store, view_experiment
+from spectral_mlops.tracking import view as view_module
 from spectral_mlops.tracking.view import TAG
 from tests.conformance import COHORT, TrackerSuite
 from tests.conftest import ROOT
@@ -55,8 +57,8 @@ def test_experiment_on_anothers_disk_is_refused(address: str) -> None:
 def test_view_asks_the_server_for_its_version(address: str) -> None:
     store = open_store(address)
     store.experiment("looked at")
+    assert view_module._version(store) == mlflow_version
     view = view_experiment("looked at", address)
-    assert view.note == ""
     assert view.where.startswith(f"{address}/#/experiments/")
     assert TAG in store.experiment("looked at").tags
 

@@ -97,7 +97,8 @@ def test_ten_thousand_metrics_fit_into_the_tag():
     assert len(json.dumps(chart_view([*keys, *FINAL, "val/auc", "final/auc"]))) < 20_000
 
 
-def test_is_installed_for_the_runs_that_are_there(uri):
+def test_is_installed_for_the_runs_that_are_there(uri, monkeypatch):
+    monkeypatch.setattr(module, "mlflow_version", "3.17.9")
     with MlflowTracker(tracking_uri=uri, experiment="study A") as tracker:
         tracker.log(epoch(0), FINAL | {"val/auc": 0.7, "divergence/gradient": 1.0})
         tracker.log_metrics({"final/auc": 0.75})
