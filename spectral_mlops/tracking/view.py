@@ -14,10 +14,17 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
+from spectral_mlops.errors import InputError
 from spectral_mlops.records import QUANTITIES
 from spectral_mlops.tracking.metrics import SHORT
 from spectral_mlops.tracking.quiet import quiet  # NOTE: stays before mlflow
-from spectral_mlops.tracking.store import Store, open_store, unusable
+from spectral_mlops.tracking.store import (
+    Store,
+    open_store,
+    resolve_uri,
+    sqlite_path,
+    unusable,
+)
 
 # isort: split
 from mlflow import __version__ as mlflow_version
@@ -62,9 +69,15 @@ def view_experiment(
         tracking_uri: See `open_store`.
 
     Raises:
-        InputError: If there is no such experiment.
+        InputError: If there is no such experiment, or no database to look for it in.
         TrackingError: If the store cannot be used.
     """
+    database = sqlite_path(resolve_uri(tracking_uri))
+    if database and not database.exists():
+        raise InputError(
+            f"There is no MLflow store {database} to look at: train first, or give "
+            "the store's address."
+        )
     store = open_store(tracking_uri)
     return install_view(store, store.experiment(experiment, make=False))
 

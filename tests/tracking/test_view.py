@@ -131,6 +131,12 @@ def test_experiment_that_is_not_there_is_named_and_not_made(uri):
     assert len(open_store(uri).client.search_experiments()) == 2
 
 
+def test_looking_makes_no_store(tmp_path):
+    with pytest.raises(InputError, match=r"no MLflow store .*new.db to look at"):
+        view_experiment(None, f"sqlite:///{tmp_path / 'new.db'}")
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_files_out_of_reach_are_no_obstacle(uri):
     open_store(uri).client.create_experiment("served", "mlflow-artifacts:/7")
     assert view_experiment("served", uri).experiment == "served"
