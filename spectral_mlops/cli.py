@@ -676,6 +676,63 @@ def sync(
         raise typer.Exit(UNDELIVERED)
 
 
+@app.command()
+def view(
+    experiment: Annotated[
+        str | None,
+        typer.Argument(help="MLflow experiment. If not given, as for train."),
+    ] = None,
+    tracking: TrackingUri = None,
+) -> None:
+    """Prepare an experiment's chart page in MLflow, and print its address.
+
+    Divergence and accuracy stand side by side, groups and layers below, one line
+    per run; MLflow's own charts of every metric follow. Again after runs of other
+    groups or layers, it shows theirs too.
+    """
+    from spectral_mlops.tracking import view_experiment
+
+    ready = view_experiment(experiment, _store_only(tracking))
+    if ready.note:
+        _notice(ready.note)
+    console.print(
+        f"Chart view of experiment '{ready.experiment}'", highlight=False, markup=False
+    )
+    console.print(f"Look at it:  {ready.where}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def init(
+    tracking: TrackingUri = None,
+    storage: Annotated[
+        str, typer.Option(help="Optuna storage of studies.")
+    ] = "sqlite:///optuna.db",
+    experiment: Experiment = None,
+) -> None:
+    """Make the MLflow store, its experiment and the Optuna storage ready.
+
+    Needed before several processes start at once on a new store: those that make
+    the same tables at the same time fail. Databases of older versions are brought
+    to the installed ones (have a copy first); what is ready is left alone.
+    """
+    from spectral_mlops.sweeps import prepare_storage
+    from spectral_mlops.tracking import prepare_store
+    from spectral_mlops.tracking.store import redacted
+
+    ready = prepare_store(_store_only(tracking), experiment)
+    lines = [
+        f"MLflow store {ready.store}: {ready.done}",
+        f"Experiment '{ready.experiment}': files go to {ready.files}",
+        "Chart view: installed",
+        f"Optuna storage {redacted(storage)}: {prepare_storage(storage)}",
+        f"Look at it:  {ready.view.where}",
+    ]
+    if ready.view.note:
+        _notice(ready.view.note)
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def main() -> None:
     """Run the command line; a problem the user can mend is one sentence and a 2.
 
@@ -712,6 +769,23 @@ def _notice(sentence: str) -> None:
 
 def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
+
+
+def _store_only(tracking: str | None) -> str | None:
+    """Return the address, unless it names no MLflow store.
+
+    Raises:
+        InputError: If it is ``spool`` or ``none``.
+    """
+    from spectral_mlops.errors import InputError
+    from spectral_mlops.tracking.choose import NONE, SPOOL
+
+    if tracking in (NONE, SPOOL):
+        raise InputError(
+            f"--tracking {tracking}: give the address of an MLflow store, such as "
+            "sqlite:///mlflow.db."
+        )
+    return tracking
 
 
 def _flags(values: Mapping[str, Any]) -> dict[str, Any]:
