@@ -30,6 +30,8 @@ from spectral_mlops.report.html_tables import number, settings_html, tables_sect
 from spectral_mlops.report.stored import StoredRun
 
 LEVEL = 0.05
+PICTURES = 2_000_000
+"""At most so many bytes of pictures are in a page."""
 READING = (
     "Training batches describe: the training itself treats groups differently, so "
     "they have no p where the groups are the target. The probe infers: people who were "
@@ -187,8 +189,16 @@ def _where(data: dict[str, Any], run: StoredRun) -> str:
         return _section("where", "Where in the brain", "connectome", False)
     if not run.pictures:
         return _section("where", "Where in the brain", "", True)
+    kept: dict[str, bytes] = {}
+    for name, picture in run.pictures.items():
+        if sum(map(len, kept.values())) + len(picture) <= PICTURES:
+            kept[name] = picture
     pictures = "".join(
         f'<figure><img alt="{escape(name)}" src="{address}"></figure>'
-        for name, address in inlined(run.pictures).items()
+        for name, address in inlined(kept).items()
     )
+    if len(kept) < len(run.pictures):
+        pictures += (
+            "<p class='note'>Larger pictures lie in the run's folder directions/.</p>"
+        )
     return f'<section id="where"><h2>Where in the brain</h2>{pictures}</section>'

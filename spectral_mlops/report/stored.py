@@ -27,6 +27,8 @@ TABLES = (
     "groups",
 )
 """Tables of a run's folder, ``<name>.tsv``; a run has those that it made."""
+FINAL = ("final/", "controls/")
+"""How the keys of final numbers begin."""
 _TEXT = dict.fromkeys(
     ("layer", "quantity", "grouping", "group", "group_a", "group_b", "pair"), str
 )
@@ -119,7 +121,7 @@ def _read(folder: Path, name: str, metrics: pd.DataFrame) -> StoredRun:
         spectra=_records(folder, "spectra"),
         divergences=_records(folder, "divergences"),
         metrics=metrics,
-        final=_json(folder / "final.json"),
+        final=_json(folder / "final.json") or _final(metrics),
         tables=tables,
         verdict=verdict.read_text(encoding="utf-8").strip() if verdict.exists() else "",
         directions=read_directions(directions) if directions.exists() else [],
@@ -130,6 +132,12 @@ def _read(folder: Path, name: str, metrics: pd.DataFrame) -> StoredRun:
             for path in sorted((folder / "directions").glob("*.png"))
         },
     )
+
+
+def _final(metrics: pd.DataFrame) -> dict[str, float]:
+    """Take final numbers from the metrics: MLflow has them nowhere else."""
+    rows = metrics[metrics["key"].astype(str).str.startswith(FINAL)]
+    return {str(k): float(v) for k, v in zip(rows["key"], rows["value"], strict=True)}
 
 
 def _json(path: Path) -> dict[str, Any]:

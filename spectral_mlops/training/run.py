@@ -14,8 +14,6 @@ import torch
 from spectral_mlops.cohorts import write_splits
 from spectral_mlops.config import RunConfig
 from spectral_mlops.report import layer_table
-from spectral_mlops.report.html import write_report
-from spectral_mlops.report.stored import read_stored
 from spectral_mlops.tracking import Tracker
 from spectral_mlops.tracking.checks import redacted
 from spectral_mlops.tracking.environment import environment_tags, environment_text
@@ -168,6 +166,10 @@ def _leave_images(folder: Path, plan: Plan, tracker: Tracker, result: RunResult)
 
 def _leave_page(folder: Path) -> tuple[Path | None, str]:
     """Draw the run's page; whatever goes wrong, the run is worth more than it."""
+    # Imported here: reading runs imports MLflow, which takes seconds.
+    from spectral_mlops.report.html import write_report
+    from spectral_mlops.report.stored import read_stored
+
     try:
         return write_report(read_stored(folder), folder / "report.html"), ""
     except Exception as error:

@@ -336,6 +336,14 @@ def test_influence_is_averaged_over_folds():
     assert np.allclose(np.array(found["value"], dtype=float), -0.1)
 
 
+def test_pictures_are_inside_unless_they_are_too_large():
+    pictures = {"gradient": b"PNG", "activation": b"x" * 3_000_000}
+    text = report_page(stored(pictures=pictures))
+    sources = [a["src"] for tag, a in Read(text).tags if tag == "img"]
+    assert sources == ["data:image/png;base64,UE5H"]
+    assert "Larger pictures" in text
+
+
 def test_tables_escape_and_cut():
     frame = pd.DataFrame({"p_max": [0.0456, np.nan], "n": [3, 4], "x": "<b>"})
     text = table_html(frame)

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from spectral_mlops import cli
+from spectral_mlops.report import html
 from spectral_mlops.report.stored import read_stored
 from spectral_mlops.tracking import MemoryTracker, open_tracker
 from spectral_mlops.training import make_plan, run
-from spectral_mlops.training import run as run_module
 from tests.report.test_html import Read
 
 
@@ -60,10 +60,31 @@ def test_a_run_leaves_its_page_and_any_reader_makes_the_same(
 
     whole = read_stored(tracker.run_id, uri)
     assert whole.maps is not None
+    assert whole.final == read_stored(folder).final
     code, _, _ = command("report", tracker.run_id, "--tracking", uri)
     assert code == 0
     from_store = data_of(Path(f"report-{tracker.run_id}.html"))
     assert from_store["spectra"] == left["spectra"]
+
+
+def test_two_runs_are_compared_on_a_page(small, tmp_path, command):
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for seed, folder in enumerate(folders):
+        plan = make_plan(small(training={"seed": seed}), Path())
+        with open_tracker("spool", None, folder) as tracker:
+            run(plan, tracker, folder, name=folder.name, figures=False)
+    code, out, _ = command("compare", *folders)
+    assert code == 0
+    assert "compare.html" in out
+    text = Path("compare.html").read_text(encoding="utf-8")
+    data = json.loads(Read(text).data)["compare"]
+    assert [one["name"] for one in data["runs"]] == ["one", "two"]
+    assert data["yardsticks"] == [0, 0]
+    assert all(one["spectra"] and one["maps"] for one in data["runs"])
+    assert "training.seed" in text
+    code, out, _ = command("compare", folders[0])
+    assert code == 0
+    assert "Open it" not in out
 
 
 def test_a_page_that_cannot_be_drawn_costs_one_notice_and_no_run(
@@ -72,7 +93,7 @@ def test_a_page_that_cannot_be_drawn_costs_one_notice_and_no_run(
     def fail(*_):
         raise ZeroDivisionError("no ink")
 
-    monkeypatch.setattr(sys.modules[run_module.__module__], "write_report", fail)
+    monkeypatch.setattr(html, "write_report", fail)
     tracker = MemoryTracker()
     done = run(make_plan(small(), Path()), tracker, tmp_path / "one", name="one")
     assert done.page is None

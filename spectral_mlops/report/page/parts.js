@@ -7,6 +7,7 @@ const STAR = "★";
 const DIVERGING = ["#053061", "#2166ac", "#4393c3", "#92c5de", "#d1e5f0", "#f7f7f7", "#fddbc7", "#f4a582", "#d6604d",
   "#b2182b", "#67001f"].map((colour, i) => [i / 10, colour]);
 const MINUS = "−";
+const CROWD = 8; // With more lines than this bands hide each other, and a legend stands beside.
 
 const safe = (text) =>
   String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
@@ -91,6 +92,8 @@ function draw(id, title, traces, layout = {}) {
   }
   if (place.querySelector(".nothing")) place.replaceChildren();
   const { xaxis = {}, yaxis = {}, ...rest } = layout;
+  const named = traces.filter((t) => t.showlegend !== false && t.type !== "heatmap" && t.type !== "bar").length;
+  const legend = named > CROWD ? { x: 1.01, y: 1, font: { size: 10 } } : { orientation: "h", x: 0, y: 1.01, yanchor: "bottom" };
   Plotly.react(
     place,
     traces,
@@ -103,7 +106,7 @@ function draw(id, title, traces, layout = {}) {
       paper_bgcolor: "#fff",
       plot_bgcolor: "#fff",
       hoverlabel: { namelength: -1 },
-      legend: { orientation: "h", x: 0, y: 1.01, yanchor: "bottom" },
+      legend,
       xaxis: { ...AXIS, ...xaxis },
       yaxis: { ...AXIS, ...yaxis },
       ...rest,

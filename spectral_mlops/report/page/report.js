@@ -18,7 +18,9 @@ function report(data) {
 
   const chosen = (cells) => cells.filter((c) => c.source === state.source
     && c.layer === state.layer && c.quantity === state.quantity
-    && (c.grouping === state.grouping || c.group === data.pooled));
+    && (c.grouping === state.grouping || c.group === data.pooled))
+    .sort((a, b) => order(a.group) - order(b.group));
+  const order = (group) => (data.groupings[state.grouping] || []).indexOf(group);
   const pairs = () => {
     const found = new Map();
     for (const m of data.maps) {
@@ -96,7 +98,7 @@ function report(data) {
           y: [base, ...values.map((v) => base + height(v)), base], fill: "toself",
           customdata: [null, ...values, null], name: short(c.group), legendgroup: c.group,
           showlegend: row === 0, mode: "lines", line: { color: colour, dash, width: 1.4 },
-          fillcolor: rgba(colour, 0.1), hoveron: "points",
+          fillcolor: rgba(colour, cells.length > CROWD ? 0 : 0.1), hoveron: "points",
           hovertemplate: `epoch ${epoch}, σ<sub>%{x}</sub> = %{customdata:.3g}`,
         });
       }
@@ -110,10 +112,11 @@ function report(data) {
 
   function trajectories() {
     const cells = chosen(data.trajectories);
-    const sizes = cells.map((c) => `${label(c.group)} ${fmt(c.samples)}`).join(", ");
+    const sizes = cells.map((c) => `${label(c.group)}: ${fmt(c.samples)}`).join(", ");
     for (const [id, name] of [["rank", state.summary], ["norm", "frobenius_norm"]]) {
       const there = cells.filter((c) => c[name]);
-      const traces = there.flatMap((c) => banded(c.epochs, c[name], style(c.group), label(c.group)));
+      const traces = there.flatMap((c) => banded(c.epochs, there.length > CROWD ? [c[name][0], []] : c[name],
+        style(c.group), label(c.group)));
       draw(id, `${data.summaries[name]}: ${where()}`, traces, {
         xaxis: { title: { text: "epoch" } }, yaxis: { title: { text: data.summaries[name] } },
       });
@@ -122,7 +125,7 @@ function report(data) {
     const note = byId("trajectories-note");
     if (note) {
       note.textContent = `Bands of ranks and norms: SD over folds, which is variability and no evidence; no null is `
-        + `recorded for them, and they depend on how many people of a group there are (mean: ${sizes}). ` + (mapOf(state.source) || { reasons: [] }).reasons.map(sentence).join(" ");
+        + `recorded for them, and they depend on how many people of a group there are (on average ${sizes}). ` + (mapOf(state.source) || { reasons: [] }).reasons.filter((r) => r.startsWith("descriptive")).map(sentence).join(" ");
     }
   }
 
@@ -140,14 +143,17 @@ function report(data) {
     }
     const traces = [];
     const withNull = m.epochs.map((_, i) => i).filter((i) => known(m.null_mean[row][i]) && known(m.null_sd[row][i]));
+    // Where the groups are the target, relabelling tells of their sizes alone.
+    const descriptive = m.reasons.some((r) => r.startsWith("descriptive"));
+    const chance = descriptive ? "groups of these sizes by chance, no test" : "relabelled";
     if (withNull.length) {
       const edge = (sign) => withNull.map((i) => shownValue(m, m.null_mean[row][i] + sign * 2 * m.null_sd[row][i]));
       const xs = withNull.map((i) => m.epochs[i]);
       traces.push({
         x: [...xs, ...xs.slice().reverse()], y: [...edge(1), ...edge(-1).reverse()], fill: "toself", mode: "lines",
-        line: { width: 0 }, fillcolor: "rgba(90,98,110,0.18)", name: "relabelled: mean ± 2 SD (one fold)", hoverinfo: "skip",
+        line: { width: 0 }, fillcolor: "rgba(90,98,110,0.18)", name: `${chance}: mean ± 2 SD (one fold)`, hoverinfo: "skip",
       }, { x: xs, y: withNull.map((i) => shownValue(m, m.null_mean[row][i])), mode: "lines",
-        line: { color: "#5a626e", width: 1, dash: "dash" }, name: "relabelled: mean", hovertemplate: "%{y:.4g}" });
+        line: { color: "#5a626e", width: 1, dash: "dash" }, name: `${chance}: mean`, hovertemplate: "%{y:.4g}" });
     }
     const y = m.value[row].map((v) => shownValue(m, v));
     const hover = m.epochs.map((e, i) => `epoch ${e}: ${fmt(y[i])}`
@@ -192,6 +198,7 @@ function report(data) {
       (m, l, e) => (known(m.p_max[l][e]) && m.p_max[l][e] <= data.level ? STAR : ""));
     if (probe) notes.push(sentence(`On the probe ${TESTED[probe.tested]}`));
     for (const m of [train, probe]) if (m) notes.push(...m.reasons.map((r) => sentence(`${m.source}: ${r}`)));
+    if (probe) notes.push("All but the declared primary outcome is exploratory.");
     byId("maps-note").textContent = [...new Set(notes)].join(" ");
   }
 
@@ -271,7 +278,8 @@ function report(data) {
       const drawn = groups.filter((g) => g.matrices.length > rank);
       const names = data.where.names.length ? data.where.names : Array.from({ length: data.where.size }, (_, i) => i + 1);
       const domains = data.where.domains;
-      const places = panels(drawn.length, 3, 0.07, 0.14);
+      const columns = byId("plot-connectome").clientWidth < 700 ? 1 : 3;
+      const places = panels(drawn.length, columns, 0.07, drawn.length > columns ? 0.14 : 0.02);
       const layout = { shapes: [], annotations: [], showlegend: false, height: 60 + 380 * (places.length ? places[0].rows : 1),
         plot_bgcolor: "#d9d9d9", margin: { l: 40, r: 20, t: 70, b: 30 } };
       const traces = drawn.map((g, i) => {
