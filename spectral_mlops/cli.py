@@ -267,7 +267,9 @@ def _resume(
         )
     with _bar() as bar:
         plan = read_plan(folder, Path.cwd(), _reporter(bar), finished=False)
-    tracking = flags.get("tracking", {}).get("uri") or plan.config.tracking.uri
+    written = plan.config.tracking.uri or ""
+    tracking = flags.get("tracking", {}).get("uri")
+    tracking = tracking or (None if "***" in written else written or None)
     return _train_one(plan, folder.name, device, folder, tracking, resume=True)[1]
 
 

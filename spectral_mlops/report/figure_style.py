@@ -136,6 +136,12 @@ def plain(text: str, length: int = _NAME) -> str:
     return words if len(words) <= length else f"{words[: length - 1]}…"
 
 
+def plain_layer(layer: str, length: int = _NAME) -> str:
+    """Return a layer's name as it can be drawn; its end tells it from others."""
+    words = plain(layer, len(layer))
+    return words if len(words) <= length else f"…{words[1 - length :]}"
+
+
 def numbers(values: Iterable[float | None]) -> Array:
     """Return numbers as an array, None as NaN."""
     return np.array(list(values), dtype=np.float64)
@@ -162,12 +168,12 @@ def legend(figure: "Figure", axes: "Axes", most: int = 6) -> None:
 def label_panels(
     axes: NDArray[Any], columns: Sequence[str], rows: Sequence[str], below: str
 ) -> None:
-    """Write what columns and rows are, and the quantity of the shared x axis."""
+    """Write what columns are, which layers rows are, and what the x axis is."""
     for place, name in enumerate(columns):
         axes[0, place].set_title(plain(name))
         axes[-1, place].set_xlabel(below)
     for place, name in enumerate(rows):
-        axes[place, 0].set_ylabel(plain(name))
+        axes[place, 0].set_ylabel(plain_layer(name))
 
 
 def group_label(group: str) -> str:

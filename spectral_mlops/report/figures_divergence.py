@@ -18,6 +18,7 @@ from spectral_mlops.report.figure_style import (
     legend,
     numbers,
     plain,
+    plain_layer,
     shown_of,
     whole_ticks,
 )
@@ -218,7 +219,7 @@ def _grid(one: dict[str, Any], field: str) -> Array:
 def _layer_ticks(panel: "Axes", layers: Any) -> None:
     count = min(len(layers), NAMES)
     places = np.linspace(0, len(layers) - 1, count).round().astype(int)
-    panel.set_yticks(places, [plain(layers[i], 16) for i in places])
+    panel.set_yticks(places, [plain_layer(layers[i], 18) for i in places])
 
 
 def _epoch_ticks(panel: "Axes", epochs: list[int]) -> None:

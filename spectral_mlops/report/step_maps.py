@@ -109,9 +109,17 @@ def _ticks(panel: "Axes", rows: Sequence[str], columns: Sequence[str]) -> None:
     ):
         count = min(len(names), room)
         places = np.linspace(0, len(names) - 1, count).round().astype(int)
-        axis.set_ticks(places, [_plain(names[i], CUT) for i in places])
+        axis.set_ticks(places, [_plain(_end(names[i]), CUT) for i in places])
     panel.tick_params(labelsize=6, length=2)
     panel.tick_params(axis="x", labelrotation=40 if upright else 0)
+
+
+def _end(name: str) -> str:
+    """Return the last parts of a layer's path that fit."""
+    parts = str(name).split(".")
+    while len(parts) > 1 and len(".".join(parts)) > CUT:
+        del parts[0]
+    return ".".join(parts)
 
 
 def _plain(text: str, length: int = 80) -> str:

@@ -144,3 +144,8 @@ def check_table(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     except (ValueError, TypeError, OverflowError) as error:
         raise InputError(f"Table '{name}' cannot be written: {error}.") from error
     return frame.copy()
+
+
+def redacted(uri: str) -> str:
+    """Return an address with the password, if it has one, as ``***``."""
+    return re.sub(r"(//[^/:@]*):[^/@]*@", r"\1:***@", uri)

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
+from spectral_mlops.tracking.checks import redacted
+
 PACKAGES = (
     "spectral-mlops",
     "torch",
@@ -86,9 +88,9 @@ def git_state() -> tuple[str, str]:
 
 
 def command_line() -> str:
-    """Return the command that can be typed again, without the program's folder."""
+    """Return the command, without the program's folder and a store's password."""
     program = Path(sys.argv[0]).name or "interactive"
-    return shlex.join([program, *sys.argv[1:]])
+    return redacted(shlex.join([program, *sys.argv[1:]]))
 
 
 def cpu_model() -> str:

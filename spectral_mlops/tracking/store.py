@@ -1,13 +1,13 @@
 """MLflow stores: which one is meant, whether it can be used, how to look at it."""
 
 import os
-import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from spectral_mlops.errors import InputError, StoreAway, TrackingError
+from spectral_mlops.tracking.checks import redacted as redacted
 from spectral_mlops.tracking.metrics import safe_name
 from spectral_mlops.tracking.quiet import quiet  # NOTE: stays before mlflow
 
@@ -215,11 +215,6 @@ def resolve_uri(tracking_uri: str | None) -> str:
 def sqlite_path(uri: str) -> Path | None:
     """Return the file of a sqlite store, None for any other."""
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:") else None
-
-
-def redacted(uri: str) -> str:
-    """Return an address with the password, if it has one, as ``***``."""
-    return re.sub(r"(//[^/:@]*):[^/@]*@", r"\1:***@", uri)
 
 
 def _may_come_back(uri: str, error: Exception) -> bool:

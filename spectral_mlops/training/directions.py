@@ -24,6 +24,8 @@ from spectral_mlops.training.plan import Plan
 
 Array = NDArray[np.float64]
 QUANTITIES: tuple[Quantity, ...] = ("gradient", "activation")
+VOXELS = 8_000_000
+"""Most numbers of images that are kept for figures; 32 MB before compression."""
 NOTE = (
     "Signs are arbitrary: the largest loading is positive, groups are turned to face "
     "the pooled one.\nDirections depend on the size of the groups. Grey: not a feature."
@@ -90,8 +92,8 @@ def leave_directions(
         if POOLED in drawn.vectors:
             joined[quantity] = (drawn, _title(chosen, len(scalers)))
             written += _figure(inside / quantity, plan, *joined[quantity])
-    if joined and plan.cohort.space.order is not None:
-        written.append(_maps(inside / "maps.npz", plan, joined))
+    if joined and (maps := _maps(plan, joined)) is not None:
+        written.append(write_maps(maps, inside / "maps.npz"))
     return written
 
 
@@ -123,16 +125,29 @@ def _joined(
     return _Drawn(facing, {group: of.shares for group, of in joined.items()})
 
 
-def _maps(path: Path, plan: Plan, joined: Mapping[str, tuple[_Drawn, str]]) -> Path:
-    """Keep matrices of connections for pages; voxels have images of their own."""
+def _maps(plan: Plan, joined: Mapping[str, tuple[_Drawn, str]]) -> InputMaps | None:
+    """Keep matrices of connections for pages and figures.
+
+    Of voxels, which have images of their own, the first direction is kept, unless it
+    is too large.
+    """
     space = plan.cohort.space
+    if space.order is None and space.affine is None:
+        return None
     vectors = {
-        quantity: {group: space.matrices(x) for group, x in drawn.vectors.items()}
+        quantity: {
+            group: x[:1] if space.order is None else space.matrices(x)
+            for group, x in drawn.vectors.items()
+        }
         for quantity, (drawn, _) in joined.items()
     }
+    size = sum(x.size for groups in vectors.values() for x in groups.values())
+    if space.order is None and size > VOXELS:
+        return None
     shares = {quantity: drawn.shares for quantity, (drawn, _) in joined.items()}
     titles = {quantity: title for quantity, (_, title) in joined.items()}
-    return write_maps(InputMaps(vectors, shares, titles, space.networks), path)
+    affine = space.affine if space.order is None else None
+    return InputMaps(vectors, shares, titles, space.networks, affine)
 
 
 def _title(directions: Sequence[Direction], folds: int) -> str:

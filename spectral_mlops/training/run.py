@@ -13,8 +13,10 @@ import pandas as pd
 import torch
 
 from spectral_mlops.cohorts import write_splits
+from spectral_mlops.config import RunConfig
 from spectral_mlops.report import layer_table
 from spectral_mlops.tracking import Tracker
+from spectral_mlops.tracking.checks import redacted
 from spectral_mlops.tracking.details import write_null
 from spectral_mlops.tracking.environment import environment_tags, environment_text
 from spectral_mlops.tracking.schema import schema
@@ -106,12 +108,12 @@ def run(
         "spectral.threads": str(torch.get_num_threads()),
         **environment_tags(_words(device)),
     }
-    summary = plan.cohort.summary()
+    summary, recorded = plan.cohort.summary(), _without_password(plan.config)
     made = [] if resume else _make(folder)
     try:
         tracker.start(
             name,
-            plan.config.flat(),
+            recorded.flat(),
             {**own, **(tags or {})},
             summary,
             profile=plan.config.tracking.profile,
@@ -122,7 +124,7 @@ def run(
             empty.rmdir()
         raise
     settings = folder / "config.json"
-    settings.write_text(plan.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    settings.write_text(recorded.model_dump_json(indent=2) + "\n", encoding="utf-8")
     versions = folder / "environment.txt"
     versions.write_text(environment_text(_words(device)), encoding="utf-8")
     write_splits(folder / "splits", plan.probe, plan.folds)
@@ -270,6 +272,13 @@ def _predictions(validation: Sequence[Predictions]) -> pd.DataFrame:
             )
         )
     return pd.concat(tables, ignore_index=True)
+
+
+def _without_password(config: RunConfig) -> RunConfig:
+    """Return the settings as they are written down: a store's password is not."""
+    uri = config.tracking.uri
+    kept = config.tracking.model_copy(update={"uri": redacted(uri) if uri else uri})
+    return config.model_copy(update={"tracking": kept})
 
 
 def _leave_schema(folder: Path, plan: Plan, tracker: Tracker) -> None:

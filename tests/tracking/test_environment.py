@@ -16,7 +16,9 @@ def test_commit_and_changes_of_the_scripts_repository(tmp_path, monkeypatch):
     script.write_text("1\n")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-qm", "first")
-    monkeypatch.setattr(sys, "argv", [str(script), "--epochs", "3", "a b"])
+    monkeypatch.setattr(
+        sys, "argv", [str(script), "--epochs", "3", "a b", "http://me:secret@x"]
+    )
     commit = git(tmp_path, "rev-parse", "HEAD").strip()
     assert environment.git_state() == (commit, "false")
     (tmp_path / "new.txt").write_text("not known to git\n")
@@ -26,7 +28,7 @@ def test_commit_and_changes_of_the_scripts_repository(tmp_path, monkeypatch):
     text = environment.environment_text("cuda:0 (a card)")
     assert f"git commit: {commit}" in text
     assert "git changes: yes, not committed" in text
-    assert "command: train.py --epochs 3 'a b'" in text
+    assert "command: train.py --epochs 3 'a b' http://me:***@x" in text
     assert "device: cuda:0 (a card)" in text
     assert f"numpy=={__import__('numpy').__version__}" in text
     assert str(tmp_path) not in text

@@ -141,6 +141,16 @@ def _check_final(folder):
             np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+def test_a_stores_password_is_written_nowhere(small, tmp_path):
+    uri = "http://me:secret@127.0.0.1:9"
+    plan = make_plan(small(tracking={"uri": uri}, training={"epochs": 1}), Path())
+    tracker = MemoryTracker()
+    run(plan, tracker, tmp_path / "run", name="one", figures=False)
+    assert tracker.params["tracking.uri"] == "http://me:***@127.0.0.1:9"
+    files = [p for p in (tmp_path / "run").rglob("*") if p.is_file()]
+    assert not [p for p in files if b"secret" in p.read_bytes()]
+
+
 def test_sweeps_have_few_keys_and_no_images(small, tmp_path):
     plan = make_plan(small(tracking={"profile": "sweep"}), Path())
     tracker = MemoryTracker()

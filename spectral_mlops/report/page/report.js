@@ -143,14 +143,17 @@ function report(data) {
     }
     const traces = [];
     const withNull = m.epochs.map((_, i) => i).filter((i) => known(m.null_mean[row][i]) && known(m.null_sd[row][i]));
+    // Where the groups are the target, relabelling tells of their sizes alone.
+    const descriptive = m.reasons.some((r) => r.startsWith("descriptive"));
+    const chance = descriptive ? "groups of these sizes by chance, no test" : "relabelled";
     if (withNull.length) {
       const edge = (sign) => withNull.map((i) => shownValue(m, m.null_mean[row][i] + sign * 2 * m.null_sd[row][i]));
       const xs = withNull.map((i) => m.epochs[i]);
       traces.push({
         x: [...xs, ...xs.slice().reverse()], y: [...edge(1), ...edge(-1).reverse()], fill: "toself", mode: "lines",
-        line: { width: 0 }, fillcolor: "rgba(90,98,110,0.18)", name: "relabelled: mean ± 2 SD (one fold)", hoverinfo: "skip",
+        line: { width: 0 }, fillcolor: "rgba(90,98,110,0.18)", name: `${chance}: mean ± 2 SD (one fold)`, hoverinfo: "skip",
       }, { x: xs, y: withNull.map((i) => shownValue(m, m.null_mean[row][i])), mode: "lines",
-        line: { color: "#5a626e", width: 1, dash: "dash" }, name: "relabelled: mean", hovertemplate: "%{y:.4g}" });
+        line: { color: "#5a626e", width: 1, dash: "dash" }, name: `${chance}: mean`, hovertemplate: "%{y:.4g}" });
     }
     const y = m.value[row].map((v) => shownValue(m, v));
     const hover = m.epochs.map((e, i) => `epoch ${e}: ${fmt(y[i])}`
@@ -275,7 +278,8 @@ function report(data) {
       const drawn = groups.filter((g) => g.matrices.length > rank);
       const names = data.where.names.length ? data.where.names : Array.from({ length: data.where.size }, (_, i) => i + 1);
       const domains = data.where.domains;
-      const places = panels(drawn.length, 3, 0.07, drawn.length > 3 ? 0.14 : 0.02);
+      const columns = byId("plot-connectome").clientWidth < 700 ? 1 : 3;
+      const places = panels(drawn.length, columns, 0.07, drawn.length > columns ? 0.14 : 0.02);
       const layout = { shapes: [], annotations: [], showlegend: false, height: 60 + 380 * (places.length ? places[0].rows : 1),
         plot_bgcolor: "#d9d9d9", margin: { l: 40, r: 20, t: 70, b: 30 } };
       const traces = drawn.map((g, i) => {
