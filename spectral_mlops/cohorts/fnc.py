@@ -6,7 +6,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from spectral_mlops.cohorts.cohort import Cohort, listed
+from spectral_mlops.cohorts.cohort import Cohort
+from spectral_mlops.cohorts.joining import Unmatched, check_matched
 from spectral_mlops.cohorts.labels import choose_positive
 from spectral_mlops.cohorts.loaders import Progress, register_cohort
 from spectral_mlops.cohorts.space import FeatureSpace, networks_of
@@ -38,7 +39,7 @@ class FncSettings(Settings):
     missing: Literal["raise", "drop_subject"] = Field(
         "raise", description="what to do about people with missing connections"
     )
-    unmatched: Literal["raise", "drop"] = Field(
+    unmatched: Unmatched = Field(
         "raise", description="what to do about people in only one of the files"
     )
 
@@ -99,31 +100,16 @@ def _join(
 ) -> tuple[list[int], tuple[str, ...]]:
     """Return the rows of people that stand in both files, and what was left out."""
     known, featured = set(labelled), set(vectors.ids)
-    extra = [who for who in vectors.ids if who not in known]
-    without = [who for who in labelled if who not in featured]
     keep = [row for row, who in enumerate(vectors.ids) if who in known]
-    if not (extra or without):
-        return keep, (f"{len(keep)} people joined by id",)
-    sides = [
-        f"{len(ids)} only in {name} ({listed(ids)})"
-        for ids, name in ((extra, vectors.path.name), (without, labels.name))
-        if ids
-    ]
-    told = f"{len(keep)} people joined by id, {' and '.join(sides)}"
-    if settings.unmatched == "drop" and keep:
-        return keep, (f"{told}: left out as unmatched='drop' asks",)
-    same = {_bare(who) for who in extra} & {_bare(who) for who in without}
-    way_out = (
-        f"{len(same)} of them agree but for 'sub-' and leading zeros: write them alike"
-        if same
-        else "make both list the same people, or set unmatched='drop'"
+    told = check_matched(
+        len(keep),
+        [who for who in vectors.ids if who not in known],
+        [who for who in labelled if who not in featured],
+        (vectors.path.name, labels.name),
+        f"{vectors.path} and {labels}",
+        settings.unmatched,
     )
-    raise InputError(f"{vectors.path} and {labels}: {told}; {way_out}.")
-
-
-def _bare(who: str) -> str:
-    """Return an id without ``sub-`` and leading zeros, to explain a mismatch."""
-    return who.removeprefix("sub-").lstrip("0")
+    return keep, (told,)
 
 
 def _without_missing(

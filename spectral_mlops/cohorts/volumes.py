@@ -1,6 +1,7 @@
 """Volumes of a cohort, read from NIfTI: one grid, native floats, nothing silent."""
 
 import gzip
+import math
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +13,59 @@ from numpy.typing import NDArray
 from spectral_mlops.errors import InputError
 
 Volume = NDArray[np.float32]
+GZIP_RATIO = 1032
+"""DEFLATE never packs more than this many bytes into one."""
+
+
+def open_image(path: Path) -> Any:
+    """Open an image without reading its voxels; refuse a header that cannot be true.
+
+    A header may promise terabytes. What the file could hold at most is known from
+    its size, so nothing is allocated for a promise that it cannot keep.
+
+    Args:
+        path: A NIfTI file, compressed or not.
+
+    Returns:
+        The image of nibabel, voxels still on disk.
+
+    Raises:
+        InputError: If the file is missing, no image, or too small for its header.
+    """
+    import nibabel
+
+    try:
+        image: Any = nibabel.load(path)
+        size = path.stat().st_size
+    except FileNotFoundError as error:
+        raise InputError(f"There is no image {path}.") from error
+    except (
+        nibabel.filebasedimages.ImageFileError,
+        nibabel.spatialimages.HeaderDataError,
+        nibabel.wrapstruct.WrapStructError,
+        OSError,
+        EOFError,
+        ValueError,
+        zlib.error,
+    ) as error:
+        raise _unreadable(path, error) from error
+    shape = tuple(int(length) for length in image.shape)
+    promised = math.prod(shape) * image.get_data_dtype().itemsize
+    most = size * GZIP_RATIO if path.suffix == ".gz" else size
+    if min(shape, default=0) < 1 or promised > most:
+        raise _unreadable(
+            path,
+            f"its header promises {'x'.join(map(str, shape))} voxels, {promised} "
+            f"bytes, and the file cannot hold more than {most}",
+        )
+    return image
+
+
+def _unreadable(path: Path, reason: object) -> InputError:
+    """Say that a file is no usable image, and why."""
+    return InputError(
+        f"{path} cannot be read as a NIfTI image: {reason}; copy it anew."
+    )
 
 
 def read_volume(path: Path) -> tuple[Volume, NDArray[np.float64]]:
@@ -33,27 +87,16 @@ def read_volume(path: Path) -> tuple[Volume, NDArray[np.float64]]:
     """
     import nibabel
 
+    image = open_image(path)
     try:
         _check_sum(path)
-        image: Any = nibabel.load(path)
         turned = nibabel.as_closest_canonical(  # type: ignore[no-untyped-call]
             image
         )
         # Unscaled through the data object: the header's own slope reads NaN.
         data = turned.get_fdata(dtype=np.float32, caching="unchanged")
-    except FileNotFoundError as error:
-        raise InputError(f"There is no image {path}.") from error
-    except (
-        nibabel.filebasedimages.ImageFileError,
-        nibabel.spatialimages.HeaderDataError,
-        OSError,
-        EOFError,
-        ValueError,
-        zlib.error,
-    ) as error:
-        raise InputError(
-            f"{path} cannot be read as a NIfTI image: {error}; copy it anew."
-        ) from error
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise _unreadable(path, error) from error
     while data.ndim > 3 and data.shape[-1] == 1:
         data = data[..., 0]
     if data.ndim != 3:

@@ -1,0 +1,317 @@
+"""Loader ``timecourses``: everyone's time courses and a table of people, by id."""
+
+import glob
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from spectral_mlops.cohorts.atlas import AtlasKind, atlas_extractor
+from spectral_mlops.cohorts.cohort import Cohort
+from spectral_mlops.cohorts.joining import Unmatched, check_matched
+from spectral_mlops.cohorts.labels import choose_positive
+from spectral_mlops.cohorts.lengths import Lengths, check_equal, crop, pad, windows
+from spectral_mlops.cohorts.loaders import Progress, register_cohort
+from spectral_mlops.cohorts.measure import Estimator, Kind, connectivity_of
+from spectral_mlops.cohorts.missing_series import Dead, repair
+from spectral_mlops.cohorts.orientation import Orientation, orient
+from spectral_mlops.cohorts.series_files import (
+    Extract,
+    Series,
+    read_numpy,
+    read_series,
+)
+from spectral_mlops.cohorts.space import FeatureSpace
+from spectral_mlops.cohorts.tables import People, read_people
+from spectral_mlops.cohorts.triangles import Order
+from spectral_mlops.config import Settings
+from spectral_mlops.errors import InputError, UnknownNameError
+from spectral_mlops.registry import nearest
+
+PLACE = re.compile(r"\{(\w+)\}")
+
+
+class SeriesSettings(Settings):
+    """What is done with time courses, whatever they are read from."""
+
+    components: int | None = Field(None, ge=1, description="how many, if known")
+    timepoints: int | None = Field(None, ge=1, description="how many, if known")
+    orientation: Orientation = Field(
+        "auto", description="of arrays without names; 'auto' decides or refuses"
+    )
+    lengths: Lengths = Field("raise", description="what to do where they are unequal")
+    window: int | None = Field(None, ge=1, description="time points of one window")
+    stride: int | None = Field(None, ge=1, description="window if not given")
+    dead: Dead = Field("raise", description="about constant components and gaps")
+    connectivity: Kind | None = Field(
+        None, description="compute it and use it instead of the time courses"
+    )
+    estimator: Estimator = Field(
+        "empirical", description="of covariance; nilearn's own default: 'ledoit-wolf'"
+    )
+    fisher_z: bool = Field(False, description="artanh of the correlations")
+    order: Order = Field("upper", description="triangle of computed connectivity")
+    atlas: Path | None = Field(
+        None, description="NIfTI of regions, maps or a mask that images are read with"
+    )
+    atlas_kind: AtlasKind = Field("labels", description="what the atlas holds")
+    resample: bool = Field(False, description="let nilearn bring the atlas to images")
+
+
+class TimecourseSettings(SeriesSettings):
+    """Settings of the loader ``timecourses``; relative paths: below the work folder."""
+
+    series: str = Field(
+        description="NPZ of everyone, or a file a person: 'ts/{participant_id}.tsv'"
+    )
+    labels: Path = Field(description="CSV or TSV table of people")
+    variable: str | None = Field(None, description="array of an NPZ or MATLAB file")
+    id_column: str | None = Field(None, description="found by alias if not given")
+    label_column: str | None = Field(None, description="found by alias if not given")
+    label_names: dict[str, str] | None = Field(None, description="0 = 'control', …")
+    keep: tuple[str, ...] | None = Field(None, description="labels to keep, all if not")
+    positive: str | None = Field(None, description="label counted as positive")
+    unmatched: Unmatched = Field(
+        "raise", description="what to do about people without files, and the reverse"
+    )
+
+
+@register_cohort("timecourses", TimecourseSettings)
+def load_timecourses(
+    settings: TimecourseSettings, workdir: Path, progress: Progress | None = None
+) -> Cohort:
+    """Load time courses and labels from files.
+
+    Args:
+        settings: Which files, and how they are to be read.
+        workdir: Folder that relative paths are below.
+        progress: Told about people read.
+
+    Returns:
+        Modality ``timecourses``, features ``[people, T, C]`` (with ``lengths`` where
+        padded) or ``[people, windows, T, C]``; with ``connectivity`` set modality
+        ``fnc``, features ``[people, C(C-1)/2]``.
+    """
+    people = read_people(
+        workdir / settings.labels,
+        settings.id_column,
+        settings.label_column,
+        settings.label_names,
+        settings.keep,
+    )
+    place = workdir / settings.series
+    if PLACE.search(settings.series):
+        extract = extractor(settings, workdir)
+        pattern = str(Path(glob.escape(str(workdir))) / settings.series)
+        series, matched = _from_files(
+            settings, pattern, people.frame, extract, progress
+        )
+    else:
+        series, matched = _from_archive(settings, place, people.frame)
+    positive, chosen = choose_positive(
+        [str(label) for label in people.frame.loc[list(series), people.target]],
+        settings.positive,
+        people.label_column,
+        workdir / settings.labels,
+    )
+    notes = (*people.notes, chosen, matched)
+    return build_cohort(series, people, positive, settings, settings.series, notes)
+
+
+def extractor(settings: SeriesSettings, workdir: Path) -> Extract | None:
+    """Return what turns images into time courses, if an atlas is set."""
+    if settings.atlas is None:
+        return None
+    return atlas_extractor(
+        workdir / settings.atlas, settings.atlas_kind, settings.resample
+    )
+
+
+def build_cohort(
+    series: Mapping[str, Series],
+    people: People,
+    positive: str,
+    settings: SeriesSettings,
+    source: str,
+    notes: tuple[str, ...],
+) -> Cohort:
+    """Orient, repair and stack time courses, or compute connectivity from them.
+
+    Args:
+        series: As read, by id.
+        people: Table with at least these people.
+        positive: Label counted as positive.
+        settings: What is done with them.
+        source: Where they came from, for messages and records.
+        notes: Of what happened before.
+
+    Returns:
+        The cohort, in the order of ``series``.
+
+    Raises:
+        InputError: If a policy refuses what it meets.
+    """
+    turned, names, told = orient(
+        series, settings.components, settings.timepoints, settings.orientation
+    )
+    said = [told]
+    if settings.lengths == "crop":
+        turned, told = crop(turned)
+        said.append(told)
+    elif settings.lengths == "raise":
+        check_equal(turned, source)
+    finite, told_missing = repair(turned, settings.dead, names, source)
+    said.extend(told_missing)
+    frame = people.frame.loc[list(finite)]
+    if len(frame) < len(series):
+        counts = frame[people.target].value_counts().sort_index()
+        left = ", ".join(f"{count} {label}" for label, count in counts.items())
+        said.append(f"{people.target} of those left: {left}")
+    lengths, space, modality = None, FeatureSpace(None, names), "timecourses"
+    if settings.connectivity is not None:
+        features, told = _connectivity(finite, settings, source)
+        space, modality = FeatureSpace(settings.order, names), "fnc"
+    elif settings.lengths == "window":
+        features, told = windows(finite, settings.window, settings.stride, source)
+    else:
+        features, lengths, told = pad(finite)
+    return Cohort(
+        people=frame,
+        features=features,
+        modality=modality,
+        target=people.target,
+        positive=positive,
+        source=source,
+        notes=(*notes, *said, told),
+        space=space,
+        lengths=lengths,
+    )
+
+
+def _connectivity(
+    series: Mapping[str, np.ndarray], settings: SeriesSettings, source: str
+) -> tuple[np.ndarray, str]:
+    """Compute connectivity, each person's from all time points there are."""
+    if settings.lengths == "window":
+        raise InputError(
+            "connectivity= takes one matrix a person from all time points; set lengths="
+            "'crop' (equal precision) or 'pad' (each one's own length), not 'window'."
+        )
+    if settings.dead == "zero":
+        raise InputError(
+            "connectivity= cannot correlate components set to zero; choose "
+            "dead='drop_subject' or 'impute_mean'."
+        )
+    kind = settings.connectivity
+    assert kind is not None
+    features, told = connectivity_of(
+        series, kind, settings.estimator, settings.fisher_z, settings.order, source
+    )
+    counts = {len(one) for one in series.values()}
+    return features, f"{told}, {min(counts)} to {max(counts)} time points a person"
+
+
+def _from_files(
+    settings: TimecourseSettings,
+    pattern: str,
+    frame: pd.DataFrame,
+    extract: Extract | None,
+    progress: Progress | None,
+) -> tuple[dict[str, Series], str]:
+    """Read one file a person; files that are nobody's are counted."""
+    paths = {
+        str(who): _file_of(pattern, {"participant_id": who, "id": who} | row.to_dict())
+        for who, row in frame.iterrows()
+    }
+    found = {who: path for who, path in paths.items() if path is not None}
+    everything = PLACE.sub("*", pattern)
+    claimed = {str(path) for path in found.values()}
+    extra = sorted(set(glob.glob(everything)) - claimed)
+    told = check_matched(
+        len(found),
+        [Path(path).name for path in extra],
+        [who for who in paths if who not in found],
+        (f"files {Path(everything).name}", "the table"),
+        f"{settings.series} and {settings.labels}",
+        settings.unmatched,
+    )
+    series = {}
+    for done, (who, path) in enumerate(found.items(), start=1):
+        series[who] = read_series(path, settings.variable, extract)
+        if progress:
+            progress("reading time courses", done, len(found))
+    return series, told
+
+
+def _file_of(pattern: str, known: Mapping[Any, object]) -> Path | None:
+    """Return the one file that a person's values in the pattern lead to, if any."""
+
+    def fill(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in known:
+            raise UnknownNameError(
+                f"series='{pattern}': the table of people has no column '{name}'; it "
+                f"has {', '.join(map(str, known))}.{nearest(name, list(known))}"
+            )
+        value = known[name]
+        return "\0" if value is None or value != value else glob.escape(str(value))
+
+    filled = PLACE.sub(fill, pattern)
+    if "\0" in filled:
+        return None  # the person's cell is empty
+    files = sorted(glob.glob(filled))
+    if len(files) > 1:
+        raise InputError(
+            f"{filled} is more than one file ({files[0]}, {files[1]}); make series= "
+            "name one a person."
+        )
+    return Path(files[0]) if files else None
+
+
+def _from_archive(
+    settings: TimecourseSettings, path: Path, frame: pd.DataFrame
+) -> tuple[dict[str, Series], str]:
+    """Take everyone's arrays from one NPZ: by id, or with an array ``ids``."""
+    if path.suffix != ".npz":
+        raise InputError(
+            f"series='{settings.series}' is one file for everyone, which must be an "
+            "NPZ; for one file a person name a column: 'ts/{participant_id}.tsv'."
+        )
+    arrays = read_numpy(path)
+    if {"ids", "timecourses"} <= set(arrays):
+        ids, stacked = arrays["ids"], arrays["timecourses"]
+        if stacked.ndim != 3 or ids.shape != stacked.shape[:1]:
+            raise InputError(
+                f"{path}: ids have shape {ids.shape} and timecourses {stacked.shape}; "
+                "expected [people] and three axes, people first."
+            )
+        names = [str(who).strip() for who in ids.tolist()]
+        repeated = [who for k, who in enumerate(names) if who in names[:k]]
+        if repeated:
+            raise InputError(f"{path}: id {repeated[0]} stands more than once in ids.")
+        arrays = dict(zip(names, stacked, strict=True))
+    for who, array in arrays.items():
+        if array.ndim != 2 or array.dtype.kind not in "fiu":
+            raise InputError(
+                f"{path}: '{who}' has shape {array.shape} and type {array.dtype}; "
+                "expected an array of numbers with two axes a person, named by id, or "
+                "the arrays 'ids' and 'timecourses'."
+            )
+    listed_ids = [str(who) for who in frame.index]
+    joined = [who for who in arrays if who in set(listed_ids)]
+    told = check_matched(
+        len(joined),
+        [who for who in arrays if who not in set(listed_ids)],
+        [who for who in listed_ids if who not in arrays],
+        (path.name, settings.labels.name),
+        f"{path} and {settings.labels}",
+        settings.unmatched,
+    )
+    series = {
+        who: Series(f"{path}: {who}", arrays[who].astype(np.float64)) for who in joined
+    }
+    return series, told
