@@ -7,6 +7,7 @@ loaders that come with it; others register with `register_cohort`.
 from spectral_mlops.cohorts import fnc as _fnc
 from spectral_mlops.cohorts import simulated as _simulated
 from spectral_mlops.cohorts import timecourses as _timecourses
+from spectral_mlops.cohorts import voxels as _voxels
 from spectral_mlops.cohorts.cohort import Cohort
 from spectral_mlops.cohorts.features import FeatureScaler
 from spectral_mlops.cohorts.loaders import (
@@ -51,4 +52,4 @@ __all__ = [
     "write_splits",
 ]
 
-del _fnc, _simulated, _timecourses
+del _fnc, _simulated, _timecourses, _voxels

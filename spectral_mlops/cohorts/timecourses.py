@@ -1,10 +1,7 @@
 """Loader ``timecourses``: everyone's time courses and a table of people, by id."""
 
-import glob
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +16,7 @@ from spectral_mlops.cohorts.loaders import Progress, register_cohort
 from spectral_mlops.cohorts.measure import Estimator, Kind, connectivity_of
 from spectral_mlops.cohorts.missing_series import Dead, repair
 from spectral_mlops.cohorts.orientation import Orientation, orient
+from spectral_mlops.cohorts.patterns import find_files, has_place
 from spectral_mlops.cohorts.series_files import (
     Extract,
     Series,
@@ -29,10 +27,7 @@ from spectral_mlops.cohorts.space import FeatureSpace
 from spectral_mlops.cohorts.tables import People, read_people
 from spectral_mlops.cohorts.triangles import Order
 from spectral_mlops.config import Settings
-from spectral_mlops.errors import InputError, UnknownNameError
-from spectral_mlops.registry import nearest
-
-PLACE = re.compile(r"\{(\w+)\}")
+from spectral_mlops.errors import InputError
 
 
 class SeriesSettings(Settings):
@@ -103,14 +98,18 @@ def load_timecourses(
         settings.label_names,
         settings.keep,
     )
-    place = workdir / settings.series
-    if PLACE.search(settings.series):
-        extract = extractor(settings, workdir)
-        pattern = str(Path(glob.escape(str(workdir))) / settings.series)
-        series, matched = _from_files(
-            settings, pattern, people.frame, extract, progress
+    if has_place(settings.series):
+        paths, matched = find_files(
+            settings.series,
+            workdir,
+            people.frame,
+            settings.labels,
+            settings.unmatched,
         )
+        extract = extractor(settings, workdir)
+        series = read_files(paths, settings.variable, extract, progress)
     else:
+        place = workdir / settings.series
         series, matched = _from_archive(settings, place, people.frame)
     positive, chosen = choose_positive(
         [str(label) for label in people.frame.loc[list(series), people.target]],
@@ -215,61 +214,29 @@ def _connectivity(
     return features, f"{told}, {min(counts)} to {max(counts)} time points a person"
 
 
-def _from_files(
-    settings: TimecourseSettings,
-    pattern: str,
-    frame: pd.DataFrame,
-    extract: Extract | None,
-    progress: Progress | None,
-) -> tuple[dict[str, Series], str]:
-    """Read one file a person; files that are nobody's are counted."""
-    paths = {
-        str(who): _file_of(pattern, {"participant_id": who, "id": who} | row.to_dict())
-        for who, row in frame.iterrows()
-    }
-    found = {who: path for who, path in paths.items() if path is not None}
-    everything = PLACE.sub("*", pattern)
-    claimed = {str(path) for path in found.values()}
-    extra = sorted(set(glob.glob(everything)) - claimed)
-    told = check_matched(
-        len(found),
-        [Path(path).name for path in extra],
-        [who for who in paths if who not in found],
-        (f"files {Path(everything).name}", "the table"),
-        f"{settings.series} and {settings.labels}",
-        settings.unmatched,
-    )
+def read_files(
+    paths: Mapping[str, Path],
+    variable: str | None = None,
+    extract: Extract | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Series]:
+    """Read one file a person.
+
+    Args:
+        paths: By id.
+        variable: Which array of an NPZ or MATLAB file.
+        extract: What makes time courses of an image.
+        progress: Told about people read.
+
+    Returns:
+        Time courses by id, in the same order.
+    """
     series = {}
-    for done, (who, path) in enumerate(found.items(), start=1):
-        series[who] = read_series(path, settings.variable, extract)
+    for done, (who, path) in enumerate(paths.items(), start=1):
+        series[who] = read_series(path, variable, extract)
         if progress:
-            progress("reading time courses", done, len(found))
-    return series, told
-
-
-def _file_of(pattern: str, known: Mapping[Any, object]) -> Path | None:
-    """Return the one file that a person's values in the pattern lead to, if any."""
-
-    def fill(match: re.Match[str]) -> str:
-        name = match[1]
-        if name not in known:
-            raise UnknownNameError(
-                f"series='{pattern}': the table of people has no column '{name}'; it "
-                f"has {', '.join(map(str, known))}.{nearest(name, list(known))}"
-            )
-        value = known[name]
-        return "\0" if value is None or value != value else glob.escape(str(value))
-
-    filled = PLACE.sub(fill, pattern)
-    if "\0" in filled:
-        return None  # the person's cell is empty
-    files = sorted(glob.glob(filled))
-    if len(files) > 1:
-        raise InputError(
-            f"{filled} is more than one file ({files[0]}, {files[1]}); make series= "
-            "name one a person."
-        )
-    return Path(files[0]) if files else None
+            progress("reading time courses", done, len(paths))
+    return series
 
 
 def _from_archive(
