@@ -4,6 +4,7 @@ Nothing here knows of networks or training. Importing this package files the
 loaders that come with it; others register with `register_cohort`.
 """
 
+from spectral_mlops.cohorts import bids as _bids
 from spectral_mlops.cohorts import fnc as _fnc
 from spectral_mlops.cohorts import simulated as _simulated
 from spectral_mlops.cohorts import timecourses as _timecourses
@@ -52,4 +53,4 @@ __all__ = [
     "write_splits",
 ]
 
-del _fnc, _simulated, _timecourses, _voxels
+del _bids, _fnc, _simulated, _timecourses, _voxels
