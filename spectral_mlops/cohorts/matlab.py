@@ -53,11 +53,11 @@ def choose_array(
         arrays: Of the file, by name.
         named: The user's choice (setting ``variable``).
         likely: Usual names, the most usual first.
-        axes: How many axes it may have, none of them of length 1.
+        axes: How many axes it may have, not counting those of length 1.
         path: The file, for messages.
 
     Returns:
-        Its name and the array.
+        Its name, and the array without axes of length 1.
 
     Raises:
         UnknownNameError: If there is no array of the name given.
@@ -71,12 +71,12 @@ def choose_array(
     fitting = [
         name
         for name, array in arrays.items()
-        if array.ndim in axes and min(array.shape) > 1 and array.dtype.kind in "fiu"
+        if array.squeeze().ndim in axes and array.dtype.kind in "fiu" and array.size
     ]
     usual = [name for name in likely if name in fitting]
     chosen = [named] if named is not None else (usual[:1] or fitting)
     if len(chosen) == 1 and chosen[0] in fitting:
-        return chosen[0], arrays[chosen[0]]
+        return chosen[0], arrays[chosen[0]].squeeze()
     shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
     wanted = " or ".join(str(number) for number in axes)
     raise InputError(
