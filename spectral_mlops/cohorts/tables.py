@@ -46,6 +46,7 @@ def read_people(
     label_column: str | None = None,
     label_names: Mapping[str, str] | None = None,
     keep: Sequence[str] | None = None,
+    drop_unlabelled: bool = False,
 ) -> People:
     """Read a table of people with a label each.
 
@@ -57,6 +58,7 @@ def read_people(
         label_column: Column of labels; found by alias of ``group`` if not given.
         label_names: New name of every label, such as ``{"0": "control"}``.
         keep: Labels (new names) of the people wanted; everyone if not given.
+        drop_unlabelled: Leave people without a label out, instead of refusing them.
 
     Returns:
         The table, its target column and notes on what was found.
@@ -69,6 +71,12 @@ def read_people(
     table = read_table(path)
     ids = find_column(table, "id", id_column)
     labels = find_column(table, "group", label_column)
+    known = [not is_missing(label) for label in table.column(labels)]
+    unlabelled = known.count(False) if drop_unlabelled else 0
+    if unlabelled == len(known):
+        raise InputError(f"{path}: nobody has a label in column '{labels}'.")
+    if unlabelled:
+        table = _rows(table, known)
     _check_ids(table, ids, labels)
     concept = concept_of(labels)
     target = concept if concept in ("age", "sex", "site") else "group"
@@ -83,13 +91,15 @@ def read_people(
         index=pd.Index(table.column(ids), name="participant_id", dtype=object),
     )
     frame[target] = relabel(table.column(labels), label_names, table.path, labels)
-    frame, left_out = _only(frame, target, keep, table.path)
+    frame, others_out = _only(frame, target, keep, table.path)
     counts = frame[target].value_counts().sort_index()
     if len(counts) < 2:
         raise InputError(
             f"{path}: everyone has {labels}={counts.index[0]}; comparing groups needs "
             "at least two labels."
         )
+    left_out = [f"unlabelled: {unlabelled} people left out"] if unlabelled else []
+    left_out.extend(others_out)
     found = ", ".join(f"{new} = '{old}'" for old, new in names.items() if old != ids)
     shown = ", ".join(f"{count} {label}" for label, count in counts.items())
     notes = (
@@ -99,6 +109,13 @@ def read_people(
         *doubts,
     )
     return People(frame, target, labels, notes)
+
+
+def _rows(table: Table, kept: Sequence[bool]) -> Table:
+    """Return a table with some of its rows."""
+    rows = tuple(row for row, keep in zip(table.rows, kept, strict=True) if keep)
+    lines = tuple(line for line, keep in zip(table.lines, kept, strict=True) if keep)
+    return Table(table.path, table.header, rows, lines)
 
 
 def _only(

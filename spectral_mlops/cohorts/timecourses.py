@@ -9,14 +9,18 @@ from pydantic import Field
 
 from spectral_mlops.cohorts.atlas import AtlasKind, atlas_extractor
 from spectral_mlops.cohorts.cohort import Cohort
-from spectral_mlops.cohorts.joining import Unmatched, check_matched
-from spectral_mlops.cohorts.labels import choose_positive
+from spectral_mlops.cohorts.joining import check_matched
 from spectral_mlops.cohorts.lengths import Lengths, check_equal, crop, pad, windows
 from spectral_mlops.cohorts.loaders import Progress, register_cohort
 from spectral_mlops.cohorts.measure import Estimator, Kind, connectivity_of
 from spectral_mlops.cohorts.missing_series import Dead, repair
 from spectral_mlops.cohorts.orientation import Orientation, orient
 from spectral_mlops.cohorts.patterns import find_files, has_place
+from spectral_mlops.cohorts.people_settings import (
+    PeopleSettings,
+    positive_of,
+    read_labelled,
+)
 from spectral_mlops.cohorts.series_files import (
     Extract,
     Series,
@@ -24,7 +28,7 @@ from spectral_mlops.cohorts.series_files import (
     read_series,
 )
 from spectral_mlops.cohorts.space import FeatureSpace
-from spectral_mlops.cohorts.tables import People, read_people
+from spectral_mlops.cohorts.tables import People
 from spectral_mlops.cohorts.triangles import Order
 from spectral_mlops.config import Settings
 from spectral_mlops.errors import InputError
@@ -57,7 +61,7 @@ class SeriesSettings(Settings):
     resample: bool = Field(False, description="let nilearn bring the atlas to images")
 
 
-class TimecourseSettings(SeriesSettings):
+class TimecourseSettings(SeriesSettings, PeopleSettings):
     """Settings of the loader ``timecourses``; relative paths: below the work folder."""
 
     series: str = Field(
@@ -65,14 +69,6 @@ class TimecourseSettings(SeriesSettings):
     )
     labels: Path = Field(description="CSV or TSV table of people")
     variable: str | None = Field(None, description="array of an NPZ or MATLAB file")
-    id_column: str | None = Field(None, description="found by alias if not given")
-    label_column: str | None = Field(None, description="found by alias if not given")
-    label_names: dict[str, str] | None = Field(None, description="0 = 'control', …")
-    keep: tuple[str, ...] | None = Field(None, description="labels to keep, all if not")
-    positive: str | None = Field(None, description="label counted as positive")
-    unmatched: Unmatched = Field(
-        "raise", description="what to do about people without files, and the reverse"
-    )
 
 
 @register_cohort("timecourses", TimecourseSettings)
@@ -91,13 +87,7 @@ def load_timecourses(
         padded) or ``[people, windows, T, C]``; with ``connectivity`` set modality
         ``fnc``, features ``[people, C(C-1)/2]``.
     """
-    people = read_people(
-        workdir / settings.labels,
-        settings.id_column,
-        settings.label_column,
-        settings.label_names,
-        settings.keep,
-    )
+    people = read_labelled(settings, workdir / settings.labels)
     if has_place(settings.series):
         paths, matched = find_files(
             settings.series,
@@ -111,12 +101,8 @@ def load_timecourses(
     else:
         place = workdir / settings.series
         series, matched = _from_archive(settings, place, people.frame)
-    positive, chosen = choose_positive(
-        [str(label) for label in people.frame.loc[list(series), people.target]],
-        settings.positive,
-        people.label_column,
-        workdir / settings.labels,
-    )
+    table = workdir / settings.labels
+    positive, chosen = positive_of(settings, people, series, table)
     notes = (*people.notes, chosen, matched)
     return build_cohort(series, people, positive, settings, settings.series, notes)
 

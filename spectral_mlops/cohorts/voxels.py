@@ -6,12 +6,15 @@ from pydantic import Field
 
 from spectral_mlops.cohorts.cache import cached_volumes
 from spectral_mlops.cohorts.cohort import Cohort
-from spectral_mlops.cohorts.joining import Unmatched
-from spectral_mlops.cohorts.labels import choose_positive
 from spectral_mlops.cohorts.loaders import Progress, register_cohort
 from spectral_mlops.cohorts.patterns import find_files, has_place
+from spectral_mlops.cohorts.people_settings import (
+    PeopleSettings,
+    positive_of,
+    read_labelled,
+)
 from spectral_mlops.cohorts.space import FeatureSpace
-from spectral_mlops.cohorts.tables import People, read_people
+from spectral_mlops.cohorts.tables import People
 from spectral_mlops.cohorts.volumes import Grid, gather_volumes, read_volume
 from spectral_mlops.config import Settings
 from spectral_mlops.errors import InputError
@@ -27,23 +30,15 @@ class VoxelSettings(Settings):
     resample_to: str | None = Field(
         None, description="image whose grid all are brought to, or 'first'"
     )
-    cache: Path = Field(Path("cache"), description="folder of memory maps")
+    cache: Path = Field(Path("cohort/cache"), description="folder of memory maps")
     in_memory: bool = Field(False, description="read everything, write no cache")
 
 
-class VolumeSettings(VoxelSettings):
+class VolumeSettings(VoxelSettings, PeopleSettings):
     """Settings of the loader ``volumes``; relative paths are below the work folder."""
 
     images: str = Field(description="a file a person: 'gm/{participant_id}/mwp1*.nii'")
     labels: Path = Field(description="CSV or TSV table of people")
-    id_column: str | None = Field(None, description="found by alias if not given")
-    label_column: str | None = Field(None, description="found by alias if not given")
-    label_names: dict[str, str] | None = Field(None, description="0 = 'control', …")
-    keep: tuple[str, ...] | None = Field(None, description="labels to keep, all if not")
-    positive: str | None = Field(None, description="label counted as positive")
-    unmatched: Unmatched = Field(
-        "raise", description="what to do about people without files, and the reverse"
-    )
 
 
 @register_cohort("volumes", VolumeSettings)
@@ -69,22 +64,12 @@ def load_volumes(
             f"images='{settings.images}' names one file for everyone; name a column of "
             "the table in it: 'gm/{participant_id}.nii.gz'."
         )
-    people = read_people(
-        workdir / settings.labels,
-        settings.id_column,
-        settings.label_column,
-        settings.label_names,
-        settings.keep,
-    )
+    people = read_labelled(settings, workdir / settings.labels)
     paths, matched = find_files(
         settings.images, workdir, people.frame, settings.labels, settings.unmatched
     )
-    positive, chosen = choose_positive(
-        [str(label) for label in people.frame.loc[list(paths), people.target]],
-        settings.positive,
-        people.label_column,
-        workdir / settings.labels,
-    )
+    table = workdir / settings.labels
+    positive, chosen = positive_of(settings, people, paths, table)
     notes = (*people.notes, chosen, matched)
     return build_volumes(
         paths, people, positive, settings, workdir, settings.images, notes, progress

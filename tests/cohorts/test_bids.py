@@ -269,3 +269,19 @@ def test_ucla_tables_as_published(ucla_series):
     assert two.groups == {"CONTROL": 127, "SCHZ": 50}
     with pytest.raises(UnknownNameError, match=r"no table 'hamilto'.*'hamilton'"):
         load(ucla_series, **settings, phenotype=["hamilto"])
+
+
+def test_a_simulated_folder_is_read_as_its_own_loader_reads_it(tmp_path):
+    simulated = {
+        "people": 8,
+        "components": 7,
+        "voxel_mm": 9.0,
+        "folder": "made",
+        "modality": "volume",
+    }
+    expected = load_cohort(Component(name="simulated", settings=simulated), tmp_path)
+    settings = {"folder": "made", "entities": {"label": "GM"}, "coarsen": 2}
+    cohort = load_cohort(Component(name="bids", settings=settings), tmp_path)
+    assert cohort.digest == expected.digest
+    np.testing.assert_array_equal(cohort.space.affine, expected.space.affine)
+    assert any("patient = carries the planted effect" in note for note in cohort.notes)
