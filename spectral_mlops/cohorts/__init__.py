@@ -6,6 +6,7 @@ loaders that come with it; others register with `register_cohort`.
 
 from spectral_mlops.cohorts import bids as _bids
 from spectral_mlops.cohorts import fnc as _fnc
+from spectral_mlops.cohorts import public as _public
 from spectral_mlops.cohorts import simulated as _simulated
 from spectral_mlops.cohorts import timecourses as _timecourses
 from spectral_mlops.cohorts import voxels as _voxels
@@ -53,4 +54,4 @@ __all__ = [
     "write_splits",
 ]
 
-del _bids, _fnc, _simulated, _timecourses, _voxels
+del _bids, _fnc, _public, _simulated, _timecourses, _voxels

@@ -5,14 +5,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from spectral_mlops.cohorts.atlas import atlas_extractor
 from spectral_mlops.cohorts.bids_files import find_derivatives, wanted_entities
 from spectral_mlops.cohorts.cohort import Cohort
-from spectral_mlops.cohorts.fmriprep import (
-    ConfoundSettings,
-    confounds_note,
-    confounds_of,
-)
+from spectral_mlops.cohorts.fmriprep import confounds_note
 from spectral_mlops.cohorts.joining import check_matched
 from spectral_mlops.cohorts.loaders import Progress, register_cohort
 from spectral_mlops.cohorts.people_settings import (
@@ -26,6 +21,7 @@ from spectral_mlops.cohorts.tables import People
 from spectral_mlops.cohorts.timecourses import (
     SeriesSettings,
     build_cohort,
+    extractor,
     read_files,
 )
 from spectral_mlops.cohorts.voxels import VoxelSettings, build_volumes
@@ -36,7 +32,7 @@ TABLES = (".tsv",)
 SUFFIX = {"volume": "probseg", "timecourses": "timeseries"}
 
 
-class BidsSettings(SeriesSettings, VoxelSettings, ConfoundSettings, PeopleSettings):
+class BidsSettings(SeriesSettings, VoxelSettings, PeopleSettings):
     """Settings of the loader ``bids``; relative paths are below the work folder."""
 
     folder: Path = Field(description="with participants.tsv")
@@ -128,16 +124,11 @@ def read_bids_people(
     return People(frame, people.target, people.label_column, notes), notes
 
 
-def _extract(settings: BidsSettings, workdir: Path) -> Extract:
+def _extract(settings: BidsSettings, workdir: Path) -> Extract | None:
     """Return what turns preprocessed images into time courses."""
     if settings.atlas is None or settings.modality == "volume":
         raise InputError(
             "suffix='bold' needs modality='timecourses' and atlas=, the regions, maps "
             "or mask that images are read with."
         )
-    return atlas_extractor(
-        workdir / settings.atlas,
-        settings.atlas_kind,
-        settings.resample,
-        confounds_of(settings),
-    )
+    return extractor(settings, workdir)

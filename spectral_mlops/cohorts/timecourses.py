@@ -7,8 +7,13 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from spectral_mlops.cohorts.atlas import AtlasKind, atlas_extractor
+from spectral_mlops.cohorts.atlas import AtlasKind, Confounds, atlas_extractor
 from spectral_mlops.cohorts.cohort import Cohort
+from spectral_mlops.cohorts.fmriprep import (
+    ConfoundSettings,
+    confounds_note,
+    confounds_of,
+)
 from spectral_mlops.cohorts.joining import check_matched
 from spectral_mlops.cohorts.lengths import Lengths, check_equal, crop, pad, windows
 from spectral_mlops.cohorts.loaders import Progress, register_cohort
@@ -30,11 +35,10 @@ from spectral_mlops.cohorts.series_files import (
 from spectral_mlops.cohorts.space import FeatureSpace
 from spectral_mlops.cohorts.tables import People
 from spectral_mlops.cohorts.triangles import Order
-from spectral_mlops.config import Settings
 from spectral_mlops.errors import InputError
 
 
-class SeriesSettings(Settings):
+class SeriesSettings(ConfoundSettings):
     """What is done with time courses, whatever they are read from."""
 
     components: int | None = Field(None, ge=1, description="how many, if known")
@@ -73,7 +77,10 @@ class TimecourseSettings(SeriesSettings, PeopleSettings):
 
 @register_cohort("timecourses", TimecourseSettings)
 def load_timecourses(
-    settings: TimecourseSettings, workdir: Path, progress: Progress | None = None
+    settings: TimecourseSettings,
+    workdir: Path,
+    progress: Progress | None = None,
+    confounds: Confounds | None = None,
 ) -> Cohort:
     """Load time courses and labels from files.
 
@@ -81,6 +88,7 @@ def load_timecourses(
         settings: Which files, and how they are to be read.
         workdir: Folder that relative paths are below.
         progress: Told about people read.
+        confounds: Regressed out of images instead of those of fMRIPrep.
 
     Returns:
         Modality ``timecourses``, features ``[people, T, C]`` (with ``lengths`` where
@@ -96,23 +104,39 @@ def load_timecourses(
             settings.labels,
             settings.unmatched,
         )
-        extract = extractor(settings, workdir)
+        extract = extractor(settings, workdir, confounds)
         series = read_files(paths, settings.variable, extract, progress)
     else:
         place = workdir / settings.series
         series, matched = _from_archive(settings, place, people.frame)
     table = workdir / settings.labels
     positive, chosen = positive_of(settings, people, series, table)
-    notes = (*people.notes, chosen, matched)
+    images = settings.atlas is not None and confounds is None
+    denoised = (confounds_note(settings),) if images else ()
+    notes = (*people.notes, chosen, matched, *denoised)
     return build_cohort(series, people, positive, settings, settings.series, notes)
 
 
-def extractor(settings: SeriesSettings, workdir: Path) -> Extract | None:
-    """Return what turns images into time courses, if an atlas is set."""
+def extractor(
+    settings: SeriesSettings, workdir: Path, confounds: Confounds | None = None
+) -> Extract | None:
+    """Return what turns images into time courses, if an atlas is set.
+
+    Args:
+        settings: Atlas, and confounds of fMRIPrep.
+        workdir: Folder that relative paths are below.
+        confounds: Instead of those of fMRIPrep.
+
+    Returns:
+        None without an atlas.
+    """
     if settings.atlas is None:
         return None
     return atlas_extractor(
-        workdir / settings.atlas, settings.atlas_kind, settings.resample
+        workdir / settings.atlas,
+        settings.atlas_kind,
+        settings.resample,
+        confounds or confounds_of(settings),
     )
 
 
