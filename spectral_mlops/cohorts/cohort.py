@@ -8,11 +8,13 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from spectral_mlops.cohorts.mapped import MappedFile
 from spectral_mlops.cohorts.space import SOMEWHERE, FeatureSpace
 from spectral_mlops.errors import InputError, UnknownNameError
 from spectral_mlops.records import CohortSummary
@@ -77,6 +79,16 @@ class Cohort:
         self._check_rows()
         self._check_lengths()
         self._check_target()
+
+    def __getstate__(self) -> dict[str, Any]:
+        mapped = MappedFile.of(self.features)
+        return self.__dict__ | ({} if mapped is None else {"features": mapped})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        features = state["features"]
+        if isinstance(features, MappedFile):
+            features = features.open()
+        self.__dict__.update(state, features=_frozen(features))
 
     @property
     def labels(self) -> NDArray[np.str_]:

@@ -1,3 +1,4 @@
+import pickle
 import re
 
 import numpy as np
@@ -169,3 +170,32 @@ def test_a_memory_map_stays_on_disk(make_cohort, tmp_path, monkeypatch):
     np.save(tmp_path / "w.npy", values)
     with pytest.raises(InputError, match=r"1 features .* sub-04 at position 23"):
         make_cohort(features=np.load(tmp_path / "w.npy", mmap_mode="r"))
+
+
+@pytest.mark.parametrize("rows", [slice(None), slice(2, 7)])
+def test_a_memory_map_travels_by_name(make_cohort, tmp_path, rows):
+    values = np.arange(7 * 3000, dtype=np.float32).reshape(7, 10, 300)
+    np.save(tmp_path / "v.npy", values)
+    mapped = np.load(tmp_path / "v.npy", mmap_mode="r")[rows]
+    ids = [f"s{k}" for k in range(len(mapped))]
+    people = pd.DataFrame({"group": list("aabbabb")[: len(ids)]}, index=ids)
+    cohort = make_cohort(people=people, features=mapped, positive="a")
+    sent = pickle.dumps(cohort)
+    assert len(sent) < 5000 < mapped.nbytes
+    there = pickle.loads(sent)
+    assert isinstance(there.features, np.memmap)
+    assert not there.features.flags.writeable
+    np.testing.assert_array_equal(there.features, values[rows])
+    assert there.digest == cohort.digest
+
+
+def test_other_cohorts_travel_whole(make_cohort, make_series, tmp_path):
+    for cohort in (make_cohort(), make_series()):
+        there = pickle.loads(pickle.dumps(cohort))
+        assert there.digest == cohort.digest
+        assert not there.features.flags.writeable
+    np.save(tmp_path / "v.npy", np.ones((5, 4), dtype=np.float32))
+    mapped = make_cohort(features=np.load(tmp_path / "v.npy", mmap_mode="r"))
+    (tmp_path / "v.npy").unlink()
+    there = pickle.loads(pickle.dumps(mapped))
+    np.testing.assert_array_equal(there.features, np.ones((5, 4)))
