@@ -15,7 +15,12 @@ from spectral_mlops.cohorts.people_settings import (
     positive_of,
     read_labelled,
 )
-from spectral_mlops.cohorts.phenotype import echo_levels, join_phenotype, read_sidecar
+from spectral_mlops.cohorts.phenotype import (
+    echo_levels,
+    join_phenotype,
+    read_pipeline,
+    read_sidecar,
+)
 from spectral_mlops.cohorts.series_files import Extract
 from spectral_mlops.cohorts.tables import People
 from spectral_mlops.cohorts.timecourses import (
@@ -88,7 +93,7 @@ def load_bids(
     )
     table = settings.folder / "participants.tsv"
     positive, chosen = positive_of(settings, people, paths, table)
-    notes = (*notes, chosen, told)
+    notes = (*notes, chosen, told, read_pipeline(root))
     source = str(settings.folder)
     if settings.modality == "volume":
         return build_volumes(

@@ -13,6 +13,27 @@ from spectral_mlops.errors import InputError, UnknownNameError
 from spectral_mlops.registry import nearest
 
 
+def read_pipeline(folder: Path) -> str:
+    """Say what made a folder of derivatives: pipelines are not to be pooled.
+
+    Args:
+        folder: With ``dataset_description.json``, if there is one.
+
+    Returns:
+        A note: names and versions, or that they are not stated.
+
+    Raises:
+        InputError: If the card is damaged.
+    """
+    card = _read_json(folder / "dataset_description.json")
+    made = card.get("GeneratedBy") or []
+    tools = [tool for tool in made if isinstance(tool, dict) and "Name" in tool]
+    if not tools:
+        return f"{folder.name}: the pipeline is not stated (no GeneratedBy)"
+    names = (f"{tool['Name']} {tool.get('Version', '')}".strip() for tool in tools)
+    return f"{folder.name}: made by {', '.join(names)}"
+
+
 def read_sidecar(path: Path) -> dict[str, dict[str, Any]]:
     """Read what a table's columns mean.
 
@@ -25,6 +46,12 @@ def read_sidecar(path: Path) -> dict[str, dict[str, Any]]:
     Raises:
         InputError: If it is damaged or no mapping.
     """
+    content = _read_json(path)
+    return {name: item for name, item in content.items() if isinstance(item, dict)}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; an absent file is an empty one."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
@@ -34,8 +61,8 @@ def read_sidecar(path: Path) -> dict[str, dict[str, Any]]:
             f"{path} cannot be read as JSON ({error}); repair or remove it."
         ) from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} must map columns to descriptions; repair it.")
-    return {name: item for name, item in content.items() if isinstance(item, dict)}
+        raise InputError(f"{path} must map names to descriptions; repair it.")
+    return content
 
 
 def levels_of(sidecar: dict[str, dict[str, Any]], column: str) -> dict[str, str]:

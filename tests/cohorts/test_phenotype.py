@@ -5,6 +5,7 @@ from spectral_mlops.cohorts.phenotype import (
     echo_levels,
     join_phenotype,
     levels_of,
+    read_pipeline,
     read_sidecar,
 )
 from spectral_mlops.errors import InputError
@@ -65,7 +66,7 @@ def test_sidecars(write):
     assert read_sidecar(write("a.json", "{}").with_name("absent.json")) == {}
     with pytest.raises(InputError, match=r"cannot be read as JSON.*repair"):
         read_sidecar(write("a.json", "{"))
-    with pytest.raises(InputError, match=r"must map columns"):
+    with pytest.raises(InputError, match=r"must map names"):
         read_sidecar(write("a.json", "[1]"))
     assert levels_of({"a": {"Levels": ["x"]}}, "a") == {}
     assert echo_levels({}, "dx", ["1"]) == ()
@@ -74,3 +75,14 @@ def test_sidecars(write):
         "'dx' as described: none of its labels",
         "'dx': no description of 2",
     )
+
+
+def test_the_pipeline_is_echoed(tmp_path):
+    silent = f"{tmp_path.name}: the pipeline is not stated (no GeneratedBy)"
+    assert read_pipeline(tmp_path) == silent
+    card = tmp_path / "dataset_description.json"
+    card.write_text('{"GeneratedBy": ["x", {"Version": "1"}]}')
+    assert read_pipeline(tmp_path) == silent
+    made = '[{"Name": "fMRIPrep", "Version": "23.1"}, {"Name": "post"}]'
+    card.write_text(f'{{"GeneratedBy": {made}}}')
+    assert read_pipeline(tmp_path) == f"{tmp_path.name}: made by fMRIPrep 23.1, post"
