@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from spectral_mlops.cohorts.series_files import Array, Extract
-from spectral_mlops.cohorts.volumes import open_image
+from spectral_mlops.cohorts.volumes import check_sum, open_image
 from spectral_mlops.errors import InputError
 
 AtlasKind = Literal["labels", "maps", "mask"]
@@ -52,6 +52,8 @@ def atlas_extractor(
                 f"{path} has shape {image.shape}; time courses need a 4-D image with "
                 "two time points or more."
             )
+        check_sum(path)
+        image = _finite(image, path)
         if not resample:
             _check_grid(atlas, path, image)
         regressors, kept = confounds(path) if confounds else (None, None)
@@ -67,6 +69,27 @@ def atlas_extractor(
         return values, _names(masker, kind, values.shape[1])
 
     return extract
+
+
+def _finite(image: Any, path: Path) -> Any:
+    """Return the image with its values read; nilearn would write 0 for NaN."""
+    import nibabel
+
+    try:
+        values = image.get_fdata(dtype=np.float32, caching="unchanged")
+    except (OSError, EOFError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read as a NIfTI image: {error}; copy it anew."
+        ) from error
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        raise InputError(
+            f"{path} holds values that are not finite ({len(bad)}, the first at voxel "
+            f"{tuple(bad[0].tolist())}); repair the image or leave the person out."
+        )
+    return nibabel.Nifti1Image(  # type: ignore[no-untyped-call]
+        values, image.affine
+    )
 
 
 def _names(masker: Any, kind: AtlasKind, width: int) -> tuple[str, ...]:

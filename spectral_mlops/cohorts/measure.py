@@ -62,24 +62,23 @@ def connectivity_of(
         if estimator == "empirical"
         else LedoitWolf(store_precision=False)
     )
-    # nilearn standardises for one kind only, by an option that goes away: done here.
-    scaled = [
-        (one - one.mean(axis=0)) / one.std(axis=0, ddof=1) for one in series.values()
-    ]
-    option = {"standardize": "zscore_sample"}
+    option = {"standardize": "zscore_sample"}  # goes away in nilearn: done here
     accepted = signature(ConnectivityMeasure).parameters
     measure = ConnectivityMeasure(
         cov_estimator=covariance,
         kind=kind,
         **{name: value for name, value in option.items() if name in accepted},
     )
-    matrices = np.asarray(measure.fit_transform(scaled))
     rows, columns = (
         np.triu_indices(components, 1)
         if order == "upper"
         else np.tril_indices(components, -1)
     )
-    values = np.clip(matrices[:, rows, columns], -1.0, 1.0)
+    values = np.empty((len(series), len(rows)))
+    for row, one in enumerate(series.values()):
+        scaled = (one - one.mean(axis=0)) / one.std(axis=0, ddof=1)
+        matrix = measure.fit_transform([scaled])[0]  # nothing of the others in it
+        values[row] = np.clip(matrix[rows, columns], -1.0, 1.0)
     if fisher_z:
         same = np.argwhere(np.abs(values) > 1 - 1e-12)
         if len(same):

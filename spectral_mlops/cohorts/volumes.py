@@ -89,8 +89,8 @@ def read_volume(path: Path) -> tuple[Volume, NDArray[np.float64]]:
     import nibabel
 
     image = open_image(path)
+    check_sum(path)
     try:
-        _check_sum(path)
         turned = nibabel.as_closest_canonical(  # type: ignore[no-untyped-call]
             image
         )
@@ -245,15 +245,22 @@ def block_average(voxels: Volume, factor: int) -> Volume:
     return averaged.astype(np.float32)
 
 
-def _check_sum(path: Path) -> None:
+def check_sum(path: Path) -> None:
     """Read a compressed file to its end, where its check sum stands.
 
     nibabel stops at the last voxel and would hand on damaged values.
+
+    Raises:
+        InputError: If it is cut off or damaged.
     """
-    if path.suffix == ".gz":
+    if path.suffix != ".gz":
+        return
+    try:
         with gzip.open(path) as stream:
             while stream.read(1 << 20):
                 pass
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(path, error) from error
 
 
 def _coarse_affine(affine: NDArray[np.float64], factor: int) -> NDArray[np.float64]:

@@ -90,3 +90,20 @@ def test_images_of_a_cohort(tmp_path, bold, labels):
     first = bold[labels == 4].mean(axis=0)
     np.testing.assert_allclose(cohort.features[2, :, 0], 3 * first[:8], rtol=1e-5)
     assert cohort.space.networks == ("4", "9")
+
+
+def test_a_series_cut_off(tmp_path, bold, labels):
+    extract = atlas_extractor(save(tmp_path / "a.nii", labels), "labels", False)
+    path = save(tmp_path / "b.nii.gz", bold)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(InputError, match=r"b.nii.gz cannot be read as a NIfTI image"):
+        extract(path)
+
+
+@pytest.mark.parametrize("kind", ["labels", "mask"])
+def test_voxels_without_a_value_are_told(tmp_path, bold, labels, kind):
+    bold[0, 1, 2, 5] = np.nan
+    regions = (labels > 0).astype(np.uint8) if kind == "mask" else labels
+    extract = atlas_extractor(save(tmp_path / "a.nii", regions), kind, False)
+    with pytest.raises(InputError, match=r"b.nii holds values that are not finite"):
+        extract(save(tmp_path / "b.nii", bold))
