@@ -49,7 +49,11 @@ ConfigFile = Annotated[
     typer.Option("--config", help="TOML file with settings; flags override it."),
 ]
 CohortName = Annotated[
-    str | None, typer.Option("--cohort", help="Where people come from: simulated, fnc.")
+    str | None,
+    typer.Option(
+        "--cohort",
+        help="Where people come from: simulated, fnc, timecourses, volumes, bids.",
+    ),
 ]
 Features = Annotated[
     str | None, typer.Option(help="fnc: CSV, TSV or NPZ of vectorised connectivity.")

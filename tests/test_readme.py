@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from spectral_mlops import capture, load_run
+from spectral_mlops.cohorts import check_cohort
 from spectral_mlops.config import RunConfig, read_toml, validate
 from spectral_mlops.hooks.rows import ROW_RULES
 from spectral_mlops.tracking import open_store
@@ -103,6 +104,13 @@ def test_the_rule_of_the_readme_runs():
 def test_the_settings_of_the_readme_are_accepted(text, tmp_path):
     path = tmp_path / "run.toml"
     path.write_text(text)
+    config = validate(RunConfig, read_toml(path), str(path))
+    check_cohort(config.cohort)
+
+
+def test_the_first_settings_of_the_readme_are_those_of_its_flags(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(blocks("toml")[0])
     config = validate(RunConfig, read_toml(path), str(path))
     assert config.cohort.name == "fnc"
     assert config.comparison.groupings == ("group", "sex")

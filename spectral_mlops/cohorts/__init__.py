@@ -1,10 +1,13 @@
 """People in, checked cohorts out: tables, connectivity, volumes, simulation, splits.
 
 Nothing here knows of networks or training. Importing this package files the
-loaders that come with it; others register with `register_cohort`.
+loaders that come with it (`bids` brings those of time courses and volumes); others
+register with `register_cohort`.
 """
 
+from spectral_mlops.cohorts import bids as _bids
 from spectral_mlops.cohorts import fnc as _fnc
+from spectral_mlops.cohorts import public as _public
 from spectral_mlops.cohorts import simulated as _simulated
 from spectral_mlops.cohorts.cohort import Cohort
 from spectral_mlops.cohorts.features import FeatureScaler
@@ -50,4 +53,4 @@ __all__ = [
     "write_splits",
 ]
 
-del _fnc, _simulated
+del _bids, _fnc, _public, _simulated

@@ -5,18 +5,23 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from spectral_mlops.cohorts.mapped import MappedFile
 from spectral_mlops.cohorts.space import SOMEWHERE, FeatureSpace
 from spectral_mlops.errors import InputError, UnknownNameError
 from spectral_mlops.records import CohortSummary
 from spectral_mlops.registry import nearest
+
+CHUNK_BYTES = 1 << 26
+"""Features are checked and hashed in pieces of about this size."""
 
 SHOWN = 5
 """How many ids or names a message shows before it says how many more there are."""
@@ -36,17 +41,24 @@ class Cohort:
     Attributes:
         people: One row a person; index ``participant_id`` (str), columns at least
             the target, and whatever else is known (age, sex, site, fd).
-        features: Float32, shape ``[people, *shape]``, read-only.
-        modality: ``fnc`` (vectors of connections) or ``volume``.
+        features: Float32, shape ``[people, *shape]``, read-only. A memory map of
+            native float32 stays one; it is read in pieces and never copied.
+        modality: ``fnc`` (vectors of connections, ``[people, edges]``), ``volume``
+            (``[people, X, Y, Z]``) or ``timecourses`` (``[people, T, C]``, or
+            ``[people, windows, T, C]``).
         target: Column of ``people`` that is predicted.
         positive: Label of the target counted as positive.
         source: Where the cohort came from, in words or as a path.
         notes: What was found and decided while reading, to be shown to the user.
         space: Where the features stand, as far as it is known.
+        lengths: Of time courses ``[people, T, C]``, how many time points each
+            person has, shape ``[people]``; what follows is zero padding. None
+            where everyone has all ``T``.
 
     Raises:
         InputError: If lengths disagree, ids repeat, a feature is not finite, a
-            person has no target label, or there are fewer than two groups.
+            person has no target label, there are fewer than two groups, or
+            padding is not zero.
     """
 
     people: pd.DataFrame
@@ -57,16 +69,26 @@ class Cohort:
     source: str
     notes: tuple[str, ...] = ()
     space: FeatureSpace = SOMEWHERE
+    lengths: NDArray[np.intp] | None = None
 
     def __post_init__(self) -> None:
         people = self.people.copy()
         people.index = pd.Index(people.index.map(str), name="participant_id")
-        features = np.ascontiguousarray(self.features, dtype=np.float32).view()
-        features.flags.writeable = False
         object.__setattr__(self, "people", people)
-        object.__setattr__(self, "features", features)
+        object.__setattr__(self, "features", _frozen(self.features))
         self._check_rows()
+        self._check_lengths()
         self._check_target()
+
+    def __getstate__(self) -> dict[str, Any]:
+        mapped = MappedFile.of(self.features)
+        return self.__dict__ | ({} if mapped is None else {"features": mapped})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        features = state["features"]
+        if isinstance(features, MappedFile):
+            features = features.open()
+        self.__dict__.update(state, features=_frozen(features))
 
     @property
     def labels(self) -> NDArray[np.str_]:
@@ -93,7 +115,10 @@ class Cohort:
             },
         }
         digest = hashlib.sha256(json.dumps(table, sort_keys=True).encode())
-        digest.update(self.features.astype("<f4", copy=False).data)
+        if self.lengths is not None:
+            digest.update(self.lengths.astype("<i8").data)
+        for _, rows in self._pieces():
+            digest.update(rows.astype("<f4", copy=False).data)
         return digest.hexdigest()
 
     def summary(self) -> CohortSummary:
@@ -140,14 +165,66 @@ class Cohort:
                 f"{self.source}: the id {repeated[0]} stands more than once "
                 f"({len(repeated)} repeated rows); keep one row a person."
             )
-        flat = self.features.reshape(len(index), -1)
-        bad = ~np.isfinite(flat)
-        if bad.any():
-            row, column = (int(i) for i in np.argwhere(bad)[0])
+        first, count = "", 0
+        for start, rows in self._pieces():
+            bad = ~np.isfinite(rows.reshape(len(rows), -1))
+            if not count and bad.any():
+                row, column = (int(i) for i in np.argwhere(bad)[0])
+                first = f"{index[start + row]} at position {column}"
+            count += int(bad.sum())
+        if count:
             raise InputError(
-                f"{self.source}: {int(bad.sum())} features are not finite, the first "
-                f"that of {index[row]} at position {column}; repair or leave out."
+                f"{self.source}: {count} features are not finite, the first "
+                f"that of {first}; repair or leave out."
             )
+
+    def _check_lengths(self) -> None:
+        """Refuse time courses without components, and lengths that are not theirs."""
+        series = self.modality == "timecourses"
+        if series and self.features.ndim not in (3, 4):
+            raise InputError(
+                f"{self.source}: time courses of shape {self.features.shape}; expected "
+                "[people, time, components] or [people, windows, time, components]."
+            )
+        if self.lengths is None:
+            return
+        if not series or self.features.ndim != 3:
+            raise InputError(
+                f"{self.source}: lengths belong to time courses of shape [people, "
+                f"time, components], not to '{self.modality}' of shape "
+                f"{self.features.shape}; leave them out."
+            )
+        lengths = np.asarray(self.lengths)
+        people, longest = self.features.shape[:2]
+        if lengths.shape != (people,) or lengths.dtype.kind not in "iu":
+            raise InputError(
+                f"{self.source}: lengths of shape {lengths.shape} and type "
+                f"{lengths.dtype}; expected one whole number for each of {people} "
+                "people."
+            )
+        for who, length, rows in zip(
+            self.people.index, lengths.tolist(), self.features, strict=True
+        ):
+            if not 1 <= length <= longest:
+                raise InputError(
+                    f"{self.source}: {who} has length {length}; expected 1 to "
+                    f"{longest} time points."
+                )
+            if rows[length:].any():
+                raise InputError(
+                    f"{self.source}: {who} has length {length}, but values other than "
+                    "zero after it; padding must be zero."
+                )
+        lengths = lengths.astype(np.intp)
+        lengths.flags.writeable = False
+        object.__setattr__(self, "lengths", lengths)
+
+    def _pieces(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Yield rows of features, a bounded amount at a time, and where they start."""
+        one = max(1, self.features[:1].nbytes)
+        step = max(1, CHUNK_BYTES // one)
+        for start in range(0, len(self.features), step):
+            yield start, np.asarray(self.features[start : start + step])
 
     def _check_target(self) -> None:
         """Refuse a target that is absent, incomplete, or the same for everyone."""
@@ -175,3 +252,18 @@ class Cohort:
                 f"'{self.target}'; its labels are {', '.join(groups)}."
                 f"{nearest(self.positive, list(groups))}"
             )
+
+
+def _frozen(features: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Return a read-only view as contiguous native float32; a copy only if it must."""
+    kept = features
+    if not (
+        isinstance(features, np.memmap)
+        and features.dtype == np.float32
+        and features.dtype.isnative
+        and features.flags.c_contiguous
+    ):
+        kept = np.ascontiguousarray(features, dtype=np.float32)
+    view = kept.view()
+    view.flags.writeable = False
+    return view

@@ -15,7 +15,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
         *("Cat", "Subject Type", "isControl", "sz"),
     ),
     "age": ("age", "Current Age", "AGE_AT_SCAN"),
-    "sex": ("sex", "gender", "gen"),
+    "sex": ("sex", "gender", "gen", "M/F"),
     "site": ("site", "SITE_ID", "ScannerSerialNumber"),
     "fd": ("fd", "FD Scrubbed", "func_mean_fd", "fd_mean", "mean_fd"),
 }

@@ -1,6 +1,8 @@
 """CSV and TSV files, read cell by cell: nothing guessed, every line accounted for."""
 
 import csv
+import gzip
+import zlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +55,8 @@ def read_table(path: Path) -> Table:
     """Read a delimited file with a header; the separator follows its ending.
 
     Args:
-        path: ``.csv`` (comma) or ``.tsv`` (tab), in UTF-8 with or without a mark.
+        path: ``.csv`` (comma) or ``.tsv`` (tab), also ``.gz`` of these, in UTF-8 with
+            or without a mark.
 
     Returns:
         Its cells as text.
@@ -62,7 +65,10 @@ def read_table(path: Path) -> Table:
         InputError: If the file cannot be read, is empty, has no rows, repeats a
             column name, or a line has more or fewer cells than the header.
     """
-    separator = SEPARATORS.get(path.suffix.lower())
+    packed = path.suffix.lower() == ".gz"
+    separator = SEPARATORS.get(
+        (path.with_suffix("") if packed else path).suffix.lower()
+    )
     if separator is None:
         raise InputError(
             f"{path}: '{path.suffix}' does not tell how cells are separated; give a "
@@ -72,7 +78,9 @@ def read_table(path: Path) -> Table:
     rows: list[list[str]] = []
     lines: list[int] = []
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
+        with (gzip.open if packed else open)(
+            path, "rt", encoding="utf-8-sig", newline=""
+        ) as stream:
             reader = csv.reader(stream, delimiter=separator, strict=True)
             for cells in reader:
                 cells = [cell.strip() for cell in cells]
@@ -89,6 +97,8 @@ def read_table(path: Path) -> Table:
                     )
                 rows.append(cells)
                 lines.append(reader.line_num)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path} is damaged ({error}); copy it anew.") from error
     except OSError as error:
         raise InputError(f"Cannot read {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:

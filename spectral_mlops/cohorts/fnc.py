@@ -6,9 +6,11 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from spectral_mlops.cohorts.cohort import Cohort, listed
+from spectral_mlops.cohorts.cohort import Cohort
+from spectral_mlops.cohorts.joining import Unmatched, check_matched
 from spectral_mlops.cohorts.labels import choose_positive
 from spectral_mlops.cohorts.loaders import Progress, register_cohort
+from spectral_mlops.cohorts.matlab_vectors import read_matlab_vectors
 from spectral_mlops.cohorts.space import FeatureSpace, networks_of
 from spectral_mlops.cohorts.tables import read_people
 from spectral_mlops.cohorts.triangles import (
@@ -17,7 +19,7 @@ from spectral_mlops.cohorts.triangles import (
     kept_diagonal,
     size_of,
 )
-from spectral_mlops.cohorts.vectors import Vectors, read_vectors
+from spectral_mlops.cohorts.vectors import Vectors, checked, read_vectors
 from spectral_mlops.config import Settings
 from spectral_mlops.errors import InputError
 
@@ -25,10 +27,14 @@ from spectral_mlops.errors import InputError
 class FncSettings(Settings):
     """Settings of the loader ``fnc``; relative paths are below the work folder."""
 
-    features: Path = Field(description="CSV, TSV or NPZ of connections, with ids")
+    features: Path = Field(description="CSV, TSV, NPZ or MATLAB file of connections")
     labels: Path = Field(description="CSV or TSV table of people")
     order: Order = Field(
         description="row-major 'upper' (GIFT) or 'lower' (nilearn) triangle"
+    )
+    variable: str | None = Field(None, description="array of a MATLAB file")
+    row_ids: Path | None = Field(
+        None, description="of a MATLAB file without ids: a table in its order of rows"
     )
     check_order: bool = Field(True, description="by positive definiteness")
     id_column: str | None = Field(None, description="found by alias if not given")
@@ -38,7 +44,7 @@ class FncSettings(Settings):
     missing: Literal["raise", "drop_subject"] = Field(
         "raise", description="what to do about people with missing connections"
     )
-    unmatched: Literal["raise", "drop"] = Field(
+    unmatched: Unmatched = Field(
         "raise", description="what to do about people in only one of the files"
     )
 
@@ -61,7 +67,7 @@ def load_fnc(
         The cohort, features ``[people, n(n-1)/2]``.
     """
     del progress
-    vectors = read_vectors(workdir / settings.features, settings.id_column)
+    vectors, told = _read(settings, workdir)
     people = read_people(
         workdir / settings.labels,
         settings.id_column,
@@ -89,9 +95,24 @@ def load_fnc(
         target=people.target,
         positive=positive,
         source=str(settings.features),
-        notes=(*people.notes, chosen, *joined, *dropped, *connections),
+        notes=(*people.notes, chosen, *told, *joined, *dropped, *connections),
         space=FeatureSpace(settings.order, networks_of(vectors.names, settings.order)),
     )
+
+
+def _read(settings: FncSettings, workdir: Path) -> tuple[Vectors, tuple[str, ...]]:
+    """Read the connections, and say what a MATLAB file held."""
+    path = workdir / settings.features
+    if path.suffix.lower() != ".mat":
+        return read_vectors(path, settings.id_column), ()
+    ids, values, told = read_matlab_vectors(
+        path,
+        settings.order,
+        settings.variable,
+        None if settings.row_ids is None else workdir / settings.row_ids,
+    )
+    names = tuple(f"#{k + 1}" for k in range(values.shape[1]))
+    return checked(Vectors(path, ids, names, values)), (told,)
 
 
 def _join(
@@ -99,31 +120,16 @@ def _join(
 ) -> tuple[list[int], tuple[str, ...]]:
     """Return the rows of people that stand in both files, and what was left out."""
     known, featured = set(labelled), set(vectors.ids)
-    extra = [who for who in vectors.ids if who not in known]
-    without = [who for who in labelled if who not in featured]
     keep = [row for row, who in enumerate(vectors.ids) if who in known]
-    if not (extra or without):
-        return keep, (f"{len(keep)} people joined by id",)
-    sides = [
-        f"{len(ids)} only in {name} ({listed(ids)})"
-        for ids, name in ((extra, vectors.path.name), (without, labels.name))
-        if ids
-    ]
-    told = f"{len(keep)} people joined by id, {' and '.join(sides)}"
-    if settings.unmatched == "drop" and keep:
-        return keep, (f"{told}: left out as unmatched='drop' asks",)
-    same = {_bare(who) for who in extra} & {_bare(who) for who in without}
-    way_out = (
-        f"{len(same)} of them agree but for 'sub-' and leading zeros: write them alike"
-        if same
-        else "make both list the same people, or set unmatched='drop'"
+    told = check_matched(
+        len(keep),
+        [who for who in vectors.ids if who not in known],
+        [who for who in labelled if who not in featured],
+        (vectors.path.name, labels.name),
+        f"{vectors.path} and {labels}",
+        settings.unmatched,
     )
-    raise InputError(f"{vectors.path} and {labels}: {told}; {way_out}.")
-
-
-def _bare(who: str) -> str:
-    """Return an id without ``sub-`` and leading zeros, to explain a mismatch."""
-    return who.removeprefix("sub-").lstrip("0")
+    return keep, (told,)
 
 
 def _without_missing(

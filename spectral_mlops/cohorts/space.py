@@ -18,7 +18,8 @@ class FeatureSpace:
 
     Attributes:
         order: Of connections, row-major ``upper`` or ``lower`` triangle.
-        networks: Of connections, one name a network; empty where nobody said.
+        networks: Of connections and time courses, one name a network; empty where
+            nobody said.
         affine: Of volumes, from voxels to mm, shape ``[4, 4]``.
     """
 

@@ -5,7 +5,7 @@ and with or without blanks and underscores; what was found is always echoed.
 Ids stay text, so that leading zeros survive.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from spectral_mlops.cohorts.columns import concept_of, find_column, rename
 from spectral_mlops.cohorts.delimited import Table, is_missing, read_table
 from spectral_mlops.cohorts.labels import relabel
 from spectral_mlops.errors import InputError
+from spectral_mlops.registry import nearest
 
 NUMERIC = ("age", "fd")
 """Columns read as numbers where every known cell is one; all others stay text."""
@@ -44,6 +45,8 @@ def read_people(
     id_column: str | None = None,
     label_column: str | None = None,
     label_names: Mapping[str, str] | None = None,
+    keep: Sequence[str] | None = None,
+    drop_unlabelled: bool = False,
 ) -> People:
     """Read a table of people with a label each.
 
@@ -54,17 +57,26 @@ def read_people(
         id_column: Column of ids; found by alias if not given.
         label_column: Column of labels; found by alias of ``group`` if not given.
         label_names: New name of every label, such as ``{"0": "control"}``.
+        keep: Labels (new names) of the people wanted; everyone if not given.
+        drop_unlabelled: Leave people without a label out, instead of refusing them.
 
     Returns:
         The table, its target column and notes on what was found.
 
     Raises:
         InputError: If an id or label is missing, an id repeats (with the same or
-            another label), or everyone has the same label.
+            another label), everyone has the same label, or a label to keep is
+            nobody's.
     """
     table = read_table(path)
     ids = find_column(table, "id", id_column)
     labels = find_column(table, "group", label_column)
+    known = [not is_missing(label) for label in table.column(labels)]
+    unlabelled = known.count(False) if drop_unlabelled else 0
+    if unlabelled == len(known):
+        raise InputError(f"{path}: nobody has a label in column '{labels}'.")
+    if unlabelled:
+        table = _rows(table, known)
     _check_ids(table, ids, labels)
     concept = concept_of(labels)
     target = concept if concept in ("age", "sex", "site") else "group"
@@ -79,16 +91,48 @@ def read_people(
         index=pd.Index(table.column(ids), name="participant_id", dtype=object),
     )
     frame[target] = relabel(table.column(labels), label_names, table.path, labels)
+    frame, others_out = _only(frame, target, keep, table.path)
     counts = frame[target].value_counts().sort_index()
     if len(counts) < 2:
         raise InputError(
             f"{path}: everyone has {labels}={counts.index[0]}; comparing groups needs "
             "at least two labels."
         )
+    left_out = [f"unlabelled: {unlabelled} people left out"] if unlabelled else []
+    left_out.extend(others_out)
     found = ", ".join(f"{new} = '{old}'" for old, new in names.items() if old != ids)
     shown = ", ".join(f"{count} {label}" for label, count in counts.items())
-    notes = (f"{path.name}: id = '{ids}', {found}", f"{target}: {shown}", *doubts)
+    notes = (
+        f"{path.name}: id = '{ids}', {found}",
+        f"{target}: {shown}",
+        *left_out,
+        *doubts,
+    )
     return People(frame, target, labels, notes)
+
+
+def _rows(table: Table, kept: Sequence[bool]) -> Table:
+    """Return a table with some of its rows."""
+    rows = tuple(row for row, keep in zip(table.rows, kept, strict=True) if keep)
+    lines = tuple(line for line, keep in zip(table.lines, kept, strict=True) if keep)
+    return Table(table.path, table.header, rows, lines)
+
+
+def _only(
+    frame: pd.DataFrame, target: str, keep: Sequence[str] | None, path: Path
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Keep the people of some labels, and say how many others there were."""
+    if keep is None:
+        return frame, ()
+    known = sorted(set(frame[target]))
+    unknown = [label for label in keep if label not in known]
+    if unknown:
+        raise InputError(
+            f"{path}: keep names '{unknown[0]}', which is no label of '{target}'; its "
+            f"labels are {', '.join(known)}.{nearest(unknown[0], known)}"
+        )
+    kept = frame[frame[target].isin(list(keep))]
+    return kept, (f"keep: {len(frame) - len(kept)} people of other labels left out",)
 
 
 def _check_ids(table: Table, ids: str, labels: str) -> None:

@@ -52,6 +52,22 @@ def read_vectors(path: Path, id_column: str | None = None) -> Vectors:
         table = read_table(path)
         named = id_column if id_column in table.header else None
         vectors = _from_table(table, find_column(table, "id", named))
+    return checked(vectors)
+
+
+def checked(vectors: Vectors) -> Vectors:
+    """Hand vectors on if every row has an id of its own.
+
+    Args:
+        vectors: As read.
+
+    Returns:
+        The same.
+
+    Raises:
+        InputError: If an id is missing or repeats.
+    """
+    path = vectors.path
     seen: set[str] = set()
     for row, who in enumerate(vectors.ids):
         if is_missing(who):

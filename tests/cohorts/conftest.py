@@ -52,14 +52,31 @@ def make_cohort() -> Callable[..., Cohort]:
     return make
 
 
-@pytest.fixture(scope="session")
-def mlsp() -> Path:
-    """The folder of the MLSP 2014 connectivity, where this machine has it."""
+def real(name: str) -> Path:
+    """Return a folder of real data, or skip the test where this machine has none."""
     data = os.environ.get("SPECTRAL_MLOPS_DATA", REPOSITORY.parent / "shared" / "data")
-    folder = Path(data) / "mlsp2014_fnc"
+    folder = Path(data) / name
     if not folder.is_dir():
         pytest.skip(f"real data are not here: {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def mlsp() -> Path:
+    """The folder of the MLSP 2014 connectivity."""
+    return real("mlsp2014_fnc")
+
+
+@pytest.fixture(scope="session")
+def abide() -> Path:
+    """The folder of the ABIDE CC200 time courses."""
+    return real("abide_cc200_timecourses")
+
+
+@pytest.fixture(scope="session")
+def ucla() -> Path:
+    """The folder of the UCLA CNP tables."""
+    return real("ucla_cnp_ds000030_bids")
 
 
 @pytest.fixture(scope="session")

@@ -1,3 +1,5 @@
+import gzip
+
 import pytest
 
 from spectral_mlops.cohorts.delimited import is_missing, read_table
@@ -55,3 +57,16 @@ def test_absent_and_wrongly_encoded_files(tmp_path):
     (tmp_path / "b.csv").write_bytes("ID,Zürich\n".encode("latin-1"))
     with pytest.raises(InputError, match=r"b.csv is not UTF-8 text \(byte 4\)"):
         read_table(tmp_path / "b.csv")
+
+
+def test_a_packed_table_is_the_table(tmp_path):
+    text = b"id\tgroup\r\n001\tx\r\n2\ty\r\n"
+    (tmp_path / "a.tsv").write_bytes(text)
+    (tmp_path / "a.tsv.gz").write_bytes(gzip.compress(text))
+    plain, packed = read_table(tmp_path / "a.tsv"), read_table(tmp_path / "a.tsv.gz")
+    assert (plain.header, plain.rows) == (packed.header, packed.rows)
+    whole = gzip.compress(text * 90)
+    for damaged in (whole[:-9], b"id\tgroup\n", whole[:10] + b"\xff" * 20):
+        (tmp_path / "a.tsv.gz").write_bytes(damaged)
+        with pytest.raises(InputError, match=r"a.tsv.gz is damaged .*copy it anew"):
+            read_table(tmp_path / "a.tsv.gz")

@@ -147,3 +147,15 @@ def test_doubtful_positive_labels_must_be_named(labels, column):
 def test_a_positive_that_is_no_label():
     with pytest.raises(InputError, match=r"positive='SZ'.*HC, Sz\."):
         choose_positive(["HC", "Sz"], "SZ", "dx", "a.csv")
+
+
+def test_people_without_a_label_may_be_left_out(write):
+    path = write("p.tsv", "ID\tCDR\nOAS1\t0\nOAS2\tn/a\nOAS3\t0.5\nOAS4\t\n")
+    with pytest.raises(InputError, match=r"'CDR' is missing for OAS2 .*OAS4"):
+        read_people(path, label_column="CDR")
+    people = read_people(path, label_column="CDR", drop_unlabelled=True)
+    assert list(people.frame.index) == ["OAS1", "OAS3"]
+    assert "unlabelled: 2 people left out" in people.notes
+    nobody = write("q.tsv", "ID\tCDR\nOAS1\tn/a\n")
+    with pytest.raises(InputError, match=r"nobody has a label in column 'CDR'"):
+        read_people(nobody, label_column="CDR", drop_unlabelled=True)

@@ -151,3 +151,33 @@ def test_a_damaged_file_is_named(known, tmp_path, damage):
     path.write_bytes(whole[:half] if damage == "cut" else flipped)
     with pytest.raises(InputError, match=r"a.nii.gz cannot be read"):
         read_volume(path)
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_a_header_that_promises_terabytes(known, tmp_path, name):
+    import gzip
+
+    plain = save(tmp_path / "plain.nii", known).read_bytes()
+    dims = np.array([3, 30000, 30000, 30000], dtype="<i2").tobytes()
+    forged = plain[:40] + dims + plain[48:]
+    (tmp_path / name).write_bytes(gzip.compress(forged) if "gz" in name else forged)
+    told = r"promises 30000x30000x30000 voxels, 108000000000000 bytes, and the file"
+    with pytest.raises(InputError, match=told):
+        read_volume(tmp_path / name)
+
+
+def test_a_negative_shape(known, tmp_path):
+    plain = save(tmp_path / "a.nii", known).read_bytes()
+    dims = np.array([3, -7, 8, 9], dtype="<i2").tobytes()
+    (tmp_path / "a.nii").write_bytes(plain[:40] + dims + plain[48:])
+    with pytest.raises(InputError, match=r"cannot be read as a NIfTI image"):
+        read_volume(tmp_path / "a.nii")
+
+
+@pytest.mark.parametrize("share", [0.999, 0.5, 0.01])
+def test_a_truncated_gz(known, tmp_path, share):
+    path = save(tmp_path / "a.nii.gz", known)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(InputError, match=r"a.nii.gz cannot be read as a NIfTI image"):
+        read_volume(path)
