@@ -282,7 +282,7 @@ def _train_one(
     settings = plan.config
     experiment = settings.tracking.experiment
     tracker = open_tracker(tracking, experiment, folder, notice=_notice)
-    with tracker, _bar() as bar:
+    with _saying_how_to_go_on(folder), tracker, _bar() as bar:
         task = bar.add_task("training", total=settings.training.epochs)
 
         def on_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
@@ -299,6 +299,14 @@ def _train_one(
             resume=resume,
         )
     result = finished.result
+    ran = result.metrics.get("final/epochs", settings.training.epochs)
+    if ran < settings.training.epochs:
+        console.print(
+            f"Stopped after {ran:.0f} of {settings.training.epochs} epochs: no network "
+            f"had a lower validation loss for {settings.training.patience} "
+            "(training.patience).",
+            highlight=False,
+        )
     show_run(console, finished.layers, result.groups, result.metrics)
     if len(result.effects):
         show_effects(console, result.effects, plan.primary_quantity)
@@ -311,6 +319,26 @@ def _train_one(
     console.print(f"Files of this run: {finished.folder}", highlight=False)
     console.print(f"Look at it:  {tracker.where}", highlight=False, soft_wrap=True)
     return finished, tracker.undelivered
+
+
+@contextmanager
+def _saying_how_to_go_on(folder: Path) -> "Iterator[None]":
+    """Of a run that is interrupted, say what is saved and which command goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (folder / "splits" / "splits.json").is_file():
+            saved = (folder / "checkpoints" / "last.pt").is_file()
+            reached = "some seconds ago at most" if saved else "at its beginning"
+            problems.print(
+                f"Interrupted. The run is saved as it was {reached}; go on with it in "
+                f"this folder:  spectral-mlops train --resume {folder}",
+                style="yellow",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+        raise
 
 
 def _train_parts(plan: "Plan", parts: int, name: str, device: str, runs: Path) -> int:

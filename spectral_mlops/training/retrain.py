@@ -30,6 +30,7 @@ import torch
 from spectral_mlops.errors import InputError
 from spectral_mlops.inference.significance import p_max_t, p_value, standardise
 from spectral_mlops.training.again import read_plan
+from spectral_mlops.training.optimisation import check_precision
 from spectral_mlops.training.plan import Plan
 from spectral_mlops.training.retrain_log import RetrainLog, settings_of
 from spectral_mlops.training.retrain_permute import TargetShuffle, shuffle_of
@@ -116,6 +117,12 @@ def retrain_test(
     if workers < 1:
         raise InputError(f"--workers {workers}: at least 1.")
     plan = read_plan(run, workdir, progress)
+    if plan.config.training.patience is not None:
+        raise InputError(
+            "--retrain compares networks trained for equally many epochs, which "
+            "training.patience does not give: train without it."
+        )
+    check_precision(plan.config.training, device)
     return retrain(
         plan, run, permutations, workers=workers, device=device, progress=progress
     )
