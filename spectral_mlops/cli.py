@@ -122,6 +122,13 @@ Threads = Annotated[
         "where other programs want the cores.",
     ),
 ]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Run code that a run's folder names (model.name module:function).",
+    ),
+]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder for the run's own files.")]
 
 
@@ -181,6 +188,7 @@ def train(
             show_default=False,
         ),
     ] = None,
+    trust: Trust = False,
 ) -> None:
     """Train on a cohort and watch the spectra of its groups.
 
@@ -218,7 +226,7 @@ def train(
     )
     if resume is not None:
         _prepare_torch(device, threads)
-        if _resume(resume, flags, config, crossfit, device):
+        if _resume(resume, flags, config, crossfit, device, trust):
             raise typer.Exit(UNDELIVERED)
         return
     settings = _settings(config, flags)
@@ -243,6 +251,7 @@ def _resume(
     config: Path | None,
     crossfit: int | None,
     device: str,
+    trust: bool,
 ) -> int:
     """Go on with an interrupted run; return what was not delivered."""
     from spectral_mlops.errors import InputError
@@ -257,7 +266,9 @@ def _resume(
             f"{', '.join(sorted(given))}."
         )
     with _bar() as bar:
-        plan = read_plan(folder, Path.cwd(), _reporter(bar), finished=False)
+        plan = read_plan(
+            folder, Path.cwd(), _reporter(bar), finished=False, trust=trust
+        )
     tracking = flags.get("tracking", {}).get("uri") or plan.config.tracking.uri
     return _train_one(plan, folder.name, device, folder, tracking, resume=True)[1]
 
@@ -503,6 +514,7 @@ def compare(
             help="MLflow store that the test is logged to; the run's own if not given."
         ),
     ] = None,
+    trust: Trust = False,
 ) -> None:
     """Show finished runs side by side, or test one against retrained networks.
 
@@ -536,6 +548,7 @@ def compare(
                 workers=workers,
                 device=device,
                 progress=_reporter(bar),
+                trust=trust,
             )
         show_retrained(console, result.table, SOURCES, result.sentences)
         delivered = deliver(result, folder, tracking)

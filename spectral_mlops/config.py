@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from spectral_mlops.errors import InputError
 from spectral_mlops.registry import nearest
 
-Layout = Literal["vector", "volume", "sequence", "windows"]
-"""What a network takes of one person: ``vector`` ``[kept]``, ``volume``
-``[1, x, y, z]``, ``sequence`` ``[T, C]``, ``windows`` ``[W, T, C]``."""
+Layout = Literal["vector", "matrix", "volume", "sequence", "windows"]
+"""What a network takes of one person: ``vector`` ``[kept]``, ``matrix`` ``[1, n, n]``,
+``volume`` ``[1, x, y, z]``, ``sequence`` ``[T, C]``, ``windows`` ``[W, T, C]``."""
 
 
 class Settings(BaseModel):

@@ -225,7 +225,10 @@ def fit_scaler(plan: Plan, rows: NDArray[np.intp]) -> FeatureScaler:
     """
     cohort = plan.cohort
     return FeatureScaler.fit(
-        cohort.features[rows], layout=plan.layout, lengths=_lengths(cohort, rows)
+        cohort.features[rows],
+        layout=plan.layout,
+        lengths=_lengths(cohort, rows),
+        order=cohort.space.order,
     )
 
 

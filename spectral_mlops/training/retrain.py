@@ -92,6 +92,7 @@ def retrain_test(
     workers: int = 1,
     device: str = "cpu",
     progress: Progress | None = None,
+    trust: bool = False,
 ) -> Retrained:
     """Test a finished run, going on where an earlier call stopped.
 
@@ -102,6 +103,7 @@ def retrain_test(
         workers: Processes, one thread each.
         device: Where tensors live; of one test always the same.
         progress: Told ``(what, done, total)``.
+        trust: See `read_plan`.
 
     Returns:
         The test; also written into ``run/retrain``.
@@ -116,7 +118,7 @@ def retrain_test(
         )
     if workers < 1:
         raise InputError(f"--workers {workers}: at least 1.")
-    plan = read_plan(run, workdir, progress)
+    plan = read_plan(run, workdir, progress, trust=trust)
     if plan.config.training.patience is not None:
         raise InputError(
             "--retrain compares networks trained for equally many epochs, which "
