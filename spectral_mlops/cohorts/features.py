@@ -147,6 +147,8 @@ class FeatureScaler:
         if len(features) == 0:
             raise InputError("The scaler needs at least one training person.")
         shape = features.shape[1:]
+        if layout == "volume":
+            return cls.fit_volumes(features, np.arange(len(features)), threshold)
         if layout in ("sequence", "windows"):
             return cls._fit_time_courses(features, layout, lengths)
         if len(shape) < 2 and threshold is not None:
@@ -158,13 +160,7 @@ class FeatureScaler:
         mean = flat.mean(axis=0, dtype=np.float64)
         mask = np.ones(flat.shape[1], dtype=bool)
         if len(shape) >= 2:
-            cut = VOLUME_THRESHOLD if threshold is None else threshold
-            mask = mean > cut
-            if not mask.any():
-                raise InputError(
-                    f"No voxel has a training mean above threshold={cut} (the largest "
-                    f"is {mean.max():.3g}); lower it."
-                )
+            mask = _above(mean, threshold)
         kept = flat[:, mask]
         sd = kept.std(axis=0, dtype=np.float64)
         constant = np.ptp(kept, axis=0) == 0
@@ -173,6 +169,40 @@ class FeatureScaler:
         return cls(
             tuple(shape), where, mean[mask], sd, constant, layout, order or "upper"
         )
+
+    @classmethod
+    def fit_volumes(
+        cls,
+        features: NDArray[np.floating],
+        rows: NDArray[np.intp],
+        threshold: float | None = None,
+    ) -> "FeatureScaler":
+        """Fit the layout ``volume`` on some people, one in memory at a time.
+
+        Args:
+            features: Of everybody, ``[people, x, y, z]``; may lie on disk.
+            rows: Of training people.
+            threshold: Keep voxels whose training mean exceeds it.
+
+        Returns:
+            The fitted scaler.
+        """
+        shape = features.shape[1:]
+        mean = np.zeros(shape)
+        low, high = np.full(shape, np.inf), np.full(shape, -np.inf)
+        for row in rows:
+            one = np.asarray(features[row], dtype=np.float64)
+            mean += one / len(rows)
+            np.minimum(low, one, out=low)
+            np.maximum(high, one, out=high)
+        mask = _above(mean, threshold)
+        mean, constant = mean[mask], (low == high)[mask]
+        variance = np.zeros(len(mean))
+        for row in rows:
+            variance += (features[row][mask] - mean) ** 2 / len(rows)
+        sd = np.sqrt(variance)
+        sd[constant] = 1.0
+        return cls(tuple(shape), mask, mean, sd, constant, "volume")
 
     @classmethod
     def _fit_time_courses(
@@ -310,6 +340,18 @@ class FeatureScaler:
             cast(Layout, layout),
             "lower" if str(arrays.get("order")) == "lower" else "upper",
         )
+
+
+def _above(mean: NDArray[np.float64], threshold: float | None) -> NDArray[np.bool_]:
+    """Tell voxels of the training mean that are kept."""
+    cut = VOLUME_THRESHOLD if threshold is None else threshold
+    mask: NDArray[np.bool_] = mean > cut
+    if not mask.any():
+        raise InputError(
+            f"No voxel has a training mean above threshold={cut} (the largest "
+            f"is {mean.max():.3g}); lower it."
+        )
+    return mask
 
 
 def _there(

@@ -2,18 +2,25 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spectral_mlops.cohorts import Cohort, FeatureScaler
+from spectral_mlops.cohorts import FeatureScaler
 from spectral_mlops.models import build_model
 from spectral_mlops.monitor import EpochSpectra, SpectralMonitor
 from spectral_mlops.probe import ProbeBatch
 from spectral_mlops.schedule import EvenlySpaced
 from spectral_mlops.training.details import FoldDetails
+from spectral_mlops.training.inputs import (
+    Inputs,
+    ScaledPeople,
+    inputs_of_people,
+    lengths_of,
+    pieces,
+)
 from spectral_mlops.training.optimisation import Optimisation
 from spectral_mlops.training.performance import Predictions
 from spectral_mlops.training.plan import Plan
@@ -76,10 +83,11 @@ class FoldRun:
             seed=config.comparison.seed,
             epochs=None if watched else (),
         )
-        self.inputs = self._tensor(self.train_rows)
+        self.inputs = self._inputs(self.train_rows)
         self.targets = torch.from_numpy(self.learned).to(device)
-        self.validation_inputs = self._tensor(self.validation_rows)
-        self.probe_batch = self._make_probe_batch()
+        self.validation_inputs = self._inputs(self.validation_rows)
+        self.lazy = isinstance(self.inputs, ScaledPeople)
+        self._probe_batch = None if self.lazy else self._make_probe_batch()
         self.details = FoldDetails(plan, number, seed) if details else None
         self.best_loss, self.best_epoch, self.stopped = float("inf"), -1, False
         self.best_weights = copy.deepcopy(self.model.state_dict())
@@ -161,22 +169,32 @@ class FoldRun:
         if self.details is not None:
             self.details.load_state_dict(state["details"])
 
+    @property
+    def probe_batch(self) -> ProbeBatch | None:
+        """The held-out people, if there are any; read anew where they are many."""
+        return self._make_probe_batch() if self.lazy else self._probe_batch
+
     def restore_best(self) -> None:
         """Load the weights chosen by validation loss."""
         self.model.load_state_dict(self.best_weights)
 
     def probe(self, epoch: int) -> EpochSpectra | None:
         """Pass the held-out people, if there are any; nothing of the model changes."""
-        if self.probe_batch is None:
+        batch = self.probe_batch
+        if batch is None:
             return None
-        return self.monitor.probe([self.probe_batch], epoch=epoch)
+        batches = [batch]
+        if self.lazy:
+            batches = _split(batch, self.plan.config.training.batch_size)
+        return self.monitor.probe(batches, epoch=epoch)
 
     def predict_probe(self) -> Predictions | None:
         """Predict the held-out people, if there are any."""
-        if self.probe_batch is None or self.plan.probe is None:
+        if self.plan.probe is None:
             return None
         rows = self.plan.cohort.rows(self.plan.probe.ids)
-        return self._predict(rows, self.probe_batch.inputs)
+        held = self._probe_batch
+        return self._predict(rows, self._inputs(rows) if held is None else held.inputs)
 
     def _batches(self, order: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Split an epoch; batch statistics need a second person in the last batch."""
@@ -186,10 +204,12 @@ class FoldRun:
             return (*batches[:-2], torch.cat(batches[-2:]))
         return batches
 
-    def _predict(self, rows: NDArray[np.intp], inputs: torch.Tensor) -> Predictions:
+    def _predict(self, rows: NDArray[np.intp], inputs: Inputs) -> Predictions:
         self.model.eval()
         with torch.no_grad():
-            probabilities = self.model(inputs).double().softmax(1).cpu().numpy()
+            size = self.plan.config.training.batch_size
+            logits = torch.cat([self.model(x) for x in pieces(inputs, size)])
+            probabilities = logits.double().softmax(1).cpu().numpy()
         ids = tuple(self.plan.cohort.people.index[rows])
         return Predictions(ids, self.plan.targets[rows], probabilities)
 
@@ -204,10 +224,12 @@ class FoldRun:
             self.plan.cohort.people.index[rows],
         )
 
+    def _inputs(self, rows: NDArray[np.intp]) -> Inputs:
+        return inputs_of_people(self.plan.cohort, self.scaler, rows, self.device)
+
     def _tensor(self, rows: NDArray[np.intp]) -> torch.Tensor:
-        cohort = self.plan.cohort
-        scaled = self.scaler.transform(cohort.features[rows], _lengths(cohort, rows))
-        return torch.from_numpy(scaled).to(self.device)
+        people = ScaledPeople(self.plan.cohort, self.scaler, rows, self.device)
+        return people.whole()
 
     def _seed(self, epoch: int) -> None:
         words = [self.plan.config.training.seed, self.number, epoch + 1]
@@ -224,18 +246,28 @@ def fit_scaler(plan: Plan, rows: NDArray[np.intp]) -> FeatureScaler:
         rows: Of the training people.
     """
     cohort = plan.cohort
+    if plan.layout == "volume":
+        return FeatureScaler.fit_volumes(cohort.features, rows)
     return FeatureScaler.fit(
         cohort.features[rows],
         layout=plan.layout,
-        lengths=_lengths(cohort, rows),
+        lengths=lengths_of(cohort, rows),
         order=cohort.space.order,
     )
 
 
-def _lengths(cohort: Cohort, rows: NDArray[np.intp]) -> NDArray[np.intp] | None:
-    """Return how many time points people have, where they differ."""
-    lengths: NDArray[np.intp] | None = getattr(cohort, "lengths", None)
-    return None if lengths is None else lengths[rows]
+def _split(batch: ProbeBatch, size: int) -> list[ProbeBatch]:
+    """Part people into batches that a network can take at once."""
+    groups = cast(Mapping[str, Sequence[str]], batch.groups)
+    return [
+        ProbeBatch(
+            batch.inputs[i : i + size],
+            batch.targets[i : i + size],
+            {name: labels[i : i + size] for name, labels in groups.items()},
+            batch.subjects[i : i + size],
+        )
+        for i in range(0, len(batch.inputs), size)
+    ]
 
 
 def _uses_batch_statistics(model: torch.nn.Module) -> bool:

@@ -122,6 +122,7 @@ class _Stack:
         self.labels = [plan.labels(rows)[plan.primary] for plan in plans]
         self.targets = self._stacked([plan.targets[rows] for plan in plans])
         held = self.base.validation_rows
+        self.validation_inputs = self.base._tensor(held)
         self.held_targets = self._stacked([plan.targets[held] for plan in plans])
         everyone = self.plan.labels(np.arange(len(self.plan.cohort.people)))
         self.groups = {name: sorted(set(labels)) for name, labels in everyone.items()}
@@ -163,7 +164,7 @@ class _Stack:
     def validate(self) -> None:
         """Keep each network's weights of the lowest validation loss."""
         with torch.no_grad():
-            held = self.base.validation_inputs
+            held = self.validation_inputs
             shared = held.expand(self.size, *held.shape)
             logits = self._forward(shared, self.weights, False)[1][-1]
             said = logits.double().softmax(-1)

@@ -144,8 +144,18 @@ def test_volumes_stay_volumes_for_networks_that_want_them(rng):
     whole = FeatureScaler.fit(train, threshold=0.3, layout="volume")
     found = whole.transform(train)
     assert found.shape == (7, 1, 3, 4, 5)
-    np.testing.assert_array_equal(found[:, 0, whole.mask], flat.transform(train))
+    train[:, 1, 2, 3] = 0.5  # a voxel that is the same in everyone
+    flat = FeatureScaler.fit(train, threshold=0.3)
+    whole = FeatureScaler.fit(train, threshold=0.3, layout="volume")
+    found = whole.transform(train)
+    expected = flat.transform(train)
+    np.testing.assert_allclose(found[:, 0, whole.mask], expected, atol=1e-5)
+    assert np.all(found[:, 0, 1, 2, 3] == 0)
     assert np.all(found[:, 0, ~whole.mask] == 0)
+    some = FeatureScaler.fit_volumes(train, np.array([5, 1, 2]), 0.3)
+    alone = FeatureScaler.fit(train[[5, 1, 2]], threshold=0.3)
+    np.testing.assert_array_equal(some.mask, alone.mask)
+    np.testing.assert_allclose(some.sd, alone.sd, rtol=1e-5)
     assert (whole.inputs, flat.inputs) == ((3, 4, 5), flat.width)
 
 

@@ -5,11 +5,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from spectral_mlops.errors import InputError
 from spectral_mlops.models import MODELS
 from spectral_mlops.tracking import MemoryTracker
-from spectral_mlops.training import make_plan, run
+from spectral_mlops.training import inputs, make_plan, run
+from spectral_mlops.training.fold import FoldRun
 from tests.training.toys import toy
 
 SMALL = {
@@ -70,3 +72,26 @@ def test_people_that_a_model_cannot_take_are_refused_first(name, tmp_path):
     with pytest.raises(InputError, match=f"The model '{name}' takes"):
         make_plan(config, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_volumes_need_not_fit_into_memory(tmp_path, monkeypatch):
+    """Read when they are asked for, they give the same run, to rounding."""
+    config = toy("volume", model={"name": "cnn3d", "settings": SMALL["cnn3d"][1]})
+    plan = make_plan(config, Path())
+    whole = FoldRun(plan, 0, torch.device("cpu"))
+    monkeypatch.setattr(inputs, "IN_MEMORY", 0)
+    lazy = FoldRun(plan, 0, torch.device("cpu"))
+    assert (whole.lazy, lazy.lazy) == (False, True)
+    for epoch in range(2):
+        losses = [one.train_epoch(epoch)[1] for one in (whole, lazy)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+        said = [one.validate(epoch) for one in (whole, lazy)]
+        np.testing.assert_allclose(*(x.probabilities for x in said), rtol=1e-5)
+    held = [one.predict_probe() for one in (whole, lazy)]
+    np.testing.assert_allclose(*(x.probabilities for x in held), rtol=1e-5)
+    probed = [one.probe(2).divergences(permutations=19) for one in (whole, lazy)]
+    for column in ("value", "z", "p"):
+        np.testing.assert_allclose(*(x[column] for x in probed), rtol=1e-3, atol=1e-6)
+    with MemoryTracker() as tracker:
+        found = run(plan, tracker, tmp_path / "run", name="x", figures=False).result
+    assert found.metrics["final/additivity"] < 1e-5
