@@ -135,6 +135,13 @@ Threads = Annotated[
         "where other programs want the cores.",
     ),
 ]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Run code that a run's folder names (model.name module:function).",
+    ),
+]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder for the run's own files.")]
 
 
@@ -194,6 +201,7 @@ def train(
             show_default=False,
         ),
     ] = None,
+    trust: Trust = False,
 ) -> None:
     """Train on a cohort and watch the spectra of its groups.
 
@@ -231,7 +239,7 @@ def train(
     )
     if resume is not None:
         _prepare_torch(device, threads)
-        if _resume(resume, flags, config, crossfit, device):
+        if _resume(resume, flags, config, crossfit, device, trust):
             raise typer.Exit(UNDELIVERED)
         return
     settings = _settings(config, flags)
@@ -256,6 +264,7 @@ def _resume(
     config: Path | None,
     crossfit: int | None,
     device: str,
+    trust: bool,
 ) -> int:
     """Go on with an interrupted run; return what was not delivered."""
     from spectral_mlops.errors import InputError
@@ -270,7 +279,9 @@ def _resume(
             f"{', '.join(sorted(given))}."
         )
     with _bar() as bar:
-        plan = read_plan(folder, Path.cwd(), _reporter(bar), finished=False)
+        plan = read_plan(
+            folder, Path.cwd(), _reporter(bar), finished=False, trust=trust
+        )
     written = plan.config.tracking.uri or ""
     tracking = flags.get("tracking", {}).get("uri")
     tracking = tracking or (None if "***" in written else written or None)
@@ -297,7 +308,7 @@ def _train_one(
     settings = plan.config
     experiment = settings.tracking.experiment
     tracker = open_tracker(tracking, experiment, folder, notice=_notice)
-    with tracker, _bar() as bar:
+    with _saying_how_to_go_on(folder), tracker, _bar() as bar:
         task = bar.add_task("training", total=settings.training.epochs)
 
         def on_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
@@ -314,6 +325,14 @@ def _train_one(
             resume=resume,
         )
     result = finished.result
+    ran = result.metrics.get("final/epochs", settings.training.epochs)
+    if ran < settings.training.epochs:
+        console.print(
+            f"Stopped after {ran:.0f} of {settings.training.epochs} epochs: no network "
+            f"had a lower validation loss for {settings.training.patience} "
+            "(training.patience).",
+            highlight=False,
+        )
     show_run(console, finished.layers, result.groups, result.metrics)
     if len(result.effects):
         show_effects(console, result.effects, plan.primary_quantity)
@@ -330,6 +349,26 @@ def _train_one(
     console.print(f"Files of this run: {finished.folder}", highlight=False)
     console.print(f"Look at it:  {tracker.where}", highlight=False, soft_wrap=True)
     return finished, tracker.undelivered
+
+
+@contextmanager
+def _saying_how_to_go_on(folder: Path) -> "Iterator[None]":
+    """Of a run that is interrupted, say what is saved and which command goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (folder / "splits" / "splits.json").is_file():
+            saved = (folder / "checkpoints" / "last.pt").is_file()
+            reached = "some seconds ago at most" if saved else "at its beginning"
+            problems.print(
+                f"Interrupted. The run is saved as it was {reached}; go on with it in "
+                f"this folder:  spectral-mlops train --resume {folder}",
+                style="yellow",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+        raise
 
 
 def _train_parts(plan: "Plan", parts: int, name: str, device: str, runs: Path) -> int:
@@ -503,6 +542,7 @@ def compare(
             help="MLflow store that the test is logged to; the run's own if not given."
         ),
     ] = None,
+    trust: Trust = False,
 ) -> None:
     """Show finished runs side by side, or test one against retrained networks.
 
@@ -547,6 +587,7 @@ def compare(
                 workers=workers,
                 device=device,
                 progress=_reporter(bar),
+                trust=trust,
             )
         show_retrained(console, result.table, SOURCES, result.sentences)
         delivered = deliver(result, folder, tracking)

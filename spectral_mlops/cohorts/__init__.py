@@ -10,7 +10,12 @@ from spectral_mlops.cohorts import fnc as _fnc
 from spectral_mlops.cohorts import public as _public
 from spectral_mlops.cohorts import simulated as _simulated
 from spectral_mlops.cohorts.cohort import Cohort
-from spectral_mlops.cohorts.features import FeatureScaler
+from spectral_mlops.cohorts.features import (
+    FeatureScaler,
+    inputs_of,
+    kind_of,
+    layout_for,
+)
 from spectral_mlops.cohorts.loaders import (
     COHORTS,
     CohortLoader,
@@ -45,6 +50,9 @@ __all__ = [
     "check_cohort",
     "crossfit_probes",
     "fold_splits",
+    "inputs_of",
+    "kind_of",
+    "layout_for",
     "load_cohort",
     "read_splits",
     "register_cohort",

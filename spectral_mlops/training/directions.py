@@ -103,12 +103,14 @@ def _joined(
     """Bring directions back to the features; join each group's over all networks."""
     by_group: dict[str, dict[tuple[int, int], list[Direction]]] = {}
     for one in directions:
-        fits = one.shape == (scalers[one.fold].width,)
+        scaler = scalers[one.fold]
+        places = scaler.layout in ("vector", "sequence")  # kernels have none
+        fits = places and one.shape == (scaler.width,)
         if fits and one.grouping in (plan.primary, POOLED):
             networks = by_group.setdefault(one.group, {})
             networks.setdefault((one.fold, one.seed), []).append(one)
     names = sorted(by_group, key=lambda group: (group == POOLED, group))
-    shape = scalers[0].shape
+    shape = scalers[0].mask.shape
     joined = {}
     for group in names:
         parts = []

@@ -18,13 +18,15 @@ from spectral_mlops.cohorts import (
     check_apart,
     check_cohort,
     fold_splits,
+    inputs_of,
+    layout_for,
     load_cohort,
     set_probe_aside,
 )
 from spectral_mlops.cohorts.families import families_of
-from spectral_mlops.config import RunConfig, merge, validate
+from spectral_mlops.config import Layout, RunConfig, merge, validate
 from spectral_mlops.errors import InputError, UnknownNameError
-from spectral_mlops.models import check_model
+from spectral_mlops.models import check_built, check_model, model_entry
 from spectral_mlops.records import QUANTITIES, Quantity, check_quantities
 from spectral_mlops.registry import nearest
 from spectral_mlops.schedule import NullEpochs, evenly_spaced
@@ -68,6 +70,12 @@ class Plan:
     def primary(self) -> str:
         """The grouping that headline numbers are about."""
         return self.groupings[0]
+
+    @property
+    def layout(self) -> Layout:
+        """How the network takes the features."""
+        model = self.config.model.name
+        return layout_for(self.cohort, model_entry(model).takes, model)
 
     @property
     def quantities(self) -> tuple[Quantity, ...]:
@@ -168,6 +176,9 @@ def make_plan(
     model = check_model(config.model)
     function_of_spectra(config.comparison.divergence)
     cohort = load_cohort(config.cohort, workdir, progress)
+    takes = model_entry(config.model.name).takes
+    layout = layout_for(cohort, takes, config.model.name)
+    check_built(config.model, inputs_of(cohort, layout), len(cohort.groups))
     groupings = config.comparison.groupings or (cohort.target,)
     columns = [str(name) for name in cohort.people.columns]
     for name in groupings:
