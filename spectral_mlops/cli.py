@@ -276,7 +276,12 @@ def _train_one(
     resume: bool = False,
 ) -> tuple["FinishedRun", int]:
     """Make one tracked run and show it; also return what was not delivered."""
-    from spectral_mlops.report.console import show_controls, show_effects, show_run
+    from spectral_mlops.report.console import (
+        show_controls,
+        show_effects,
+        show_performance,
+        show_run,
+    )
     from spectral_mlops.tracking import open_tracker
     from spectral_mlops.training import run
     from spectral_mlops.training.trajectories import sentences
@@ -304,6 +309,8 @@ def _train_one(
         )
     result = finished.result
     show_run(console, finished.layers, result.groups, result.metrics)
+    if len(result.performance):
+        show_performance(console, result.performance)
     if len(result.effects):
         show_effects(console, result.effects, plan.primary_quantity)
     if result.controls is not None:

@@ -136,6 +136,16 @@ class ControlsConfig(Settings):
     level: float = Field(0.05, gt=0, lt=1, description="p at which one beats another")
 
 
+class BaselinesConfig(Settings):
+    """Simple predictions beside the network's, in the same folds."""
+
+    run: bool = Field(True, description="linear, and confounds alone; with intervals")
+    columns: tuple[str, ...] = Field(
+        (), description="confounds; age, sex, site, motion by name if not given"
+    )
+    draws: int = Field(1000, ge=100, description="of people, behind intervals")
+
+
 class TrackingConfig(Settings):
     """Where the run is recorded."""
 
@@ -156,6 +166,7 @@ class RunConfig(Settings):
     spectra: SpectraConfig = SpectraConfig()
     comparison: ComparisonConfig = ComparisonConfig()
     controls: ControlsConfig = ControlsConfig()
+    baselines: BaselinesConfig = BaselinesConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     def flat(self) -> dict[str, str | int | float | bool]:

@@ -25,6 +25,7 @@ from spectral_mlops.report.angles import RelabelledAngle
 from spectral_mlops.schedule import NullEpochs
 from spectral_mlops.tracking import Tracker
 from spectral_mlops.tracking.metrics import safe_name
+from spectral_mlops.training.baselines import baseline_metrics, judge
 from spectral_mlops.training.checkpoint import Checkpoints
 from spectral_mlops.training.controls import Controls
 from spectral_mlops.training.effects import effects_table
@@ -85,6 +86,8 @@ class RunResult:
             averaged like ``divergences``; empty where there is no probe.
         null_pairs: The same with relabellings of each pair's people alone, where that
             is not the same.
+        performance: Of the networks and of simple models, with intervals
+            (`intervals.performance_table`).
     """
 
     metrics: dict[str, float]
@@ -108,6 +111,7 @@ class RunResult:
     effects: pd.DataFrame = field(default_factory=pd.DataFrame)
     null: list[Comparison] = field(default_factory=list)
     null_pairs: list[Comparison] = field(default_factory=list)
+    performance: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 class _EpochOfNetworks:
@@ -241,6 +245,8 @@ def _finish(
     if predicted:
         metrics["final/probe_auc"] = float(np.mean([x.auc for x in predicted]))
         metrics["final/probe_loss"] = float(np.mean([x.loss for x in predicted]))
+    performance = judge(plan, said, predicted)
+    metrics |= baseline_metrics(performance)
     gaps = [max((x.monitor.additivity or {"": np.nan}).values()) for x in networks]
     metrics["final/additivity"] = float(np.max(gaps))
     verdict, table, effects = "", None, pd.DataFrame()
@@ -281,6 +287,7 @@ def _finish(
         effects=effects,
         null=together,
         null_pairs=[] if probed.pairs is together else probed.pairs,
+        performance=performance,
     )
 
 
