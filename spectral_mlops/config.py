@@ -16,6 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from spectral_mlops.errors import InputError
 from spectral_mlops.registry import nearest
 
+Layout = Literal["vector", "volume", "sequence", "windows"]
+"""What a network takes of one person: ``vector`` ``[kept]``, ``volume``
+``[1, x, y, z]``, ``sequence`` ``[T, C]``, ``windows`` ``[W, T, C]``."""
+
 
 class Settings(BaseModel):
     """Base of all settings: frozen, no unknown keys, no NaN."""

@@ -7,7 +7,7 @@ loaders that come with it; others register with `register_cohort`.
 from spectral_mlops.cohorts import fnc as _fnc
 from spectral_mlops.cohorts import simulated as _simulated
 from spectral_mlops.cohorts.cohort import Cohort
-from spectral_mlops.cohorts.features import FeatureScaler
+from spectral_mlops.cohorts.features import FeatureScaler, kind_of, layout_for
 from spectral_mlops.cohorts.loaders import (
     COHORTS,
     CohortLoader,
@@ -42,6 +42,8 @@ __all__ = [
     "check_cohort",
     "crossfit_probes",
     "fold_splits",
+    "kind_of",
+    "layout_for",
     "load_cohort",
     "read_splits",
     "register_cohort",

@@ -1,6 +1,10 @@
 """Plain modules that know nothing of hooks; importing this registers them."""
 
+from spectral_mlops.models import cnn3d as cnn3d
+from spectral_mlops.models import logistic as logistic
 from spectral_mlops.models import mlp as mlp
+from spectral_mlops.models import recurrent as recurrent
+from spectral_mlops.models import transformer as transformer
 from spectral_mlops.models.registry import (
     MODELS,
     build_model,

@@ -1,30 +1,48 @@
-"""Models by name: a settings class and a constructor each."""
+"""Models by name: a settings class, a constructor and what it takes, each."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
-from spectral_mlops.config import Component, Settings, validate
+from spectral_mlops.config import Component, Layout, Settings, validate
 from spectral_mlops.registry import Registry
+
+Inputs = int | tuple[int, ...]
+"""One person's features: the width of vectors, else the shape."""
 
 
 class ModelEntry(NamedTuple):
-    """What the registry holds: how to check settings, and how to build."""
+    """What the registry holds: how to check settings, how to build, what it takes."""
 
     settings: type[Settings]
-    build: Callable[[int, int, Any], nn.Module]
+    build: Callable[[Any, int, Any], nn.Module]
+    takes: tuple[Layout, ...] = ("vector",)
 
 
 MODELS: Registry[str, ModelEntry] = Registry("model")
 Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
 
 
-def register_model(name: str, settings: type[Settings]) -> Callable[[Builder], Builder]:
-    """File a class or function ``(inputs, outputs, settings) -> nn.Module``."""
+def register_model(
+    name: str, settings: type[Settings], takes: Layout | tuple[Layout, ...] = "vector"
+) -> Callable[[Builder], Builder]:
+    """File a class or function ``(inputs, outputs, settings) -> nn.Module``.
+
+    Args:
+        name: What users write.
+        settings: Its settings.
+        takes: The layout of a batch (`config.Layout`), or several, the preferred one
+            first: ``inputs`` is the width of vectors, else the shape of one person's
+            features, without the channel of volumes.
+
+    Returns:
+        The decorator.
+    """
+    layouts = (takes,) if isinstance(takes, str) else tuple(takes)
 
     def file(build: Builder) -> Builder:
-        MODELS.register(name)(ModelEntry(settings, build))
+        MODELS.register(name)(ModelEntry(settings, build, layouts))
         return build
 
     return file
@@ -41,12 +59,12 @@ def check_model(component: Component) -> Settings:
     return validate(entry.settings, component.settings, f"model '{component.name}'")
 
 
-def build_model(component: Component, inputs: int, outputs: int) -> nn.Module:
+def build_model(component: Component, inputs: Inputs, outputs: int) -> nn.Module:
     """Build a model from its name and settings.
 
     Args:
         component: Name and settings.
-        inputs: Number of features per person.
+        inputs: Number of features per person of vectors, else their shape.
         outputs: Number of classes.
 
     Raises:

@@ -10,6 +10,7 @@ import pandas as pd
 from spectral_mlops.cohorts import FeatureScaler, check_cohort, read_splits
 from spectral_mlops.errors import InputError
 from spectral_mlops.report.runs import read_run_config
+from spectral_mlops.training.fold import fit_scaler
 from spectral_mlops.training.plan import Plan, make_plan
 
 
@@ -54,8 +55,7 @@ def _check_people(plan: Plan, run: Path) -> None:
         "features or targets differ; restore them, or train again."
     )
     for number, fold in enumerate(plan.folds):
-        rows = plan.cohort.rows(fold.train_ids)
-        now = FeatureScaler.fit(plan.cohort.features[rows])
+        now = fit_scaler(plan, plan.cohort.rows(fold.train_ids))
         path = run / "checkpoints" / f"fold-{number}-scaler.npz"
         if not path.is_file():
             raise InputError(f"{run} is not complete: there is no {path}.")

@@ -102,7 +102,7 @@ def _joined(
             networks = by_group.setdefault(one.group, {})
             networks.setdefault((one.fold, one.seed), []).append(one)
     names = sorted(by_group, key=lambda group: (group == POOLED, group))
-    shape = scalers[0].shape
+    shape = scalers[0].mask.shape
     joined = {}
     for group in names:
         parts = []

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
-from spectral_mlops.cohorts import FeatureScaler
+from spectral_mlops.cohorts import Cohort, FeatureScaler
 from spectral_mlops.models import build_model
 from spectral_mlops.monitor import EpochSpectra, SpectralMonitor
 from spectral_mlops.probe import ProbeBatch
@@ -59,9 +59,9 @@ class FoldRun:
         config, fold = plan.config, plan.folds[number]
         self.train_rows = plan.cohort.rows(fold.train_ids)
         self.validation_rows = plan.cohort.rows(fold.validation_ids)
-        self.scaler = FeatureScaler.fit(plan.cohort.features[self.train_rows])
+        self.scaler = fit_scaler(plan, self.train_rows)
         self._seed(epoch=-1)
-        self.model = build_model(config.model, self.scaler.width, len(plan.classes))
+        self.model = build_model(config.model, self.scaler.inputs, len(plan.classes))
         self.model.to(device)
         self.optimizer = OPTIMIZERS[config.training.optimizer](
             self.model.parameters(),
@@ -186,7 +186,8 @@ class FoldRun:
         )
 
     def _tensor(self, rows: NDArray[np.intp]) -> torch.Tensor:
-        scaled = self.scaler.transform(self.plan.cohort.features[rows])
+        cohort = self.plan.cohort
+        scaled = self.scaler.transform(cohort.features[rows], _lengths(cohort, rows))
         return torch.from_numpy(scaled).to(self.device)
 
     def _seed(self, epoch: int) -> None:
@@ -194,6 +195,25 @@ class FoldRun:
         # words of their own, not seed + 1: runs of other seeds share no network
         state = np.random.SeedSequence(words + [self.seed] * (self.seed > 0))
         torch.manual_seed(int(state.generate_state(1)[0]))
+
+
+def fit_scaler(plan: Plan, rows: NDArray[np.intp]) -> FeatureScaler:
+    """Fit what goes before the network on some people.
+
+    Args:
+        plan: The run.
+        rows: Of the training people.
+    """
+    cohort = plan.cohort
+    return FeatureScaler.fit(
+        cohort.features[rows], layout=plan.layout, lengths=_lengths(cohort, rows)
+    )
+
+
+def _lengths(cohort: Cohort, rows: NDArray[np.intp]) -> NDArray[np.intp] | None:
+    """Return how many time points people have, where they differ."""
+    lengths: NDArray[np.intp] | None = getattr(cohort, "lengths", None)
+    return None if lengths is None else lengths[rows]
 
 
 def even_order(groups: Sequence[str]) -> torch.Tensor:

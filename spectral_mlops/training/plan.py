@@ -18,12 +18,13 @@ from spectral_mlops.cohorts import (
     check_apart,
     check_cohort,
     fold_splits,
+    layout_for,
     load_cohort,
     set_probe_aside,
 )
-from spectral_mlops.config import RunConfig, merge, validate
+from spectral_mlops.config import Layout, RunConfig, merge, validate
 from spectral_mlops.errors import InputError, UnknownNameError
-from spectral_mlops.models import check_model
+from spectral_mlops.models import MODELS, check_model
 from spectral_mlops.records import QUANTITIES, Quantity, check_quantities
 from spectral_mlops.registry import nearest
 from spectral_mlops.schedule import NullEpochs, evenly_spaced
@@ -67,6 +68,12 @@ class Plan:
     def primary(self) -> str:
         """The grouping that headline numbers are about."""
         return self.groupings[0]
+
+    @property
+    def layout(self) -> Layout:
+        """How the network takes the features."""
+        model = self.config.model.name
+        return layout_for(self.cohort, MODELS.get(model).takes, model)
 
     @property
     def quantities(self) -> tuple[Quantity, ...]:
@@ -161,6 +168,7 @@ def make_plan(
     model = check_model(config.model)
     function_of_spectra(config.comparison.divergence)
     cohort = load_cohort(config.cohort, workdir, progress)
+    layout_for(cohort, MODELS.get(config.model.name).takes, config.model.name)
     groupings = config.comparison.groupings or (cohort.target,)
     columns = [str(name) for name in cohort.people.columns]
     for name in groupings:

@@ -1,8 +1,9 @@
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.preprocessing import StandardScaler
 
-from spectral_mlops.cohorts import FeatureScaler
+from spectral_mlops.cohorts import Cohort, FeatureScaler, layout_for
 from spectral_mlops.errors import InputError
 
 
@@ -107,3 +108,89 @@ def test_restore_puts_values_where_the_features_stood():
     assert np.array_equal(full[:, ~lost], values[:, ~scaler.constant])
     with pytest.raises(InputError, match="features were kept"):
         scaler.restore(values[:, 1:])
+
+
+# -- layouts ------------------------------------------------------------------------
+
+
+def test_time_courses_are_scaled_by_component_over_what_is_there(rng):
+    lengths = np.array([4, 6, 2])
+    train = rng.normal(3, 2, size=(3, 6, 5)).astype(np.float32)
+    for row, length in zip(train, lengths, strict=True):
+        row[length:] = 0
+    train[:, :, 1] = 0  # a component that is nowhere
+    scaler = FeatureScaler.fit(train, layout="sequence", lengths=lengths)
+    rows = np.concatenate([row[:n] for row, n in zip(train, lengths, strict=True)])
+    expected = StandardScaler().fit(rows)
+    found = scaler.transform(train, lengths)
+    for row, scaled, n in zip(train, found, lengths, strict=True):
+        np.testing.assert_allclose(scaled[:n], expected.transform(row[:n]), atol=1e-5)
+        assert np.all(scaled[n:] == 0)
+    assert np.all(found[:, :, 1] == 0)
+    assert scaler.inputs == (6, 5)
+    assert found.dtype == np.float32
+
+
+def test_windows_are_scaled_like_time_courses(rng):
+    windows = rng.normal(3, 2, size=(3, 4, 6, 5))
+    found = FeatureScaler.fit(windows, layout="windows").transform(windows)
+    expected = StandardScaler().fit_transform(windows.reshape(-1, 5))
+    np.testing.assert_allclose(found.reshape(-1, 5), expected, atol=1e-5)
+
+
+def test_volumes_stay_volumes_for_networks_that_want_them(rng):
+    train = rng.uniform(0, 0.6, size=(7, 3, 4, 5)).astype(np.float32)
+    flat = FeatureScaler.fit(train, threshold=0.3)
+    whole = FeatureScaler.fit(train, threshold=0.3, layout="volume")
+    found = whole.transform(train)
+    assert found.shape == (7, 1, 3, 4, 5)
+    np.testing.assert_array_equal(found[:, 0, whole.mask], flat.transform(train))
+    assert np.all(found[:, 0, ~whole.mask] == 0)
+    assert (whole.inputs, flat.inputs) == ((3, 4, 5), flat.width)
+
+
+@pytest.mark.parametrize("layout", ["vector", "volume", "sequence"])
+def test_a_stored_scaler_keeps_its_layout(rng, layout, tmp_path):
+    people = rng.uniform(size=(5, 4, 3, 2) if layout == "volume" else (5, 4, 3))
+    scaler = FeatureScaler.fit(people, layout=layout)
+    np.savez(tmp_path / "scaler.npz", **scaler.to_arrays())
+    with np.load(tmp_path / "scaler.npz", allow_pickle=False) as arrays:
+        again = FeatureScaler.from_arrays(arrays)
+    assert (again.layout, again.inputs) == (scaler.layout, scaler.inputs)
+    np.testing.assert_array_equal(again.transform(people), scaler.transform(people))
+
+
+def people_with(features, modality):
+    frame = pd.DataFrame({"group": ["a", "b"]}, index=["s1", "s2"])
+    return Cohort(frame, features, modality, "group", "b", "test")
+
+
+@pytest.mark.parametrize(
+    ("shape", "modality", "takes", "layout"),
+    [
+        ((6,), "fnc", ("vector",), "vector"),
+        ((3, 4, 5), "volume", ("vector",), "vector"),
+        ((3, 4, 5), "volume", ("volume",), "volume"),
+        ((7, 4), "timecourses", ("sequence", "windows"), "sequence"),
+        ((3, 7, 4), "windows", ("sequence", "windows"), "windows"),
+    ],
+)
+def test_the_layout_of_a_cohort(rng, shape, modality, takes, layout):
+    cohort = people_with(rng.uniform(size=(2, *shape)), modality)
+    assert layout_for(cohort, takes, "m") == layout
+
+
+@pytest.mark.parametrize(
+    ("shape", "modality", "takes", "words"),
+    [
+        ((6,), "fnc", "sequence", "'m' takes time courses, and test gives vectors of"),
+        ((7, 4), "timecourses", "vector", "takes vectors .* gives time courses"),
+        ((3, 4, 5), "volume", "sequence", "takes time courses, .* gives volumes"),
+        ((3, 4, 5), "windows", "volume", "takes volumes, .* gives windows"),
+        ((2, 3, 4, 5), "volume", "volume", "features of 4 axes"),
+    ],
+)
+def test_a_wrong_pair_is_refused(rng, shape, modality, takes, words):
+    cohort = people_with(rng.uniform(size=(2, *shape)), modality)
+    with pytest.raises(InputError, match=words):
+        layout_for(cohort, (takes,), "m")

@@ -32,6 +32,21 @@ def test_the_formula(name, function):
     assert torch.equal(model(x), expected)
 
 
+@pytest.mark.parametrize("norm", ["layer", "group", "batch"])
+def test_normalised_before_the_activation(norm):
+    model = build(hidden=(8,), norm=norm, dropout=0.5).eval()
+    x = torch.randn(4, 6)
+    expected = model.output(torch.relu(model.norm_1(model.hidden_1(x))))
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_logistic_is_one_layer():
+    model = build_model(Component(name="logistic"), 6, 3)
+    x = torch.randn(4, 6)
+    expected = x @ model.output.weight.T + model.output.bias
+    torch.testing.assert_close(model(x), expected)
+
+
 def test_dropout_acts_in_training_only():
     model = build(hidden=(50,), dropout=0.5)
     x = torch.randn(4, 6)
