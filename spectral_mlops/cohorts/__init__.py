@@ -6,7 +6,9 @@ loaders that come with it; others register with `register_cohort`.
 
 from spectral_mlops.cohorts import fnc as _fnc
 from spectral_mlops.cohorts import simulated as _simulated
+from spectral_mlops.cohorts.adjustment import Adjustment, check_adjustment
 from spectral_mlops.cohorts.cohort import Cohort
+from spectral_mlops.cohorts.confounds import site_warning
 from spectral_mlops.cohorts.features import FeatureScaler, kind_of, layout_for
 from spectral_mlops.cohorts.loaders import (
     COHORTS,
@@ -18,7 +20,12 @@ from spectral_mlops.cohorts.loaders import (
 )
 from spectral_mlops.cohorts.simulator import PRESETS, simulate
 from spectral_mlops.cohorts.space import FeatureSpace
-from spectral_mlops.cohorts.split_files import read_splits, write_splits
+from spectral_mlops.cohorts.split_files import (
+    check_unseen,
+    read_splits,
+    reuse_splits,
+    write_splits,
+)
 from spectral_mlops.cohorts.splits import (
     Fold,
     Probe,
@@ -26,11 +33,13 @@ from spectral_mlops.cohorts.splits import (
     crossfit_probes,
     fold_splits,
     set_probe_aside,
+    site_splits,
 )
 
 __all__ = [
     "COHORTS",
     "PRESETS",
+    "Adjustment",
     "Cohort",
     "CohortLoader",
     "FeatureScaler",
@@ -38,8 +47,10 @@ __all__ = [
     "Fold",
     "Probe",
     "Progress",
+    "check_adjustment",
     "check_apart",
     "check_cohort",
+    "check_unseen",
     "crossfit_probes",
     "fold_splits",
     "kind_of",
@@ -47,8 +58,11 @@ __all__ = [
     "load_cohort",
     "read_splits",
     "register_cohort",
+    "reuse_splits",
     "set_probe_aside",
     "simulate",
+    "site_splits",
+    "site_warning",
     "write_splits",
 ]
 

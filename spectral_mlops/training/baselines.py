@@ -8,7 +8,7 @@ does not beat the second may have learned who moves.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -118,20 +118,20 @@ def _columns(plan: Plan) -> list[str]:
 
 
 def _linear(plan: Plan) -> Baseline:
-    cohort = plan.cohort
-    features, about = cohort.features, "the network's features"
+    cohort, about = plan.cohort, "the network's features"
     if cohort.modality == "timecourses":
-        features = correlations_of(features)
+        vectors = correlations_of(cohort.features)
+        cohort = replace(cohort, features=vectors, modality="fnc")
         about = "correlations of the time courses"
     said, probed = [], []
     for fold in plan.folds:
         train = cohort.rows(fold.train_ids)
-        scaler = FeatureScaler.fit(features[train])
-        known = scaler.transform(features[train]).astype(np.float64)
-        others = [
-            scaler.transform(features[rows]).astype(np.float64)
-            for rows in _held_out(plan, fold.validation_ids)
-        ]
+        adjustment = plan.adjustment(train)
+        scaler = FeatureScaler.fit(adjustment.apply(cohort, train))
+        known, *others = (
+            scaler.transform(adjustment.apply(cohort, rows)).astype(np.float64)
+            for rows in (train, *_held_out(plan, fold.validation_ids))
+        )
         known, others = _rotated(known, others)
         parts = _fit(plan, train, known, others, fold.validation_ids, STRENGTH)
         said.append(parts[0])

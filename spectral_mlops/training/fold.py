@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
-from spectral_mlops.cohorts import Cohort, FeatureScaler
+from spectral_mlops.cohorts import Adjustment, Cohort, FeatureScaler
 from spectral_mlops.models import build_model
 from spectral_mlops.monitor import EpochSpectra, SpectralMonitor
 from spectral_mlops.probe import ProbeBatch
@@ -59,7 +59,8 @@ class FoldRun:
         config, fold = plan.config, plan.folds[number]
         self.train_rows = plan.cohort.rows(fold.train_ids)
         self.validation_rows = plan.cohort.rows(fold.validation_ids)
-        self.scaler = fit_scaler(plan, self.train_rows)
+        self.adjustment = plan.adjustment(self.train_rows)
+        self.scaler = fit_scaler(plan, self.train_rows, self.adjustment)
         self._seed(epoch=-1)
         self.model = build_model(config.model, self.scaler.inputs, len(plan.classes))
         self.model.to(device)
@@ -187,7 +188,8 @@ class FoldRun:
 
     def _tensor(self, rows: NDArray[np.intp]) -> torch.Tensor:
         cohort = self.plan.cohort
-        scaled = self.scaler.transform(cohort.features[rows], _lengths(cohort, rows))
+        features = self.adjustment.apply(cohort, rows)
+        scaled = self.scaler.transform(features, _lengths(cohort, rows))
         return torch.from_numpy(scaled).to(self.device)
 
     def _seed(self, epoch: int) -> None:
@@ -197,16 +199,20 @@ class FoldRun:
         torch.manual_seed(int(state.generate_state(1)[0]))
 
 
-def fit_scaler(plan: Plan, rows: NDArray[np.intp]) -> FeatureScaler:
+def fit_scaler(
+    plan: Plan, rows: NDArray[np.intp], adjustment: Adjustment | None = None
+) -> FeatureScaler:
     """Fit what goes before the network on some people.
 
     Args:
         plan: The run.
         rows: Of the training people.
+        adjustment: What is taken out before, fitted on them too if not given.
     """
     cohort = plan.cohort
+    features = (adjustment or plan.adjustment(rows)).apply(cohort, rows)
     return FeatureScaler.fit(
-        cohort.features[rows], layout=plan.layout, lengths=_lengths(cohort, rows)
+        features, layout=plan.layout, lengths=_lengths(cohort, rows)
     )
 
 

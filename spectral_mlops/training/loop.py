@@ -376,7 +376,9 @@ def _per_group(plan: Plan, validation: list[Predictions]) -> pd.DataFrame:
     means = [
         np.mean([t[name] for t in tables], axis=0) for name in ("loss", "accuracy")
     ]
-    return tables[0].assign(loss=means[0], accuracy=means[1])
+    repeats = len(validation[0].ids) // len({*validation[0].ids})
+    people = tables[0]["n"] // repeats
+    return tables[0].assign(n=people, loss=means[0], accuracy=means[1])
 
 
 def _epoch_metrics(
