@@ -126,6 +126,13 @@ Threads = Annotated[
         "where other programs want the cores.",
     ),
 ]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Run code that a run's folder names (model.name module:function).",
+    ),
+]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder for the run's own files.")]
 
 
@@ -185,6 +192,7 @@ def train(
             show_default=False,
         ),
     ] = None,
+    trust: Trust = False,
 ) -> None:
     """Train on a cohort and watch the spectra of its groups.
 
@@ -222,7 +230,7 @@ def train(
     )
     if resume is not None:
         _prepare_torch(device, threads)
-        if _resume(resume, flags, config, crossfit, device):
+        if _resume(resume, flags, config, crossfit, device, trust):
             raise typer.Exit(UNDELIVERED)
         return
     settings = _settings(config, flags)
@@ -247,6 +255,7 @@ def _resume(
     config: Path | None,
     crossfit: int | None,
     device: str,
+    trust: bool,
 ) -> int:
     """Go on with an interrupted run; return what was not delivered."""
     from spectral_mlops.errors import InputError
@@ -261,7 +270,9 @@ def _resume(
             f"{', '.join(sorted(given))}."
         )
     with _bar() as bar:
-        plan = read_plan(folder, Path.cwd(), _reporter(bar), finished=False)
+        plan = read_plan(
+            folder, Path.cwd(), _reporter(bar), finished=False, trust=trust
+        )
     tracking = flags.get("tracking", {}).get("uri") or plan.config.tracking.uri
     return _train_one(plan, folder.name, device, folder, tracking, resume=True)[1]
 
@@ -291,7 +302,7 @@ def _train_one(
     settings = plan.config
     experiment = settings.tracking.experiment
     tracker = open_tracker(tracking, experiment, folder, notice=_notice)
-    with tracker, _bar() as bar:
+    with _saying_how_to_go_on(folder), tracker, _bar() as bar:
         task = bar.add_task("training", total=settings.training.epochs)
 
         def on_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
@@ -308,6 +319,14 @@ def _train_one(
             resume=resume,
         )
     result = finished.result
+    ran = result.metrics.get("final/epochs", settings.training.epochs)
+    if ran < settings.training.epochs:
+        console.print(
+            f"Stopped after {ran:.0f} of {settings.training.epochs} epochs: no network "
+            f"had a lower validation loss for {settings.training.patience} "
+            "(training.patience).",
+            highlight=False,
+        )
     show_run(console, finished.layers, result.groups, result.metrics)
     if len(result.performance):
         show_performance(console, result.performance)
@@ -322,6 +341,26 @@ def _train_one(
     console.print(f"Files of this run: {finished.folder}", highlight=False)
     console.print(f"Look at it:  {tracker.where}", highlight=False, soft_wrap=True)
     return finished, tracker.undelivered
+
+
+@contextmanager
+def _saying_how_to_go_on(folder: Path) -> "Iterator[None]":
+    """Of a run that is interrupted, say what is saved and which command goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (folder / "splits" / "splits.json").is_file():
+            saved = (folder / "checkpoints" / "last.pt").is_file()
+            reached = "some seconds ago at most" if saved else "at its beginning"
+            problems.print(
+                f"Interrupted. The run is saved as it was {reached}; go on with it in "
+                f"this folder:  spectral-mlops train --resume {folder}",
+                style="yellow",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+        raise
 
 
 def _train_parts(plan: "Plan", parts: int, name: str, device: str, runs: Path) -> int:
@@ -497,6 +536,7 @@ def compare(
             help="MLflow store that the test is logged to; the run's own if not given."
         ),
     ] = None,
+    trust: Trust = False,
 ) -> None:
     """Show finished runs side by side, or test one against retrained networks.
 
@@ -530,6 +570,7 @@ def compare(
                 workers=workers,
                 device=device,
                 progress=_reporter(bar),
+                trust=trust,
             )
         show_retrained(console, result.table, SOURCES, result.sentences)
         delivered = deliver(result, folder, tracking)

@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from spectral_mlops.errors import InputError
 from spectral_mlops.registry import nearest
 
-Layout = Literal["vector", "volume", "sequence", "windows"]
-"""What a network takes of one person: ``vector`` ``[kept]``, ``volume``
-``[1, x, y, z]``, ``sequence`` ``[T, C]``, ``windows`` ``[W, T, C]``."""
+Layout = Literal["vector", "matrix", "volume", "sequence", "windows"]
+"""What a network takes of one person: ``vector`` ``[kept]``, ``matrix`` ``[1, n, n]``,
+``volume`` ``[1, x, y, z]``, ``sequence`` ``[T, C]``, ``windows`` ``[W, T, C]``."""
 
 
 class Settings(BaseModel):
@@ -64,10 +64,46 @@ class TrainingConfig(Settings):
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = Field(3e-4, gt=0)
     weight_decay: float = Field(1e-3, ge=0)
+    momentum: float = Field(0.0, ge=0, lt=1, description="of sgd")
+    schedule: Literal["constant", "cosine", "step", "one-cycle"] = Field(
+        "constant", description="of the learning rate, step by step"
+    )
+    warmup: float = Field(
+        0.0, ge=0, lt=1, description="share of all steps in which the rate rises"
+    )
+    step_epochs: int = Field(10, ge=1, description="step: epochs between two falls")
+    step_factor: float = Field(0.1, gt=0, lt=1, description="step: of each fall")
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="balanced: every class weighs the same in the loss"
+    )
+    accumulate: int = Field(1, ge=1, description="batches in a step of the optimizer")
+    clip_norm: float | None = Field(
+        None, gt=0, description="longest gradient of a step; any if not given"
+    )
+    amp: Literal["none", "bfloat16", "float16"] = Field(
+        "none",
+        description="precision of the training's forward passes; float16 on "
+        "CUDA only, with a scaled loss",
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="epochs without a lower validation loss after which a network "
+        "stops; the run ends when all have stopped",
+    )
     seed: int = Field(0, ge=0, description="of folds, weights and batch order")
     seeds: int = Field(
         1, ge=1, description="networks per fold: other first weights and batch orders"
     )
+
+    @model_validator(mode="after")
+    def _momentum_is_of_sgd(self) -> "TrainingConfig":
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(
+                f"momentum={self.momentum} is of optimizer='sgd', and the optimizer is "
+                f"'{self.optimizer}'"
+            )
+        return self
 
 
 class SpectraConfig(Settings):
@@ -277,6 +313,9 @@ def _first_error(model: type[BaseModel], error: ValidationError, where: str) -> 
         )
     if first["type"] == "missing":
         return f"{where}: '{key}' is needed and missing."
+    if first["type"] == "value_error":  # settings that do not go together
+        inside = f"{key}: " if key else ""
+        return f"{where}: {inside}{first['ctx']['error']}."
     return f"{where}: {key}={first['input']!r} is not usable: {first['msg']}."
 
 

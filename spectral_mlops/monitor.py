@@ -576,6 +576,7 @@ class SpectralMonitor:
         groups: Groups,
         subjects: Labels | None = None,
         targets: Labels | None = None,
+        loss_scale: float | None = None,
     ) -> Iterator[capture | None]:
         """Watch one batch, if its step is scheduled.
 
@@ -585,11 +586,13 @@ class SpectralMonitor:
             groups: Labels ``[N]`` or ``{grouping: labels}``.
             subjects: The person behind each sample, ``[N]``.
             targets: What training predicts, ``[N]``.
+            loss_scale: ``c`` of this batch, where it differs from batch to batch
+                (weights, accumulation); the monitor's if not given.
 
         Yields:
             The capture, or ``None`` on unscheduled steps.
         """
-        captured = self.start(groups, subjects, targets)
+        captured = self.start(groups, subjects, targets, loss_scale)
         try:
             yield captured
         except BaseException:
@@ -602,6 +605,7 @@ class SpectralMonitor:
         groups: Groups,
         subjects: Labels | None = None,
         targets: Labels | None = None,
+        loss_scale: float | None = None,
     ) -> capture | None:
         """`watch` without the ``with``, for the callbacks of a framework.
 
@@ -623,6 +627,7 @@ class SpectralMonitor:
             targets=targets,
             additivity=self.additivity is None,
             lasting=True,
+            **({} if loss_scale is None else {"loss_scale": loss_scale}),
         )
         self._refuse_unlisted(captured)
         if captured.labelling.identified:

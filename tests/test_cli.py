@@ -347,8 +347,10 @@ def test_an_interrupted_run_is_marked_and_keeps_what_it_had(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "_describe", stop)
-    code, _, _ = command(*fnc(cohort_files))
+    code, _, err = command(*fnc(cohort_files))
     assert code == 130
+    (folder,) = Path("runs").iterdir()
+    assert f"spectral-mlops train --resume {folder}" in err
     client = open_store(uri).client
     (run,) = client.search_runs(
         [client.get_experiment_by_name("spectral_mlops").experiment_id]

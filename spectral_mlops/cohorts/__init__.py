@@ -9,7 +9,12 @@ from spectral_mlops.cohorts import simulated as _simulated
 from spectral_mlops.cohorts.adjustment import Adjustment, check_adjustment
 from spectral_mlops.cohorts.cohort import Cohort
 from spectral_mlops.cohorts.confounds import site_warning
-from spectral_mlops.cohorts.features import FeatureScaler, kind_of, layout_for
+from spectral_mlops.cohorts.features import (
+    FeatureScaler,
+    inputs_of,
+    kind_of,
+    layout_for,
+)
 from spectral_mlops.cohorts.loaders import (
     COHORTS,
     CohortLoader,
@@ -53,6 +58,7 @@ __all__ = [
     "check_unseen",
     "crossfit_probes",
     "fold_splits",
+    "inputs_of",
     "kind_of",
     "layout_for",
     "load_cohort",

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spectral_mlops.cohorts.cohort import Cohort
+from spectral_mlops.cohorts.triangles import Order, rebuild, size_of
 from spectral_mlops.config import Layout
 from spectral_mlops.errors import InputError
 
@@ -16,12 +18,13 @@ VOLUME_THRESHOLD = 0.1
 
 WORDS: dict[str, str] = {
     "vector": "vectors of connections",
+    "matrix": "connectivity matrices",
     "volume": "volumes",
     "sequence": "time courses",
     "windows": "windows of time courses",
 }
 OFFERED: dict[str, tuple[Layout, ...]] = {
-    "vector": ("vector",),
+    "vector": ("vector", "matrix"),
     "volume": ("vector", "volume"),
     "sequence": ("sequence",),
     "windows": ("windows",),
@@ -61,13 +64,28 @@ def layout_for(cohort: Cohort, takes: tuple[Layout, ...], model: str) -> Layout:
     """
     kind = kind_of(cohort)
     for layout in takes:
-        if layout in OFFERED[kind]:
+        ordered = layout != "matrix" or cohort.space.order is not None
+        if layout in OFFERED[kind] and ordered:
             return layout
+    if kind == "vector" and "matrix" in takes:
+        raise InputError(
+            f"The model '{model}' puts vectors back into matrices, and {cohort.source} "
+            "does not say which triangle they are: set order= 'upper' or 'lower'."
+        )
     raise InputError(
         f"The model '{model}' takes {' or '.join(WORDS[x] for x in takes)}, and "
         f"{cohort.source} gives {WORDS[kind]}: choose another model (model.name), or "
         "another modality of the cohort."
     )
+
+
+def inputs_of(cohort: Cohort, layout: Layout) -> int | tuple[int, ...]:
+    """Return what a model is built with, before any mask (`FeatureScaler.inputs`)."""
+    shape = cohort.features.shape[1:]
+    if layout == "matrix":
+        n = size_of(shape[0], cohort.source)
+        return n, n
+    return prod(shape) if layout == "vector" else tuple(shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +104,8 @@ class FeatureScaler:
         mean: Training mean of each kept feature, shape ``[kept]``.
         sd: Training SD (divided by n, as scikit-learn does), shape ``[kept]``.
         constant: Which kept features were constant, shape ``[kept]``, bool.
-        layout: What comes out (`Layout`).
+        layout: What comes out (`config.Layout`).
+        order: Of matrices, which triangle the vectors are.
     """
 
     shape: tuple[int, ...]
@@ -95,6 +114,7 @@ class FeatureScaler:
     sd: NDArray[np.float64]
     constant: NDArray[np.bool_]
     layout: Layout = "vector"
+    order: Order = "upper"
 
     @classmethod
     def fit(
@@ -104,6 +124,7 @@ class FeatureScaler:
         *,
         layout: Layout = "vector",
         lengths: NDArray[np.intp] | None = None,
+        order: Order | None = None,
     ) -> "FeatureScaler":
         """Fit on training people.
 
@@ -114,6 +135,7 @@ class FeatureScaler:
             layout: What shall come out.
             lengths: Of time courses, how many time points each person has; all if
                 not given.
+            order: Of matrices, which triangle the vectors are; upper if not given.
 
         Returns:
             The fitted scaler.
@@ -148,7 +170,9 @@ class FeatureScaler:
         constant = np.ptp(kept, axis=0) == 0
         sd[constant] = 1.0
         where = mask.reshape(shape)
-        return cls(tuple(shape), where, mean[mask], sd, constant, layout)
+        return cls(
+            tuple(shape), where, mean[mask], sd, constant, layout, order or "upper"
+        )
 
     @classmethod
     def _fit_time_courses(
@@ -174,6 +198,9 @@ class FeatureScaler:
     @property
     def inputs(self) -> int | tuple[int, ...]:
         """Return what a model is built with: the width of vectors, else the shape."""
+        if self.layout == "matrix":
+            n = size_of(self.width, "the features")
+            return n, n
         return self.width if self.layout == "vector" else self.shape
 
     def transform(
@@ -188,9 +215,10 @@ class FeatureScaler:
             lengths: Of time courses, how many time points each person has.
 
         Returns:
-            A new float32 array: ``[people, kept]`` of vectors, ``[people, 1, x, y, z]``
-            of volumes (zero outside the mask), ``[people, *shape]`` of time courses
-            (zero past a person's length).
+            A new float32 array: ``[people, kept]`` of vectors, ``[people, 1, n, n]`` of
+            matrices (diagonal zero), ``[people, 1, x, y, z]`` of volumes (zero outside
+            the mask), ``[people, *shape]`` of time courses (zero past a person's
+            length).
 
         Raises:
             InputError: If a person's features have another shape than in training.
@@ -209,7 +237,11 @@ class FeatureScaler:
             volumes = np.zeros((len(scaled), 1, *self.shape), dtype=np.float32)
             volumes[:, 0, self.mask] = scaled
             return volumes
-        if self.layout != "vector":
+        if self.layout == "matrix":
+            matrices = rebuild(scaled, self.order)
+            matrices[:, range(matrices.shape[1]), range(matrices.shape[1])] = 0.0
+            return matrices[:, None].astype(np.float32)
+        if timed:
             scaled[~_there(features, lengths)] = 0.0
         return scaled.astype(np.float32)
 
@@ -246,6 +278,7 @@ class FeatureScaler:
             "constant": self.constant,
             "shape": np.array(self.shape),
             "layout": np.array(self.layout),
+            "order": np.array(self.order),
         }
 
     @classmethod
@@ -275,6 +308,7 @@ class FeatureScaler:
             np.asarray(arrays["sd"], dtype=np.float64),
             np.asarray(arrays["constant"], dtype=bool),
             cast(Layout, layout),
+            "lower" if str(arrays.get("order")) == "lower" else "upper",
         )
 
 

@@ -3,9 +3,16 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import nn
 
 from spectral_mlops.config import Component, Layout, Settings, validate
+from spectral_mlops.models.imported import (
+    ImportedSettings,
+    builder,
+    find_function,
+    is_imported,
+)
 from spectral_mlops.registry import Registry
 
 Inputs = int | tuple[int, ...]
@@ -48,6 +55,19 @@ def register_model(
     return file
 
 
+def model_entry(name: str) -> ModelEntry:
+    """Return a model's entry; ``module:function`` is imported.
+
+    Raises:
+        UnknownNameError: If there is no model of that name.
+        InputError: If a function cannot be imported.
+    """
+    if not is_imported(name):
+        return MODELS.get(name)
+    function, takes = find_function(name)
+    return ModelEntry(ImportedSettings, builder(name, function), takes)
+
+
 def check_model(component: Component) -> Settings:
     """Validate a model's settings without building it.
 
@@ -55,7 +75,7 @@ def check_model(component: Component) -> Settings:
         UnknownNameError: If there is no model of that name.
         InputError: If a setting is unknown or impossible.
     """
-    entry = MODELS.get(component.name)
+    entry = model_entry(component.name)
     return validate(entry.settings, component.settings, f"model '{component.name}'")
 
 
@@ -72,4 +92,19 @@ def build_model(component: Component, inputs: Inputs, outputs: int) -> nn.Module
         InputError: If a setting is unknown or impossible.
     """
     settings = check_model(component)
-    return MODELS.get(component.name).build(inputs, outputs, settings)
+    return model_entry(component.name).build(inputs, outputs, settings)
+
+
+def check_built(component: Component, inputs: Inputs, outputs: int) -> None:
+    """Build a model without memory, for what only building tells.
+
+    Args:
+        component: See `build_model`.
+        inputs: See `build_model`.
+        outputs: See `build_model`.
+
+    Raises:
+        InputError: If it cannot be built.
+    """
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        build_model(component, inputs, outputs)

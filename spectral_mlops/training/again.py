@@ -8,6 +8,7 @@ import pandas as pd
 
 from spectral_mlops.cohorts import FeatureScaler, check_cohort
 from spectral_mlops.errors import InputError
+from spectral_mlops.models import is_imported
 from spectral_mlops.report.runs import read_run_config
 from spectral_mlops.training.fold import fit_scaler
 from spectral_mlops.training.plan import Plan, make_plan
@@ -19,6 +20,7 @@ def read_plan(
     progress: Callable[[str, int, int], None] | None = None,
     *,
     finished: bool = True,
+    trust: bool = False,
 ) -> Plan:
     """Settle a run once more: the same settings, people and splits.
 
@@ -27,12 +29,18 @@ def read_plan(
         workdir: Folder that paths of the run's settings start from.
         progress: Told ``(what, done, total)``.
         finished: Whether it must have come to its end.
+        trust: Whether code that the folder names may run.
 
     Raises:
-        InputError: If the folder is no such run, or its people are not there or have
-            changed.
+        InputError: If the folder is no such run, names code without ``trust``, or its
+            people are not there or have changed.
     """
     config = read_run_config(run, finished=finished)
+    if is_imported(config.model.name) and not trust:
+        raise InputError(
+            f"{run} names code to run, model.name='{config.model.name}': if you trust "
+            "that folder, and what that name is here, add --trust."
+        )
     place = getattr(check_cohort(config.cohort), "place", None)
     if place is not None and not (workdir / place).is_dir():
         raise InputError(

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spectral_mlops.models.padding import valid_steps
 from spectral_mlops.monitor import SpectralMonitor
 from spectral_mlops.probe import ProbeBatch
 from spectral_mlops.training.controls_input import input_comparisons
@@ -332,10 +333,16 @@ class Controls:
 
 
 def _mixed(mixing: Tensor, inputs: Tensor) -> Tensor:
-    """Multiply people's rows from the left, in float64."""
+    """Multiply people's rows from the left, in float64.
+
+    Time courses keep their own lengths: a mixture is cut where the person's ends.
+    """
     rows = inputs.double().flatten(1)
     mixed = mixing.to(rows.device) @ rows
-    return mixed.reshape(inputs.shape).to(inputs.dtype)
+    mixed = mixed.reshape(inputs.shape).to(inputs.dtype)
+    if inputs.ndim == 3:
+        mixed = mixed * valid_steps(inputs).unsqueeze(-1)
+    return mixed
 
 
 def _same_groups(a: Sequence[str], b: Sequence[str]) -> bool:

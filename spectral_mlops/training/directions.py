@@ -97,7 +97,9 @@ def _joined(
     """Bring directions back to the features; join each group's over all networks."""
     by_group: dict[str, dict[tuple[int, int], list[Direction]]] = {}
     for one in directions:
-        fits = one.shape == (scalers[one.fold].width,)
+        scaler = scalers[one.fold]
+        places = scaler.layout in ("vector", "sequence")  # kernels have none
+        fits = places and one.shape == (scaler.width,)
         if fits and one.grouping in (plan.primary, POOLED):
             networks = by_group.setdefault(one.group, {})
             networks.setdefault((one.fold, one.seed), []).append(one)

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import cross_entropy
 
 from spectral_mlops.cohorts import Adjustment, Cohort, FeatureScaler
 from spectral_mlops.models import build_model
@@ -15,14 +14,9 @@ from spectral_mlops.monitor import EpochSpectra, SpectralMonitor
 from spectral_mlops.probe import ProbeBatch
 from spectral_mlops.schedule import EvenlySpaced
 from spectral_mlops.training.details import FoldDetails
+from spectral_mlops.training.optimisation import Optimisation
 from spectral_mlops.training.performance import Predictions
 from spectral_mlops.training.plan import Plan
-
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "sgd": torch.optim.SGD,
-}
 
 
 class FoldRun:
@@ -64,17 +58,19 @@ class FoldRun:
         self._seed(epoch=-1)
         self.model = build_model(config.model, self.scaler.inputs, len(plan.classes))
         self.model.to(device)
-        self.optimizer = OPTIMIZERS[config.training.optimizer](
-            self.model.parameters(),
-            lr=config.training.learning_rate,  # type: ignore[call-arg]
-            weight_decay=config.training.weight_decay,
+        learned = plan.targets if targets is None else targets
+        self.learned = learned[self.train_rows]
+        self.optimisation = Optimisation(
+            self.model, config.training, device, self.learned, len(plan.classes)
         )
+        self.optimizer = self.optimisation.optimizer
         self.monitor = SpectralMonitor(
             self.model,
             quantities=plan.quantities,
             schedule=EvenlySpaced(config.spectra.batches_per_epoch),
             layers=config.spectra.layers,
             reduction="mean",
+            scaler=self.optimisation.scaler,
             missing="group",
             null_batches=config.spectra.batches_per_epoch,
             strata=plan.strata(),
@@ -82,12 +78,11 @@ class FoldRun:
             epochs=None if watched else (),
         )
         self.inputs = self._tensor(self.train_rows)
-        learned = plan.targets if targets is None else targets
-        self.targets = torch.from_numpy(learned[self.train_rows]).to(device)
+        self.targets = torch.from_numpy(self.learned).to(device)
         self.validation_inputs = self._tensor(self.validation_rows)
         self.probe_batch = self._make_probe_batch()
         self.details = FoldDetails(plan, number, seed) if details else None
-        self.best_loss, self.best_epoch = float("inf"), -1
+        self.best_loss, self.best_epoch, self.stopped = float("inf"), -1, False
         self.best_weights = copy.deepcopy(self.model.state_dict())
         self.initial_weights = copy.deepcopy(self.model.state_dict())
 
@@ -98,53 +93,69 @@ class FoldRun:
             epoch: Counted from 0.
 
         Returns:
-            What was seen, and the mean loss per person in nats.
+            What was seen, and the loss per person in nats, a mean by the weights of
+            their classes.
         """
         self._seed(epoch)
         self.model.train()
         groups = self.plan.labels(self.train_rows)[self.plan.primary]
-        order = even_order(groups)
-        batches = order.split(self.plan.config.training.batch_size)
+        batches = self._batches(even_order(groups))
+        how = self.optimisation
+        masses = how.masses([self.learned[batch.numpy()] for batch in batches])
         self.monitor.begin_epoch(epoch, steps=len(batches))
         total = torch.zeros((), device=self.device)
-        for batch in batches:
+        for number, (batch, mass) in enumerate(zip(batches, masses, strict=True)):
             rows = self.train_rows[batch.numpy()]
             people = self.plan.cohort.people.index[rows]
-            targets = self.targets[batch]
-            self.optimizer.zero_grad()
-            with self.monitor.watch(self.plan.labels(rows), people, targets) as seen:
-                loss = cross_entropy(self.model(self.inputs[batch]), targets)
-                loss.backward()
+            targets, labels = self.targets[batch], self.plan.labels(rows)
+            scale = how.scale_of(mass)
+            how.begin(epoch, number, len(batches))
+            with self.monitor.watch(labels, people, targets, scale) as seen:
+                with how.precision():
+                    outputs = self.model(self.inputs[batch])
+                    loss = how.loss(outputs, targets, mass)
+                how.backward(loss)
                 if self.details is not None and seen is not None:
                     self.details.step(seen, self.optimizer)
-            self.optimizer.step()
-            total += loss.detach() * len(batch)
+            how.end(number, len(batches))
+            total += loss.detach() * mass
         if self.details is not None:
             self.details.end_epoch(epoch, self.model, self.probe_batch)
-        return self.monitor.collect(epoch), float(total) / len(order)
+        return self.monitor.collect(epoch), float(total) / how.masses([self.learned])[0]
 
     def validate(self, epoch: int) -> Predictions:
-        """Predict the validation people, and keep the weights of the lowest loss."""
+        """Predict the validation people, and keep the weights of the lowest loss.
+
+        A network that has run out of patience goes on only as long as its siblings
+        do; its weights are chosen.
+        """
         said = self._predict(self.validation_rows, self.validation_inputs)
+        patience = self.plan.config.training.patience
+        if self.stopped:
+            return said
         if said.loss < self.best_loss:
             self.best_loss, self.best_epoch = said.loss, epoch
             self.best_weights = copy.deepcopy(self.model.state_dict())
+        elif patience is not None:
+            self.stopped = epoch - self.best_epoch >= patience
         return said
 
     def state_dict(self) -> dict[str, Any]:
         """What resuming needs, after an epoch."""
         return {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            **self.optimisation.state_dict(),
             "monitor": self.monitor.state_dict(),
             "best": (self.best_loss, self.best_epoch, self.best_weights),
+            "stopped": self.stopped,
             "details": self.details.state_dict() if self.details else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken; the fold's people are those it has."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimisation.load_state_dict(state)
+        self.stopped = state["stopped"]
         self.monitor.load_state_dict(state["monitor"])
         self.best_loss, self.best_epoch, weights = state["best"]
         self.best_weights = {k: w.to(self.device) for k, w in weights.items()}
@@ -167,6 +178,14 @@ class FoldRun:
             return None
         rows = self.plan.cohort.rows(self.plan.probe.ids)
         return self._predict(rows, self.probe_batch.inputs)
+
+    def _batches(self, order: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Split an epoch; batch statistics need a second person in the last batch."""
+        size = self.plan.config.training.batch_size
+        batches = order.split(size)
+        if len(order) % size == 1 and _uses_batch_statistics(self.model):
+            return (*batches[:-2], torch.cat(batches[-2:]))
+        return batches
 
     def _predict(self, rows: NDArray[np.intp], inputs: torch.Tensor) -> Predictions:
         self.model.eval()
@@ -212,7 +231,10 @@ def fit_scaler(
     cohort = plan.cohort
     features = (adjustment or plan.adjustment(rows)).apply(cohort, rows)
     return FeatureScaler.fit(
-        features, layout=plan.layout, lengths=_lengths(cohort, rows)
+        features,
+        layout=plan.layout,
+        lengths=_lengths(cohort, rows),
+        order=cohort.space.order,
     )
 
 
@@ -220,6 +242,11 @@ def _lengths(cohort: Cohort, rows: NDArray[np.intp]) -> NDArray[np.intp] | None:
     """Return how many time points people have, where they differ."""
     lengths: NDArray[np.intp] | None = getattr(cohort, "lengths", None)
     return None if lengths is None else lengths[rows]
+
+
+def _uses_batch_statistics(model: torch.nn.Module) -> bool:
+    kind = torch.nn.modules.batchnorm._BatchNorm
+    return any(isinstance(module, kind) for module in model.modules())
 
 
 def even_order(groups: Sequence[str]) -> torch.Tensor:

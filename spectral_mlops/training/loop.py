@@ -56,7 +56,8 @@ class RunResult:
 
     Attributes:
         metrics: Final numbers, ``final/…``; NaN where there is no probe. Where a budget
-            decided it, ``cost/null_every``: every so many epochs had a null.
+            decided it, ``cost/null_every``: every so many epochs had a null. With
+            patience, ``final/epochs``: how many were run.
         last_epoch: Records of the last epoch's watched batches, all networks.
         divergences: On the probe at the chosen checkpoints, averaged over seeds, then
             folds; from the last epoch's training batches where there is no probe.
@@ -169,10 +170,12 @@ def train(
     if checkpoints is not None:
         first, along = checkpoints.load(networks, null_epochs)
     for epoch in range(first, plan.config.training.epochs):
-        with_null = epoch in null_epochs
         began = clock()
         trained = [one.train_epoch(epoch) for one in networks]
         said = [one.validate(epoch) for one in networks]
+        ending = epoch == plan.config.training.epochs - 1
+        ending = ending or all(one.stopped for one in networks)
+        with_null = ending or epoch in null_epochs
         seen = [spectra for spectra, _ in trained]
         learned = clock()
         training_comparisons = [_compare(plan, x, with_null) for x in seen]
@@ -184,7 +187,7 @@ def train(
         shown = _EpochOfNetworks(
             [*zip(networks, seen, strict=True), *zip(networks, held_out, strict=False)]
         )
-        if epoch == plan.config.training.epochs - 1:
+        if ending:
             last = [r for r in shown.to_records() if r.source == "train"]
         losses = [loss for _, loss in trained]
         metrics = _epoch_metrics(plan, losses, by_seed(networks, said), said)
@@ -198,12 +201,22 @@ def train(
             before = _EpochOfNetworks([*zip(networks, untrained, strict=True)])
             tracker.log(before, _headlines(plan, init.together, "init/divergence_{}"))
             untrained = []
-        if checkpoints is not None and tracker.durable and checkpoints.due():
-            checkpoints.save(epoch, networks, null_epochs, along)
+        waiting = checkpoints if tracker.durable and not ending else None
+        if waiting is not None and waiting.due():
+            waiting.save(epoch, networks, null_epochs, along)
         if on_epoch is not None:
             on_epoch(epoch, metrics)
+        if ending:
+            break
     found = _finish(
-        plan, tracker, networks, last, training_comparisons, init.together, progress
+        plan,
+        tracker,
+        networks,
+        last,
+        training_comparisons,
+        init.together,
+        progress,
+        epoch + 1,
     )
     rows = to_divergences(init.pairs)
     return replace(
@@ -222,6 +235,7 @@ def _finish(
     training_comparisons: list[list[Comparison]],
     init: list[Comparison],
     progress: Progress | None,
+    epochs: int,
 ) -> RunResult:
     """Measure the checkpoints chosen by validation loss."""
     for one in networks:
@@ -264,7 +278,9 @@ def _finish(
             metrics |= {
                 f"controls/{safe_name(row.name)}": row.outcome.z for row in rows
             }
-    tracker.log_metrics(metrics, step=plan.config.training.epochs - 1)
+    if plan.config.training.patience is not None:
+        metrics["final/epochs"] = float(epochs)
+    tracker.log_metrics(metrics, step=epochs - 1)
     divergences = to_divergences(compared)
     return RunResult(
         metrics=metrics,

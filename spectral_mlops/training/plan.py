@@ -20,6 +20,7 @@ from spectral_mlops.cohorts import (
     check_apart,
     check_cohort,
     fold_splits,
+    inputs_of,
     layout_for,
     load_cohort,
     reuse_splits,
@@ -29,7 +30,7 @@ from spectral_mlops.cohorts import (
 )
 from spectral_mlops.config import Layout, RunConfig, merge, validate
 from spectral_mlops.errors import InputError, UnknownNameError
-from spectral_mlops.models import MODELS, check_model
+from spectral_mlops.models import check_built, check_model, model_entry
 from spectral_mlops.records import QUANTITIES, Quantity, check_quantities
 from spectral_mlops.registry import nearest
 from spectral_mlops.schedule import NullEpochs, evenly_spaced
@@ -78,7 +79,7 @@ class Plan:
     def layout(self) -> Layout:
         """How the network takes the features."""
         model = self.config.model.name
-        return layout_for(self.cohort, MODELS.get(model).takes, model)
+        return layout_for(self.cohort, model_entry(model).takes, model)
 
     @property
     def quantities(self) -> tuple[Quantity, ...]:
@@ -187,7 +188,9 @@ def make_plan(
     model = check_model(config.model)
     function_of_spectra(config.comparison.divergence)
     cohort = load_cohort(config.cohort, workdir, progress)
-    layout_for(cohort, MODELS.get(config.model.name).takes, config.model.name)
+    takes = model_entry(config.model.name).takes
+    layout = layout_for(cohort, takes, config.model.name)
+    check_built(config.model, inputs_of(cohort, layout), len(cohort.groups))
     groupings = config.comparison.groupings or (cohort.target,)
     columns = [str(name) for name in cohort.people.columns]
     for name in groupings:

@@ -30,6 +30,7 @@ import torch
 from spectral_mlops.errors import InputError
 from spectral_mlops.inference.significance import p_max_t, p_value, standardise
 from spectral_mlops.training.again import read_plan
+from spectral_mlops.training.optimisation import check_precision
 from spectral_mlops.training.plan import Plan
 from spectral_mlops.training.retrain_log import RetrainLog, settings_of
 from spectral_mlops.training.retrain_permute import TargetShuffle, shuffle_of
@@ -91,6 +92,7 @@ def retrain_test(
     workers: int = 1,
     device: str = "cpu",
     progress: Progress | None = None,
+    trust: bool = False,
 ) -> Retrained:
     """Test a finished run, going on where an earlier call stopped.
 
@@ -101,6 +103,7 @@ def retrain_test(
         workers: Processes, one thread each.
         device: Where tensors live; of one test always the same.
         progress: Told ``(what, done, total)``.
+        trust: See `read_plan`.
 
     Returns:
         The test; also written into ``run/retrain``.
@@ -115,7 +118,13 @@ def retrain_test(
         )
     if workers < 1:
         raise InputError(f"--workers {workers}: at least 1.")
-    plan = read_plan(run, workdir, progress)
+    plan = read_plan(run, workdir, progress, trust=trust)
+    if plan.config.training.patience is not None:
+        raise InputError(
+            "--retrain compares networks trained for equally many epochs, which "
+            "training.patience does not give: train without it."
+        )
+    check_precision(plan.config.training, device)
     return retrain(
         plan, run, permutations, workers=workers, device=device, progress=progress
     )

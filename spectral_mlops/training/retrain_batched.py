@@ -28,6 +28,7 @@ from spectral_mlops.spectra.reduce import LayerFactors, reduce_layers
 from spectral_mlops.spectra.solve import solve
 from spectral_mlops.spectra.statistics import function_of_spectra
 from spectral_mlops.training.fold import FoldRun, even_order
+from spectral_mlops.training.optimisation import is_plain
 from spectral_mlops.training.plan import NONE, Plan
 from spectral_mlops.training.retrain_statistic import Cell, Statistic
 
@@ -39,9 +40,15 @@ Found = dict[tuple[str, str, Quantity, str, str], NDArray[np.float64]]
 
 
 def can_batch(plan: Plan) -> bool:
-    """Whether a run's network is the built-in perceptron, and all have a group."""
+    """Whether a stack does what the run's training does, and all have a group.
+
+    It is of the built-in perceptron without normalisation, trained by plain steps
+    (`optimisation.is_plain`); all else is trained one by one.
+    """
     name = plan.config.model.name
     known = name in MODELS and MODELS.get(name).build is Mlp
+    known = known and plan.config.model.settings.get("norm", "none") == "none"
+    known = known and is_plain(plan.config.training)
     rows = np.arange(len(plan.cohort.people))
     return known and not any(NONE in x for x in plan.labels(rows).values())
 

@@ -20,6 +20,7 @@ from spectral_mlops.tracking.details import write_null
 from spectral_mlops.training.checkpoint import Checkpoints
 from spectral_mlops.training.directions import leave_directions
 from spectral_mlops.training.loop import OnEpoch, Progress, RunResult, train
+from spectral_mlops.training.optimisation import check_precision
 from spectral_mlops.training.performance import Predictions
 from spectral_mlops.training.plan import Plan
 
@@ -88,6 +89,7 @@ def run(
     Returns:
         The finished run.
     """
+    check_precision(plan.config.training, device)
     probe = plan.probe.digest if plan.probe else "none"
     own = {
         "spectral.kind": "train",

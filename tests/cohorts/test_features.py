@@ -149,6 +149,22 @@ def test_volumes_stay_volumes_for_networks_that_want_them(rng):
     assert (whole.inputs, flat.inputs) == ((3, 4, 5), flat.width)
 
 
+@pytest.mark.parametrize("order", ["upper", "lower"])
+def test_connections_go_back_to_where_they_stand(rng, order):
+    matrices = rng.normal(size=(5, 4, 4))
+    matrices = matrices + matrices.transpose(0, 2, 1)
+    at = np.triu_indices(4, 1) if order == "upper" else np.tril_indices(4, -1)
+    vectors = matrices[:, at[0], at[1]]
+    scaler = FeatureScaler.fit(vectors, layout="matrix", order=order)
+    found = scaler.transform(vectors)
+    assert scaler.inputs == (4, 4)
+    assert found.shape == (5, 1, 4, 4)
+    expected = matrices - matrices.mean(0)
+    expected[:, range(4), range(4)] = 0
+    sd = matrices.std(0)
+    np.testing.assert_allclose(found[:, 0], expected / sd, atol=1e-5)
+
+
 @pytest.mark.parametrize("layout", ["vector", "volume", "sequence"])
 def test_a_stored_scaler_keeps_its_layout(rng, layout, tmp_path):
     people = rng.uniform(size=(5, 4, 3, 2) if layout == "volume" else (5, 4, 3))
@@ -171,6 +187,7 @@ def people_with(features, modality):
         ((6,), "fnc", ("vector",), "vector"),
         ((3, 4, 5), "volume", ("vector",), "vector"),
         ((3, 4, 5), "volume", ("volume",), "volume"),
+        ((7, 4), "timecourses", ("matrix", "sequence"), "sequence"),
         ((7, 4), "timecourses", ("sequence", "windows"), "sequence"),
         ((3, 7, 4), "windows", ("sequence", "windows"), "windows"),
     ],
@@ -188,6 +205,7 @@ def test_the_layout_of_a_cohort(rng, shape, modality, takes, layout):
         ((3, 4, 5), "volume", "sequence", "takes time courses, .* gives volumes"),
         ((3, 4, 5), "windows", "volume", "takes volumes, .* gives windows"),
         ((2, 3, 4, 5), "volume", "volume", "features of 4 axes"),
+        ((6,), "fnc", "matrix", "does not say which triangle"),
     ],
 )
 def test_a_wrong_pair_is_refused(rng, shape, modality, takes, words):

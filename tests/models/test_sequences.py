@@ -15,6 +15,15 @@ from spectral_mlops.models.transformer import sinusoidal
 STEPS, COMPONENTS = 9, 5
 LENGTHS = (9, 4, 7, 1)
 SETTINGS = {
+    "cnn1d": [
+        {"channels": [4], "stride": 1},
+        {"channels": [4, 6], "kernel": 3, "stride": 2},
+        {"channels": [4, 6, 3], "norm": "none", "stride": 3},
+    ],
+    "ica_lstm": [
+        {"window": 3, "stride": 3, "encoder": 6, "width": 4},
+        {"window": 1, "stride": 2, "encoder": 6, "width": 4, "norm": "none"},
+    ],
     "lstm": [
         {},
         {"layers": 2, "pooling": "last", "norm": "layer"},
@@ -61,8 +70,10 @@ def test_padding_changes_nobody(name, settings):
     x = padded()
     together = model(x)
     assert together.shape == (4, 2)
+    window = settings.get("window", 1)
     for row, length, said in zip(x, LENGTHS, together, strict=True):
-        torch.testing.assert_close(model(row[None, :length])[0], said)
+        alone = row[None, : max(length, window)]
+        torch.testing.assert_close(model(alone)[0], said)
 
 
 @pytest.mark.parametrize(("name", "settings"), CASES)
@@ -158,9 +169,48 @@ def test_weights_have_the_shapes_of_the_settings():
     [
         ("transformer", {"width": 10, "heads": 4}, "no multiple of heads=4"),
         ("lstm", {"pooling": "max"}, "pooling"),
+        ("cnn1d", {"kernel": 4}, "kernel=4 is even"),
+        ("ica_lstm", {"window": 10}, "longer than the time courses, which have 9"),
         ("gru", {"hidden": 3}, "unknown key 'hidden'"),
     ],
 )
 def test_impossible_settings_are_refused(name, settings, words):
     with pytest.raises(InputError, match=words):
         build(name, **settings)
+
+
+def test_windows_share_an_encoder_and_whole_ones_count():
+    model = build("ica_lstm", window=4, stride=2, encoder=6, width=3, norm="none")
+    model.eval()
+    x = padded()
+    rows, valid = model._windows(x)
+    assert rows.shape == (4, 3, 4 * COMPONENTS)
+    assert valid.sum(1).tolist() == [3, 1, 2, 1]  # of 9, 4, 7 and 1 time points
+    torch.testing.assert_close(rows[2, 1], x[2, 2:6].flatten())
+    codes = torch.relu(model.encoder(rows[2, :2]))
+    states, _ = model.lstm(codes[None])
+    torch.testing.assert_close(model(x)[2], model.output(states.mean(1))[0])
+    cut = torch.stack([x[:, :4], x[:, 2:6]], 1)
+    again = build("ica_lstm", (2, 4, COMPONENTS), encoder=6, width=3, norm="none")
+    assert again.encoder.weight.shape == model.encoder.weight.shape
+    assert again(cut).shape == (4, 2)
+
+
+@pytest.mark.parametrize("norm", ["none", "layer", "group", "batch"])
+@pytest.mark.parametrize("inputs", [(7, 7), (STEPS, COMPONENTS), (1, 1)])
+def test_pictures_are_split_exactly(norm, inputs):
+    model = build("cnn2d", inputs, channels=(4, 6), norm=norm, kernel=3)
+    shape = inputs if inputs == (STEPS, COMPONENTS) else (1, *inputs)
+    x, y = torch.randn(4, *shape), torch.tensor([0, 1, 1, 0])
+    with capture(model, ["a", "b", "b", "a"], strict=True) as seen:
+        cross_entropy(model(x), y).backward()
+    assert max(seen.additivity_error().values()) < 1e-5
+
+
+def test_a_2d_network_is_the_formula():
+    model = build("cnn2d", (6, 6), channels=(4,), norm="none", kernel=3).eval()
+    x = torch.randn(3, 1, 6, 6)
+    patches = nn.functional.unfold(x, 3, padding=1, stride=2)  # [N, 9, 9]
+    weight, bias = model.conv_1.weight.flatten(1), model.conv_1.bias
+    hidden = (weight @ patches + bias[:, None]).relu().flatten(1)
+    torch.testing.assert_close(model(x), model.output(hidden))

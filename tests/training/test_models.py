@@ -21,6 +21,9 @@ SMALL = {
         "timecourses",
         {"width": 8, "heads": 2, "layers": 1, "feedforward": 8},
     ),
+    "cnn1d": ("timecourses", {"channels": [4, 6], "kernel": 3}),
+    "cnn2d": ("fnc", {"channels": [2, 3], "kernel": 3}),
+    "ica_lstm": ("timecourses", {"window": 3, "stride": 2, "encoder": 6, "width": 3}),
     "cnn3d": ("volume", {"channels": [2, 3]}),
 }
 
@@ -50,9 +53,19 @@ def test_trains_exactly_and_leaves_everything(name, tmp_path):
     assert table["layer"].nunique() >= 1
 
 
+def test_windows_are_trained_on_too(tmp_path):
+    model = {"name": "ica_lstm", "settings": SMALL["ica_lstm"][1]}
+    plan = make_plan(toy("windows", model=model), Path())
+    with MemoryTracker() as tracker:
+        finished = run(plan, tracker, tmp_path / "run", name="x", figures=False)
+    assert finished.result.metrics["final/additivity"] < 1e-5
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_people_that_a_model_cannot_take_are_refused_first(name, tmp_path):
-    other = "fnc" if SMALL[name][0] != "fnc" else "timecourses"
+    other = "volume" if SMALL[name][0] != "volume" else "fnc"
+    if name in ("mlp", "logistic"):
+        other = "timecourses"
     config = toy(other, model={"name": name, "settings": SMALL[name][1]})
     with pytest.raises(InputError, match=f"The model '{name}' takes"):
         make_plan(config, tmp_path)

@@ -23,6 +23,7 @@ from spectral_mlops.tracking import (
 from spectral_mlops.training import make_plan, read_plan, run
 from spectral_mlops.training.checkpoint import Checkpoints
 from tests.conftest import ROOT
+from tests.training.toys import toy
 
 RESULTS = (
     "predictions.tsv",
@@ -94,6 +95,46 @@ def test_goes_on_bit_for_bit(small, tmp_path, every_epoch, last):
     same_run(whole, parts)
     assert not (parts / "checkpoints/last.pt").exists()
     assert not list(parts.rglob("*.new"))
+
+
+@pytest.mark.slow
+def test_goes_on_bit_for_bit_with_every_setting_of_a_step(tmp_path, every_epoch):
+    """Momentum, a schedule, weights, accumulation, clipping, precision, patience."""
+    training = {
+        "epochs": 9,
+        "optimizer": "sgd",
+        "momentum": 0.9,
+        "learning_rate": 0.5,
+        "schedule": "one-cycle",
+        "class_weights": "balanced",
+        "accumulate": 2,
+        "batch_size": 5,
+        "clip_norm": 0.5,
+        "amp": "bfloat16",
+        "patience": 2,
+    }
+    model = {"name": "transformer", "settings": {"width": 8, "heads": 2, "layers": 1}}
+    fast = {"comparison": {"effect_draws": 20}, "spectra": {"directions": 1}}
+    settings = toy(model=model, training=training, **fast)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    done = start(make_plan(settings, Path()), whole)
+    assert 2 < done.result.metrics["final/epochs"] < 9
+    with pytest.raises(Interrupted):
+        start(make_plan(settings, Path()), parts, on_epoch=stop_at(1))
+    start(read_plan(parts, Path(), finished=False), parts, resume=True)
+    same_run(whole, parts)
+
+
+def test_interrupted_after_the_last_epoch_it_is_done_again(
+    small, tmp_path, every_epoch
+):
+    plan = make_plan(small(), Path())
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    start(plan, whole)
+    with pytest.raises(Interrupted):
+        start(plan, parts, on_epoch=stop_at(plan.config.training.epochs - 1))
+    start(read_plan(parts, Path(), finished=False), parts, resume=True)
+    same_run(whole, parts)
 
 
 def test_interrupted_before_any_checkpoint_begins_anew(small, tmp_path):

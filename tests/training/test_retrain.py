@@ -30,6 +30,7 @@ from spectral_mlops.training.retrain_batched import can_batch, measure_batch
 from spectral_mlops.training.retrain_permute import shuffle_of
 from spectral_mlops.training.retrain_statistic import Cell, measure_training
 from spectral_mlops.training.retrain_workers import retrainings
+from tests.training.toys import toy
 
 
 @pytest.fixture
@@ -466,3 +467,38 @@ def test_what_cannot_be_tested_is_refused(finished, tmp_path, small_folder):
     (folder / "final.json").unlink()
     with pytest.raises(InputError, match="not finished"):
         read_plan(folder, Path())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": {"settings": {"norm": "layer"}}},
+        {"training": {"schedule": "cosine"}},
+        {"training": {"warmup": 0.1}},
+        {"training": {"class_weights": "balanced"}},
+        {"training": {"accumulate": 2}},
+        {"training": {"clip_norm": 1.0}},
+        {"training": {"amp": "bfloat16"}},
+    ],
+)
+def test_settings_that_a_stack_does_not_know_are_trained_one_by_one(small, changes):
+    assert can_batch(make_plan(small(), Path()))
+    assert not can_batch(make_plan(small(**changes), Path()))
+
+
+def test_a_recurrent_network_is_retrained_one_by_one(tmp_path):
+    settings = toy(model={"name": "gru", "settings": {"width": 3}})
+    plan = make_plan(settings, Path())
+    assert not can_batch(plan)
+    run(plan, MemoryTracker(), tmp_path / "one", name="one", figures=False)
+    plan = read_plan(tmp_path / "one", Path())
+    result = retrain(plan, tmp_path / "one", 3)
+    means = result.table[result.table["layer"] == MEAN]
+    assert np.isfinite(means["observed"]).all()
+    assert not any("other weights" in said for said in result.sentences)
+
+
+def test_early_stopping_has_no_last_epoch_to_compare(finished):
+    folder = finished(training={"patience": 1})
+    with pytest.raises(InputError, match=r"training\.patience"):
+        retrain_test(folder, 19, Path())

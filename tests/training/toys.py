@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from spectral_mlops.cohorts import Cohort, register_cohort
+from spectral_mlops.cohorts import Cohort, FeatureSpace, register_cohort
 from spectral_mlops.config import RunConfig, Settings, merge, validate
 
 STEPS, COMPONENTS = 12, 5
@@ -52,7 +52,9 @@ def load_toy(settings: ToySettings, workdir: Path, progress=None) -> Cohort:
         lengths = rng.integers(STEPS // 2, STEPS + 1, n)
         x[np.arange(STEPS) >= lengths[:, None]] = 0
     modality = settings.modality
-    return ToyCohort(people, x, modality, "group", "patient", "toy", lengths=lengths)
+    space = FeatureSpace(order="upper") if modality == "fnc" else FeatureSpace()
+    known = ("group", "patient", "toy", (), space)
+    return ToyCohort(people, x, modality, *known, lengths=lengths)
 
 
 def toy(modality="timecourses", **changes):
