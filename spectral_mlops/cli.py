@@ -77,9 +77,13 @@ Missing = Annotated[
     str | None, typer.Option(help="fnc: people with NaN: raise or drop_subject.")
 ]
 Modality = Annotated[
-    str | None, typer.Option(help="simulated: fnc or volume (grey-matter maps).")
+    str | None,
+    typer.Option(help="simulated: fnc, timecourses or volume (grey-matter maps)."),
 ]
-Preset = Annotated[str | None, typer.Option(help="simulated: null, realistic or easy.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(help="simulated: null, realistic, easy, confounded or dirty."),
+]
 People = Annotated[int | None, typer.Option(help="simulated: number of people.")]
 CohortSeed = Annotated[int | None, typer.Option(help="simulated: seed of the people.")]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training people.")]
@@ -298,7 +302,12 @@ def _train_one(
     resume: bool = False,
 ) -> tuple["FinishedRun", int]:
     """Make one tracked run and show it; also return what was not delivered."""
-    from spectral_mlops.report.console import show_controls, show_effects, show_run
+    from spectral_mlops.report.console import (
+        show_controls,
+        show_effects,
+        show_performance,
+        show_run,
+    )
     from spectral_mlops.tracking import open_tracker
     from spectral_mlops.training import run
     from spectral_mlops.training.trajectories import sentences
@@ -334,6 +343,8 @@ def _train_one(
             highlight=False,
         )
     show_run(console, finished.layers, result.groups, result.metrics)
+    if len(result.performance):
+        show_performance(console, result.performance)
     if len(result.effects):
         show_effects(console, result.effects, plan.primary_quantity)
     if result.controls is not None:
@@ -398,13 +409,23 @@ def _train_parts(plan: "Plan", parts: int, name: str, device: str, runs: Path) -
 @app.command()
 def simulate(
     out: Annotated[Path, typer.Argument(help="Folder to make.")],
-    preset: Annotated[str, typer.Option(help="null, realistic or easy.")] = "realistic",
+    preset: Annotated[
+        str, typer.Option(help="null, realistic, easy, confounded or dirty.")
+    ] = "realistic",
     people: Annotated[int, typer.Option(help="Number of people.")] = 146,
     seed: Annotated[int, typer.Option(help="The same seed, the same bytes.")] = 0,
     components: Annotated[int, typer.Option(help="Networks of the FNC.")] = 53,
     volumes: Annotated[bool, typer.Option(help="Also grey-matter maps.")] = True,
+    timecourses: Annotated[
+        bool, typer.Option(help="Also time courses of the networks.")
+    ] = True,
 ) -> None:
-    """Make a COBRE-like cohort on disk: participants, connectivity, NIfTI, truth."""
+    """Make a COBRE-like cohort on disk: people, connectivity, signals, NIfTI, truth.
+
+    Presets null, realistic and easy plant no, a published, and twice that effect;
+    in confounded only scanners differ, and groups go with them; dirty is realistic
+    with what goes wrong in files, listed in ground_truth/defects.json.
+    """
     from spectral_mlops.cohorts import PRESETS
     from spectral_mlops.cohorts import simulate as make
     from spectral_mlops.errors import InputError
@@ -420,6 +441,7 @@ def simulate(
             components=components,
             volumes=volumes,
             progress=_reporter(bar),
+            timecourses=timecourses,
         )
     console.print(f"{people} people, preset {preset}, seed {seed}: {folder}")
 

@@ -52,6 +52,15 @@ class TrainingConfig(Settings):
     epochs: int = Field(30, ge=1, description="passes over the training people")
     batch_size: int = Field(16, ge=2, description="people per step")
     folds: int = Field(5, ge=2, description="stratified cross-validation folds")
+    split: Literal["stratified", "site"] = Field(
+        "stratified", description="folds over target × site, or one site left out each"
+    )
+    repeats: int = Field(1, ge=1, description="of the stratified folds, drawn anew")
+    splits: Path | None = Field(
+        None,
+        description="folder with probe and folds to use, such as RUN/splits; nothing "
+        "is drawn then",
+    )
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = Field(3e-4, gt=0)
     weight_decay: float = Field(1e-3, ge=0)
@@ -176,6 +185,27 @@ class ControlsConfig(Settings):
     level: float = Field(0.05, gt=0, lt=1, description="p at which one beats another")
 
 
+class ConfoundsConfig(Settings):
+    """What is taken out of features, fitted on training people; nothing by itself."""
+
+    regress: tuple[str, ...] = Field(
+        (), description="columns whose linear share is taken out: age, sex, fd, site"
+    )
+    harmonise: str | None = Field(
+        None, description="column of sites brought to one mean and spread by ComBat"
+    )
+
+
+class BaselinesConfig(Settings):
+    """Simple predictions beside the network's, in the same folds."""
+
+    run: bool = Field(True, description="linear, and confounds alone; with intervals")
+    columns: tuple[str, ...] = Field(
+        (), description="confounds; age, sex, site, motion by name if not given"
+    )
+    draws: int = Field(1000, ge=100, description="of people, behind intervals")
+
+
 class TrackingConfig(Settings):
     """Where the run is recorded."""
 
@@ -199,6 +229,8 @@ class RunConfig(Settings):
     spectra: SpectraConfig = SpectraConfig()
     comparison: ComparisonConfig = ComparisonConfig()
     controls: ControlsConfig = ControlsConfig()
+    confounds: ConfoundsConfig = ConfoundsConfig()
+    baselines: BaselinesConfig = BaselinesConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     def flat(self) -> dict[str, str | int | float | bool]:

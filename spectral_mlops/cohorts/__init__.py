@@ -9,7 +9,9 @@ from spectral_mlops.cohorts import bids as _bids
 from spectral_mlops.cohorts import fnc as _fnc
 from spectral_mlops.cohorts import public as _public
 from spectral_mlops.cohorts import simulated as _simulated
+from spectral_mlops.cohorts.adjustment import Adjustment, check_adjustment
 from spectral_mlops.cohorts.cohort import Cohort
+from spectral_mlops.cohorts.confounds import site_warning
 from spectral_mlops.cohorts.features import (
     FeatureScaler,
     inputs_of,
@@ -26,7 +28,12 @@ from spectral_mlops.cohorts.loaders import (
 )
 from spectral_mlops.cohorts.simulator import PRESETS, simulate
 from spectral_mlops.cohorts.space import FeatureSpace
-from spectral_mlops.cohorts.split_files import read_splits, write_splits
+from spectral_mlops.cohorts.split_files import (
+    check_unseen,
+    read_splits,
+    reuse_splits,
+    write_splits,
+)
 from spectral_mlops.cohorts.splits import (
     Fold,
     Probe,
@@ -34,11 +41,13 @@ from spectral_mlops.cohorts.splits import (
     crossfit_probes,
     fold_splits,
     set_probe_aside,
+    site_splits,
 )
 
 __all__ = [
     "COHORTS",
     "PRESETS",
+    "Adjustment",
     "Cohort",
     "CohortLoader",
     "FeatureScaler",
@@ -46,8 +55,10 @@ __all__ = [
     "Fold",
     "Probe",
     "Progress",
+    "check_adjustment",
     "check_apart",
     "check_cohort",
+    "check_unseen",
     "crossfit_probes",
     "fold_splits",
     "inputs_of",
@@ -56,8 +67,11 @@ __all__ = [
     "load_cohort",
     "read_splits",
     "register_cohort",
+    "reuse_splits",
     "set_probe_aside",
     "simulate",
+    "site_splits",
+    "site_warning",
     "write_splits",
 ]
 

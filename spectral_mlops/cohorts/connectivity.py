@@ -2,17 +2,18 @@
 
 Everything happens in *log space*, where any symmetric matrix is a covariance:
 
-    ``L_i = L0 + effect · g_i · Δ + a_i · Δ + individuality_i``
+    ``L_i = L0 + effect · g_i · Δ + a_i · Δ + individuality_i + s_i · S``
     ``C_i = normalised exp(L_i)``, with a ridge of 2 %
 
 ``g_i`` is 1 for patients and 0 for controls. ``Δ`` raises the connections of
 subcortical with sensory networks and lowers those among sensory networks: known
 support, known sign. ``a_i`` is normal variation along ``Δ`` itself; without it
 the groups would part almost perfectly although each connection differs little.
-The population (``L0``, ``Δ``, modes of individuality) is always the same; only
-people depend on a seed. The layout of 53 networks in seven domains is that of
-NeuroMark 1.0 (Du et al., 2020); sizes of effects were set by comparison with
-published cohorts of schizophrenia.
+``s_i`` is −½ or ½ by scanner where scanners differ (preset ``confounded``), else 0;
+``S`` is a fixed pattern over all connections. The population (``L0``, ``Δ``, ``S``,
+modes of individuality) is always the same; only people depend on a seed. The layout
+of 53 networks in seven domains is that of NeuroMark 1.0 (Du et al., 2020); sizes of
+effects were set by comparison with published cohorts of schizophrenia.
 """
 
 from collections.abc import Sequence
@@ -35,6 +36,8 @@ ALONG_EFFECT = 0.82  # SD of a_i, in units of the effect of preset 'realistic'
 INDIVIDUAL_SD = 0.25  # of each connection, in log space
 MODES, DECAY = 40, 0.35  # low-rank half of individuality: amplitude of mode k: k^-decay
 RIDGE = 0.02
+SITE_SEED = 54
+SITE_SHIFT = 0.13  # SD of S over connections; some 6 % of the variance of one
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +126,26 @@ def population(components: int = 53) -> Population:
     return Population(networks, mean, delta, modes)
 
 
+def site_pattern(components: int) -> Array:
+    """Return how the log-covariances of two scanners differ, the same in every cohort.
+
+    Args:
+        components: Number of networks ``C``.
+
+    Returns:
+        Symmetric, zero diagonal, shape ``[C, C]``.
+    """
+    rng = np.random.default_rng([SITE_SEED, components])
+    upper = np.triu(rng.normal(scale=SITE_SHIFT, size=(components, components)), 1)
+    return upper + upper.T
+
+
 def draw_correlations(
-    world: Population, patients: NDArray[np.bool_], effect: float, seed: Sequence[int]
+    world: Population,
+    patients: NDArray[np.bool_],
+    effect: float,
+    seed: Sequence[int],
+    shift: Array | None = None,
 ) -> Array:
     """Draw each person's correlation matrix.
 
@@ -134,6 +155,8 @@ def draw_correlations(
         effect: Multiplier of ``Δ``; 0 makes the groups exchangeable.
         seed: Entropy of the people's random stream; the same people are drawn
             whatever the effect.
+        shift: Added to each person's log-covariance, shape ``[people, C, C]``; what
+            scanners do.
 
     Returns:
         Symmetric positive definite with unit diagonal, shape ``[people, C, C]``.
@@ -149,6 +172,8 @@ def draw_correlations(
     logs[:, rows, columns] += individual
     logs[:, columns, rows] += individual
     logs += along[:, None, None] * world.delta
+    if shift is not None:
+        logs += shift
     values, vectors = np.linalg.eigh(logs)
     covariance = (vectors * np.exp(values)[:, None, :]) @ vectors.swapaxes(1, 2)
     correlation = _normalised(covariance)

@@ -30,27 +30,37 @@ def group_sizes(people: int) -> dict[str, int]:
     return sizes
 
 
-def draw_people(people: int, effect: float, seed: Sequence[int]) -> pd.DataFrame:
+def draw_people(
+    people: int, effect: float, seed: Sequence[int], site_group_corr: float = 0.0
+) -> pd.DataFrame:
     """Draw the table of people, groups interleaved at random.
 
-    Sites are balanced within groups. The groups' different shares of men and
-    their different motion shrink with effects below 1 and vanish at 0, so that
-    the groups of the preset ``null`` are exchangeable in everything.
+    Sites are balanced within groups, or go with them as closely as asked for: the
+    counts are the nearest that people allow, not drawn. The groups' different shares
+    of men and their different motion shrink with effects below 1 and vanish at 0, so
+    that the groups of the preset ``null`` are exchangeable in everything.
 
     Args:
         people: Number of people.
         effect: Size of the group effect, 0 for none.
         seed: Entropy of the random stream.
+        site_group_corr: Correlation of site with group, 0 (balanced) to 1 (each
+            group has a site of its own).
 
     Returns:
         Index ``participant_id``, columns ``group``, ``age``, ``sex``, ``site``,
         ``fd`` (mean framewise displacement in mm).
     """
     rng = np.random.default_rng(list(seed))
-    group = np.repeat(list(group_sizes(people)), list(group_sizes(people).values()))
-    site = np.concatenate(
-        [np.resize(rng.permutation(SITES), n) for n in group_sizes(people).values()]
-    )
+    sizes = group_sizes(people)
+    group = np.repeat(list(sizes), list(sizes.values()))
+    sites = [np.resize(rng.permutation(SITES), n) for n in sizes.values()]
+    if site_group_corr:
+        sites = [
+            np.repeat(order, [most := round(n * (1 + site_group_corr) / 2), n - most])
+            for n, order in zip(sizes.values(), (SITES, SITES[::-1]), strict=True)
+        ]
+    site = np.concatenate(sites)
     mixed = rng.permutation(people)
     group, site = group[mixed], site[mixed]
     patient = group == "patient"

@@ -134,6 +134,7 @@ def fold_splits(
     seed: int = 0,
     strata: Sequence[str] = ("group", "site"),
     probe: Probe | None = None,
+    repeats: int = 1,
 ) -> list[Fold]:
     """Split everyone outside the probe into stratified folds.
 
@@ -145,10 +146,12 @@ def fold_splits(
             too if present and if every combination has a person for each fold,
             else the target alone is (the folds' ``note`` says so).
         probe: People to leave out.
+        repeats: How many times all are split, each time otherwise; the first time is
+            that of ``repeats=1``.
 
     Returns:
-        One fold after another; validation parts are disjoint and cover everyone, and
-        families are never apart.
+        One fold after another, and one repeat after another; within a repeat validation
+        parts are disjoint and cover everyone, and families are never apart.
 
     Raises:
         InputError: If a group is smaller than the number of folds, a label is
@@ -158,25 +161,11 @@ def fold_splits(
     """
     if folds < 2:
         raise InputError(f"folds={folds}: a cross-validation has at least 2.")
+    if repeats < 1:
+        raise InputError(f"repeats={repeats}: everyone is split at least once.")
     target = strata[0]
     columns = _present(people, target, strata)
-    table = _stratum_table(people, columns)
-    if probe is not None:
-        strangers = sorted(set(probe.ids) - set(table.index))
-        if strangers:
-            raise UnknownNameError(
-                f"The probe holds {len(strangers)} people who are not in the cohort, "
-                f"the first {strangers[0]}; use the probe of this cohort."
-            )
-        table = table.drop(index=list(probe.ids))
-    families = families_of(people)
-    if families is not None and probe is not None:
-        both = set(families[list(probe.ids)]) & set(families[table.index])
-        if both:
-            raise InputError(
-                f"Family '{min(both)}' stands in the probe and outside; draw the probe "
-                "with set_probe_aside, which keeps families together."
-            )
+    table, families = _outside(_stratum_table(people, columns), people, probe)
     sizes = table[target].value_counts()
     if len(sizes) == 0 or sizes.min() < folds:
         smallest = f"'{sizes.idxmin()}' has {sizes.min()}" if len(sizes) else "it has 0"
@@ -196,8 +185,65 @@ def fold_splits(
     related = None if families is None else families[table.index]
     return [
         Fold(tuple(ids[train]), tuple(ids[held]), tuple(columns), note)
-        for train, held in _split(cells, folds, seed, related)
+        for words in ([seed, number] for number in range(repeats))
+        for train, held in _split(cells, folds, _one_seed(*words), related)
     ]
+
+
+def site_splits(
+    people: pd.DataFrame,
+    target: str,
+    site: str = "site",
+    probe: Probe | None = None,
+) -> list[Fold]:
+    """Leave one site out at a time: train on all others, validate on it.
+
+    Args:
+        people: Index of ids; columns ``target`` and ``site``.
+        target: Column that is predicted.
+        site: Column of sites.
+        probe: People to leave out; they may be of any site.
+
+    Returns:
+        One fold a site, in the order of their names.
+
+    Raises:
+        InputError: If there are fewer than two sites, somebody's is not known, a site
+            lacks a label of the target (its AUC would mean nothing), or a family is of
+            two sites.
+        UnknownNameError: If there is no such column.
+    """
+    columns = _present(people, target, [])
+    table = people[[*columns, *_present(people, site, [])]]
+    table, families = _outside(_stratum_table(table, [site, target]), people, probe)
+    sites = sorted(set(table[site]))
+    if len(sites) < 2:
+        raise InputError(
+            f"training.split='site': everyone outside the probe is of {site}="
+            f"{sites[0] if sites else UNKNOWN}; leaving one site out needs two."
+        )
+    labels = set(table[target])
+    folds: list[Fold] = []
+    for name in sites:
+        here = (table[site] == name).to_numpy()
+        lacking = sorted(labels - set(table.loc[here, target]))
+        if lacking:
+            raise InputError(
+                f"training.split='site': outside the probe nobody of {site}={name} has "
+                f"{target}={lacking[0]}, so that its AUC means nothing; join it with "
+                "another site, or leave it out."
+            )
+        if families is not None:
+            own, others = families[table.index[here]], families[table.index[~here]]
+            if both := set(own) & set(others):
+                raise InputError(
+                    f"training.split='site': family '{min(both)}' is of {site}={name} "
+                    "and of another; leave all but one of its members out."
+                )
+        note = f"Fold {len(folds)}: {site} {name} held out, {here.sum()} people."
+        ids = table.index.to_numpy()
+        folds.append(Fold(tuple(ids[~here]), tuple(ids[here]), (site,), note))
+    return folds
 
 
 def crossfit_probes(
@@ -248,6 +294,42 @@ def check_apart(probe: Probe | None, folds: Sequence[Fold]) -> None:
             f"The probe holds {len(touched)} people who train or validate, the first "
             f"{touched[0]}; draw the folds outside the probe (fold_splits(probe=…))."
         )
+
+
+def _outside(
+    table: pd.DataFrame, people: pd.DataFrame, probe: Probe | None
+) -> tuple[pd.DataFrame, "pd.Series[str] | None"]:
+    """Return the table without the probe, and families if there are any.
+
+    Raises:
+        InputError: If the probe holds part of a family.
+        UnknownNameError: If it is of other people.
+    """
+    families = families_of(people)
+    if probe is None:
+        return table, families
+    strangers = sorted(set(probe.ids) - set(table.index))
+    if strangers:
+        raise UnknownNameError(
+            f"The probe holds {len(strangers)} people who are not in the cohort, "
+            f"the first {strangers[0]}; use the probe of this cohort."
+        )
+    table = table.drop(index=list(probe.ids))
+    if families is not None:
+        both = set(families[list(probe.ids)]) & set(families[table.index])
+        if both:
+            raise InputError(
+                f"Family '{min(both)}' stands in the probe and outside; draw the probe "
+                "with set_probe_aside, which keeps families together."
+            )
+    return table, families
+
+
+def _one_seed(seed: int, repeat: int) -> int:
+    """Return a seed of its own for every repeat, and the plain one for the first."""
+    if not repeat:
+        return seed
+    return int(np.random.SeedSequence([seed, repeat]).generate_state(1)[0])
 
 
 _CELL = "\x1f"

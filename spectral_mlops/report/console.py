@@ -116,6 +116,38 @@ def show_effects(console: Console, effects: pd.DataFrame, quantity: str) -> None
     console.print(table)
 
 
+def show_performance(console: Console, performance: pd.DataFrame) -> None:
+    """Print the AUC of the network and of what it should beat.
+
+    Args:
+        console: Where to.
+        performance: Columns ``model, people, group, metric, value, low, high``.
+    """
+    rows = performance[
+        (performance["metric"] == "auc") & (performance["group"] == "all")
+    ]
+    table = plain_table(
+        "AUC, 95 % of bootstrap draws of people; linear: L2 logistic regression on "
+        "the same folds; confounds: age, sex, site, motion alone"
+    )
+    table.add_column("model", no_wrap=True)
+    people = list(dict.fromkeys(rows["people"]))
+    for name in people:
+        table.add_column(name, justify="right", no_wrap=True)
+    for model in dict.fromkeys(rows["model"]):
+        of = rows[rows["model"] == model].set_index("people")
+        table.add_row(str(model), *(_interval(of, name) for name in people))
+    console.print(table)
+
+
+def _interval(rows: pd.DataFrame, name: str) -> str:
+    """Write ``0.71 (0.60 to 0.81)``."""
+    if name not in rows.index:
+        return "–"
+    value, low, high = rows.loc[name, ["value", "low", "high"]]
+    return f"{value:.2f} ({low:.2f} to {high:.2f})"
+
+
 def show_controls(console: Console, controls: pd.DataFrame) -> None:
     """Print what a primary outcome was held against.
 

@@ -1,13 +1,12 @@
 """A run's plan, read back from its folder: to retrain it, or to go on with it."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from spectral_mlops.cohorts import FeatureScaler, check_cohort, read_splits
+from spectral_mlops.cohorts import FeatureScaler, check_cohort
 from spectral_mlops.errors import InputError
 from spectral_mlops.models import is_imported
 from spectral_mlops.report.runs import read_run_config
@@ -48,9 +47,7 @@ def read_plan(
             f"The people of {run} are missing: there is no {place} in {workdir}; go "
             "to the folder the run was trained in."
         )
-    plan = make_plan(config, workdir, progress)
-    probe, folds = read_splits(run / "splits")
-    plan = replace(plan, probe=probe, folds=tuple(folds))
+    plan = make_plan(config, workdir, progress, run / "splits")
     if finished:
         _check_people(plan, run)
     return plan

@@ -10,11 +10,12 @@ from dataclasses import replace
 
 import pandas as pd
 
-from spectral_mlops.cohorts import crossfit_probes, fold_splits
+from spectral_mlops.cohorts import crossfit_probes
+from spectral_mlops.errors import InputError
 from spectral_mlops.inference.crossfit import combine_folds
 from spectral_mlops.training.loop import RunResult
 from spectral_mlops.training.outcome import p_text
-from spectral_mlops.training.plan import STRATA, Plan
+from spectral_mlops.training.plan import STRATA, Plan, draw_folds
 
 
 def crossfit_plans(plan: Plan, parts: int) -> list[Plan]:
@@ -25,18 +26,25 @@ def crossfit_plans(plan: Plan, parts: int) -> list[Plan]:
         parts: At least 2.
 
     Raises:
-        InputError: If a group, or what is left to train on, is too small for that.
+        InputError: If a group, or what is left to train on, is too small for that, or
+            the settings name splits.
     """
+    if plan.config.training.splits is not None:
+        raise InputError(
+            "--crossfit holds everyone out once, and training.splits says who is held "
+            "out; use one of them."
+        )
     strata = (plan.cohort.target, *STRATA)
-    people, settings = plan.cohort.people, plan.config.training
     probes = crossfit_probes(
-        people, parts, plan.primary, strata, plan.config.comparison.probe_seed
+        plan.cohort.people,
+        parts,
+        plan.primary,
+        strata,
+        plan.config.comparison.probe_seed,
     )
     plans = []
     for number, probe in enumerate(probes):
-        folds = fold_splits(
-            people, settings.folds, settings.seed, strata=strata, probe=probe
-        )
+        folds = draw_folds(plan.config, plan.cohort, probe)
         note = f"Part {number + 1} of {parts}: {len(probe.ids)} people held out."
         plans.append(replace(plan, probe=probe, probe_note=note, folds=tuple(folds)))
     return plans

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spectral_mlops.cohorts import FeatureScaler
+from spectral_mlops.cohorts import Adjustment, FeatureScaler
 from spectral_mlops.models import build_model
 from spectral_mlops.monitor import EpochSpectra, SpectralMonitor
 from spectral_mlops.probe import ProbeBatch
@@ -60,7 +60,8 @@ class FoldRun:
         config, fold = plan.config, plan.folds[number]
         self.train_rows = plan.cohort.rows(fold.train_ids)
         self.validation_rows = plan.cohort.rows(fold.validation_ids)
-        self.scaler = fit_scaler(plan, self.train_rows)
+        self.adjustment = plan.adjustment(self.train_rows)
+        self.scaler = fit_scaler(plan, self.train_rows, self.adjustment)
         self._seed(epoch=-1)
         self.model = build_model(config.model, self.scaler.inputs, len(plan.classes))
         self.model.to(device)
@@ -226,10 +227,14 @@ class FoldRun:
         )
 
     def _inputs(self, rows: NDArray[np.intp]) -> Inputs:
-        return inputs_of_people(self.plan.cohort, self.scaler, rows, self.device)
+        return inputs_of_people(
+            self.plan.cohort, self.scaler, rows, self.device, self.adjustment
+        )
 
     def _tensor(self, rows: NDArray[np.intp]) -> torch.Tensor:
-        people = ScaledPeople(self.plan.cohort, self.scaler, rows, self.device)
+        people = ScaledPeople(
+            self.plan.cohort, self.scaler, rows, self.device, self.adjustment
+        )
         return people.whole()
 
     def _seed(self, epoch: int) -> None:
@@ -239,18 +244,25 @@ class FoldRun:
         torch.manual_seed(int(state.generate_state(1)[0]))
 
 
-def fit_scaler(plan: Plan, rows: NDArray[np.intp]) -> FeatureScaler:
+def fit_scaler(
+    plan: Plan, rows: NDArray[np.intp], adjustment: Adjustment | None = None
+) -> FeatureScaler:
     """Fit what goes before the network on some people.
 
     Args:
         plan: The run.
         rows: Of the training people.
+        adjustment: What is taken out before, fitted on them too if not given.
     """
     cohort = plan.cohort
-    if plan.layout == "volume":
+    adjustment = adjustment or plan.adjustment(rows)
+    if plan.layout == "volume" and adjustment == Adjustment():
         return FeatureScaler.fit_volumes(cohort.features, rows)
+    features = adjustment.apply(cohort, rows)
+    if plan.layout == "volume":
+        return FeatureScaler.fit_volumes(features, np.arange(len(rows)))
     return FeatureScaler.fit(
-        cohort.features[rows],
+        features,
         layout=plan.layout,
         lengths=lengths_of(cohort, rows),
         order=cohort.space.order,

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spectral_mlops.cohorts import Cohort, FeatureScaler
+from spectral_mlops.cohorts import Adjustment, Cohort, FeatureScaler
 
 IN_MEMORY = 256 * 2**20
 """Bytes of one network's volumes up to which they are scaled once and kept."""
@@ -25,6 +25,7 @@ class ScaledPeople:
         scaler: Fitted on training people.
         rows: Which people, positions in the cohort.
         device: Where tensors are put.
+        adjustment: What is taken out before they are scaled.
     """
 
     def __init__(
@@ -33,9 +34,10 @@ class ScaledPeople:
         scaler: FeatureScaler,
         rows: NDArray[np.intp],
         device: torch.device,
+        adjustment: Adjustment,
     ) -> None:
         self._cohort, self._scaler, self._rows = cohort, scaler, rows
-        self._device = device
+        self._device, self._adjustment = device, adjustment
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -44,7 +46,8 @@ class ScaledPeople:
         """Return the inputs of the people at some positions, a row a person."""
         rows = self._rows[index.numpy()]
         lengths = lengths_of(self._cohort, rows)
-        scaled = self._scaler.transform(self._cohort.features[rows], lengths)
+        features = self._adjustment.apply(self._cohort, rows)
+        scaled = self._scaler.transform(features, lengths)
         return torch.from_numpy(scaled).to(self._device)
 
     def whole(self) -> Tensor:
@@ -60,6 +63,7 @@ def inputs_of_people(
     scaler: FeatureScaler,
     rows: NDArray[np.intp],
     device: torch.device,
+    adjustment: Adjustment,
 ) -> Inputs:
     """Scale people's features, now or later.
 
@@ -68,8 +72,9 @@ def inputs_of_people(
         scaler: Fitted on training people.
         rows: Which people.
         device: Where tensors are put.
+        adjustment: What is taken out before they are scaled.
     """
-    people = ScaledPeople(cohort, scaler, rows, device)
+    people = ScaledPeople(cohort, scaler, rows, device, adjustment)
     size = 4 * cohort.features[0].size * len(cohort.features)
     if scaler.layout == "volume" and size > IN_MEMORY:
         return people

@@ -26,6 +26,7 @@ from spectral_mlops.schedule import NullEpochs
 from spectral_mlops.tracking import Tracker
 from spectral_mlops.tracking.metrics import safe_name
 from spectral_mlops.tracking.profiles import PROFILES
+from spectral_mlops.training.baselines import baseline_metrics, judge
 from spectral_mlops.training.checkpoint import Checkpoints
 from spectral_mlops.training.controls import Controls
 from spectral_mlops.training.effects import effects_table
@@ -101,6 +102,8 @@ class RunResult:
         gaps: Relative gap of each parameter (see ``additivity``), columns ``fold,
             seed, parameter, gap``.
         history: Curves and mean spectra.
+        performance: Of the networks and of simple models, with intervals
+            (`intervals.performance_table`).
     """
 
     metrics: dict[str, float]
@@ -127,6 +130,7 @@ class RunResult:
     coverage: pd.DataFrame = field(default_factory=pd.DataFrame)
     gaps: pd.DataFrame = field(default_factory=pd.DataFrame)
     history: History = field(default_factory=History)
+    performance: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 class _EpochOfNetworks:
@@ -280,6 +284,8 @@ def _finish(
     if predicted:
         metrics["final/probe_auc"] = float(np.mean([x.auc for x in predicted]))
         metrics["final/probe_loss"] = float(np.mean([x.loss for x in predicted]))
+    performance = judge(plan, said, predicted)
+    metrics |= baseline_metrics(performance)
     gaps = [max((x.monitor.additivity or {"": np.nan}).values()) for x in networks]
     metrics["final/additivity"] = float(np.max(gaps))
     verdict, table, effects = "", None, pd.DataFrame()
@@ -323,6 +329,7 @@ def _finish(
         effects=effects,
         null=together,
         null_pairs=[] if probed.pairs is together else probed.pairs,
+        performance=performance,
     )
 
 
@@ -408,9 +415,10 @@ def _per_group(plan: Plan, validation: list[Predictions]) -> pd.DataFrame:
     for said in validation:
         labels = plan.labels(plan.cohort.rows(said.ids))[plan.primary]
         tables.append(said.per_group(labels))
+    repeats = len(validation[0].ids) // len({*validation[0].ids})
     numbers = tables[0].columns.drop(["group", "n"])
     means = {name: np.mean([t[name] for t in tables], axis=0) for name in numbers}
-    return tables[0].assign(**means)
+    return tables[0].assign(n=tables[0]["n"] // repeats, **means)
 
 
 def _epoch_metrics(

@@ -12,16 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectral_mlops.cohorts import (
+    Adjustment,
     Cohort,
     Fold,
     Probe,
+    check_adjustment,
     check_apart,
     check_cohort,
     fold_splits,
     inputs_of,
     layout_for,
     load_cohort,
+    reuse_splits,
     set_probe_aside,
+    site_splits,
+    site_warning,
 )
 from spectral_mlops.cohorts.families import families_of
 from spectral_mlops.config import Layout, RunConfig, merge, validate
@@ -107,7 +112,9 @@ class Plan:
                 "the probe, at the checkpoints chosen by validation loss "
                 f"({self.config.comparison.divergence}, all layers together)."
             )
-        return [*self.cohort.notes, self.probe_note, *outcome, *fold_notes]
+        warning = site_warning(self.cohort.people, self.cohort.target, *STRATA)
+        warnings = [warning] if warning else []
+        return [*self.cohort.notes, *warnings, self.probe_note, *outcome, *fold_notes]
 
     @cached_property
     def targets(self) -> NDArray[np.int64]:
@@ -124,6 +131,15 @@ class Plan:
             name: np.array([str(x) for x in people[name].astype(object).fillna(NONE)])
             for name in wanted
         }
+
+    def adjustment(self, rows: NDArray[np.intp]) -> Adjustment:
+        """Fit what is taken out of features before they are scaled.
+
+        Args:
+            rows: Of training people.
+        """
+        settings = self.config.confounds
+        return Adjustment.fit(self.cohort, rows, settings.regress, settings.harmonise)
 
     def labels(self, rows: NDArray[np.intp]) -> dict[str, list[str]]:
         """Group labels of some people per grouping, by position."""
@@ -158,6 +174,7 @@ def make_plan(
     config: RunConfig,
     workdir: Path,
     progress: Callable[[str, int, int], None] | None = None,
+    splits: Path | None = None,
 ) -> Plan:
     """Load the people and settle the run.
 
@@ -165,6 +182,8 @@ def make_plan(
         config: All settings.
         workdir: Folder that relative paths of the config start from.
         progress: Told ``(what, done, total)`` on long work.
+        splits: Folder of splits to use whatever the settings say: those of a run that
+            goes on.
 
     Returns:
         The plan.
@@ -200,23 +219,17 @@ def make_plan(
                 f"controls.nuisance_columns names '{name}', which is no column of the "
                 f"people: choose from {', '.join(columns)}.{nearest(name, columns)}"
             )
-    probe, note = set_probe_aside(
-        cohort.people,
-        groupings[0],
-        config.comparison.probe_fraction,
-        strata=(cohort.target, *STRATA),
-        seed=config.comparison.probe_seed,
-    )
+    probe, note, folds = _splits(config, cohort, groupings[0], splits, workdir)
     if probe is None and config.controls.run:
         raise InputError(
             f"--controls (controls.run) holds the probe against controls. {note}"
         )
-    folds = fold_splits(
-        cohort.people,
-        config.training.folds,
-        config.training.seed,
-        strata=(cohort.target, *STRATA),
-        probe=probe,
+    aside = probe.ids if probe else ()
+    check_adjustment(
+        cohort,
+        config.confounds.regress,
+        config.confounds.harmonise,
+        [(fold.train_ids, (*fold.validation_ids, *aside)) for fold in folds],
     )
     positive = cohort.positive
     classes = sorted(cohort.groups, key=lambda label: (label == positive, label))
@@ -232,6 +245,50 @@ def make_plan(
     resolved = merge(config.model_dump(mode="json"), settings)
     config = validate(RunConfig, resolved, "resolved settings")
     return Plan(config, cohort, tuple(classes), groupings, probe, note, tuple(folds))
+
+
+def draw_folds(config: RunConfig, cohort: Cohort, probe: Probe | None) -> list[Fold]:
+    """Draw the folds that the settings ask for, outside the probe."""
+    settings = config.training
+    if settings.split == "site":
+        if settings.repeats > 1:
+            raise InputError(
+                f"training.repeats={settings.repeats}: training.split='site' leaves "
+                "each site out once, and nothing in it is drawn; leave repeats out."
+            )
+        return site_splits(cohort.people, cohort.target, *STRATA, probe)
+    return fold_splits(
+        cohort.people,
+        settings.folds,
+        settings.seed,
+        strata=(cohort.target, *STRATA),
+        probe=probe,
+        repeats=settings.repeats,
+    )
+
+
+def _splits(
+    config: RunConfig,
+    cohort: Cohort,
+    grouping: str,
+    given: Path | None,
+    workdir: Path,
+) -> tuple[Probe | None, str, list[Fold]]:
+    """Return the probe, what to say of it, and the folds: read, or drawn."""
+    chosen = config.training.splits
+    folder = given or (workdir / chosen if chosen else None)
+    if folder is None:
+        probe, note = set_probe_aside(
+            cohort.people,
+            grouping,
+            config.comparison.probe_fraction,
+            strata=(cohort.target, *STRATA),
+            seed=config.comparison.probe_seed,
+        )
+        return probe, note, draw_folds(config, cohort, probe)
+    probe, folds = reuse_splits(folder, cohort.people, cohort.target)
+    held = f"a probe of {len(probe.ids)} people" if probe else "no probe"
+    return probe, f"Splits of {folder}: {held}, {len(folds)} folds.", folds
 
 
 def _default_quantity(watched: Sequence[Quantity]) -> Quantity:

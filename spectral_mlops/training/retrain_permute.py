@@ -158,7 +158,7 @@ def _kinds(
     if plan.probe:
         part[list(plan.probe.ids)] = "probe"
     for number, fold in enumerate(plan.folds):
-        part[list(fold.validation_ids)] = f"validation {number}"
+        part[list(fold.validation_ids)] += f"validation {number} "
     columns = [*(_texts(people, name) for name in within), part.tolist()]
     cells = ["\x1f".join(labels) for labels in zip(*columns, strict=True)]
     ids = [str(who) for who in people.index]

@@ -37,6 +37,7 @@ LEFT = (
     "controls.tsv",
     "coverage.tsv",
     "additivity.tsv",
+    "performance.tsv",
     "verdict.txt",
     "null.parquet",
     "null_pairs.parquet",
@@ -154,6 +155,8 @@ def run(
         tracker.log_table(result.effects, "effects")
     if len(result.trajectories):
         tracker.log_table(result.trajectories, "epochs")
+    if len(result.performance):
+        tracker.log_table(result.performance, "performance")
     _leave_results(folder, result, layers)
     for path in sorted((folder / "checkpoints").glob("fold-*")):
         tracker.log_file(path, "checkpoints")
@@ -230,6 +233,9 @@ def _leave_results(folder: Path, result: RunResult, layers: pd.DataFrame) -> Non
         result.controls.to_csv(folder / "controls.tsv", sep="\t", index=False)
     if len(result.trajectories):
         result.trajectories.to_csv(folder / "epochs.tsv", sep="\t", index=False)
+    if len(result.performance):
+        path = folder / "performance.tsv"
+        result.performance.to_csv(path, sep="\t", index=False)
     if len(result.effects):
         result.effects.to_csv(folder / "effects.tsv", sep="\t", index=False)
     if result.null:

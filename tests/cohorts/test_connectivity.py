@@ -9,6 +9,7 @@ from spectral_mlops.cohorts.connectivity import (
     domain_sizes,
     draw_correlations,
     population,
+    site_pattern,
 )
 from spectral_mlops.errors import InputError
 
@@ -82,3 +83,14 @@ def test_the_population_does_not_depend_on_a_seed():
     first, again = population(20), population(20)
     np.testing.assert_array_equal(first.mean, again.mean)
     np.testing.assert_array_equal(first.modes, again.modes)
+
+
+def test_scanners_shift_log_covariances():
+    world, group = population(9), np.array([True, False, False])
+    side = np.array([-0.5, 0.5, 0.0])[:, None, None]
+    shifted = draw_correlations(world, group, 0.0, (5,), side * site_pattern(9))
+    plain = draw_correlations(world, group, 0.0, (5,))
+    np.testing.assert_array_equal(shifted[2], plain[2])
+    assert np.abs(shifted[:2] - plain[:2]).max(axis=(1, 2)).min() > 0.01
+    assert np.linalg.eigvalsh(shifted).min() > 0
+    np.testing.assert_array_equal(site_pattern(9), site_pattern(9).T)

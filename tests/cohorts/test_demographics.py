@@ -46,3 +46,13 @@ def test_presets_share_their_people():
     null, easy = draw_people(30, 0.0, (4,)), draw_people(30, 2.0, (4,))
     for column in ("group", "age", "site"):
         assert null[column].equals(easy[column])
+
+
+@pytest.mark.parametrize("together", [0.5, 0.8, 1.0])
+def test_sites_go_with_groups_as_closely_as_asked(together):
+    people = draw_people(400, 0.0, (2,), together)
+    patient, second = people["group"] == "patient", people["site"] == "B"
+    assert np.corrcoef(patient, second)[0, 1] == pytest.approx(together, abs=0.01)
+    balanced = draw_people(400, 0.0, (2,))
+    for column in ("group", "age", "sex", "fd"):
+        assert people[column].equals(balanced[column])

@@ -57,10 +57,45 @@ def test_volumes_are_those_on_disk(workdir):
     assert any("27.0, 27.0, 27.0" in note for note in cohort.notes)
 
 
-def test_both_modalities_are_of_the_same_people(workdir):
+def test_all_modalities_are_of_the_same_people(workdir):
     volumes, vectors = load(workdir, modality="volume"), load(workdir)
+    signals = load(workdir, modality="timecourses", timepoints=30)
     assert volumes.people.equals(vectors.people)
-    assert volumes.digest != vectors.digest
+    assert signals.people.equals(vectors.people)
+    assert len({cohort.digest for cohort in (volumes, vectors, signals)}) == 3
+
+
+def test_time_courses_are_those_on_disk(workdir):
+    cohort = load(workdir, modality="timecourses", timepoints=30)
+    assert (cohort.modality, cohort.features.shape) == ("timecourses", (12, 30, 9))
+    assert len(cohort.space.networks) == 9
+    folder = workdir / "cohort" / "realistic-12-0"
+    for row, who in enumerate(cohort.people.index):
+        (path,) = folder.glob(f"{who}/func/*.tsv")
+        table = np.loadtxt(path, skiprows=1)
+        np.testing.assert_allclose(cohort.features[row], table, rtol=1e-6)
+    path.unlink()
+    with pytest.raises(InputError, match=rf"{who} stands in participants.tsv but"):
+        load(workdir, modality="timecourses", timepoints=30)
+
+
+@pytest.mark.parametrize(
+    ("modality", "words"),
+    [
+        ("fnc", "1 only in participants.tsv"),
+        ("timecourses", "stands in participants.tsv but|crop them to one length"),
+        ("volume", "There is no image"),
+    ],
+)
+def test_dirty_files_are_refused_with_a_sentence(tmp_path, modality, words):
+    settings = {"preset": "dirty", "modality": modality, "timepoints": 20}
+    with pytest.raises(InputError, match=r"stands on lines .* differ in other columns"):
+        load(tmp_path, **settings)
+    table = tmp_path / "cohort" / "dirty-12-0" / "participants.tsv"
+    lines = table.read_text().splitlines(keepends=True)
+    table.write_text("".join(lines[:-1]))  # without the second row of one person
+    with pytest.raises(InputError, match=words):
+        load(tmp_path, **settings)
 
 
 def test_without_volumes(workdir):

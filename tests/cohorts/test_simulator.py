@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import cross_val_score
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import cross_val_predict, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -143,6 +144,8 @@ def test_progress_is_told(tmp_path):
         ({"components": 6}, "components=6"),
         ({"voxel_mm": 1.0}, "voxel_mm=1.0: .* between 2 and 20"),
         ({"seed": -1}, "seed=-1"),
+        ({"timepoints": 9}, "timepoints=9"),
+        ({"preset": "dirty", "people": 7}, "'dirty' needs 8 people"),
     ],
 )
 def test_impossible_numbers_write_nothing(tmp_path, changes, message):
@@ -152,12 +155,99 @@ def test_impossible_numbers_write_nothing(tmp_path, changes, message):
 
 
 def test_unknown_preset(tmp_path):
-    with pytest.raises(UnknownNameError, match=r"'esy'.*null, realistic, easy.*'easy'"):
+    with pytest.raises(
+        UnknownNameError, match=r"'esy'.*realistic, easy, confounded, dirty.*'easy'"
+    ):
         simulate(tmp_path / "a", preset="esy")
 
 
 def test_the_setting_knows_all_presets():
     assert set(get_args(Preset)) == set(PRESETS)
+
+
+def signals(folder, who):
+    path = folder / who / "func" / f"{who}_task-rest_desc-ica_timeseries.tsv"
+    return pd.read_csv(path, sep="\t")
+
+
+def test_time_courses_are_added_without_touching_the_rest(small, tmp_path):
+    folder = simulate(tmp_path / "a", **SMALL, timecourses=True, timepoints=20)
+    both = hashes(folder)
+    assert hashes(small).items() <= both.items()
+    assert len(both) == 16 + 8 + 16 + 1
+    later = simulate(tmp_path / "b", **SMALL)
+    simulate(later, **SMALL, timecourses=True, timepoints=20)
+    assert hashes(later) == both
+    with pytest.raises(InputError, match=r"of 20 time points, asked for is .*=21"):
+        simulate(later, **SMALL, timecourses=True, timepoints=21)
+    networks = json.loads((small / "fnc.json").read_text())["Networks"]
+    table = signals(folder, "sub-001")
+    assert (list(table.columns), table.shape) == (networks, (20, 12))
+    card = json.loads((folder / "task-rest_desc-ica_timeseries.json").read_text())
+    assert (card["RepetitionTime"], card["Networks"]) == (2.0, networks)
+
+
+def test_time_courses_correlate_as_the_truth_says(tmp_path):
+    settings = {"people": 4, "components": 8, "volumes": False, "seed": 5}
+    folder = simulate(tmp_path / "a", **settings, timecourses=True, timepoints=6000)
+    truth = np.load(folder / "ground_truth" / "truth.npz")["correlations"]
+    table = pd.read_csv(folder / "fnc.csv", index_col=0)
+    for row, who in enumerate(table.index):
+        found = np.corrcoef(signals(folder, who).to_numpy().T)
+        np.testing.assert_allclose(found, truth[row], rtol=0, atol=0.06)
+        upper = found[np.triu_indices(8, 1)]
+        assert np.corrcoef(upper, table.loc[who])[0, 1] > 0.98
+
+
+def test_confounded_groups_differ_by_scanner_alone(tmp_path):
+    settings = {"people": 200, "components": 20, "volumes": False}
+    folder = simulate(tmp_path / "a", "confounded", **settings)
+    people = pd.read_csv(folder / "participants.tsv", sep="\t", index_col=0)
+    x = [people["group"] == "patient", people["site"] == "B"]
+    assert np.corrcoef(x)[0, 1] == pytest.approx(0.8, abs=0.02)
+    truth = np.load(folder / "ground_truth" / "truth.npz")
+    assert truth["site_pattern"].std() == pytest.approx(0.13, rel=0.1)
+    table = pd.read_csv(folder / "fnc.csv", index_col=0).to_numpy()
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.05, max_iter=1000))
+    anywhere = cross_val_score(model, table, x[0], cv=5, scoring="roc_auc").mean()
+    assert anywhere > 0.7
+    said = cross_val_predict(model, table, x[0], cv=5, method="decision_function")
+    for site in "AB":  # within a scanner, groups are exchangeable
+        there = (people["site"] == site).to_numpy()
+        assert abs(roc_auc_score(x[0][there], said[there]) - 0.5) < 0.25
+
+
+def test_dirty_is_realistic_but_for_what_it_lists(tmp_path):
+    settings = SMALL | {"timecourses": True, "timepoints": 20}
+    clean = simulate(tmp_path / "clean", **settings)
+    dirty = simulate(tmp_path / "dirty", "dirty", **settings)
+    told = json.loads((dirty / "ground_truth" / "defects.json").read_text())
+    (missing,), (twice,) = told["listed_without_files"], told["two_different_rows"]
+    people = pd.read_csv(dirty / "participants.tsv", sep="\t")
+    assert set(people["participant_id"][people["participant_id"].duplicated()]) == {
+        twice
+    }
+    assert missing in set(people["participant_id"])
+    assert not list(dirty.glob(f"{missing}/**/*"))
+    fnc = pd.read_csv(dirty / "fnc.csv", index_col=0)
+    assert set(fnc.index) == set(people["participant_id"]) - {missing}
+    lacking = [told["network_is_nan"], told["network_is_constant"]]
+    assert set(fnc.index[fnc.isna().any(axis=1)]) == {x["person"] for x in lacking}
+    assert fnc.isna().sum().sum() == 2 * 11
+    network = lacking[0]["network"]
+    assert signals(dirty, lacking[0]["person"])[network].isna().all()
+    assert signals(dirty, lacking[1]["person"])[network].std() == 0
+    for who in fnc.index:
+        rows = len(signals(dirty, who))
+        assert rows == (16 if who in told["fewer_time_points"] else 20)
+        (path,) = (dirty / who / "anat").glob("*.nii.gz")
+        image, other = nibabel.load(path), nibabel.load(clean / path.relative_to(dirty))
+        left = who in told["map_is_stored_to_the_left"]
+        assert nibabel.aff2axcodes(image.affine)[0] == ("L" if left else "R")
+        assert (image.header.endianness == ">") == (who in told["map_is_big_endian"])
+        turned = nibabel.as_closest_canonical(image)
+        np.testing.assert_allclose(turned.affine, other.affine)
+        np.testing.assert_allclose(turned.get_fdata(), other.get_fdata(), atol=1e-6)
 
 
 def auc(cohort):

@@ -8,6 +8,7 @@ from spectral_mlops.cohorts import (
     crossfit_probes,
     fold_splits,
     set_probe_aside,
+    site_splits,
 )
 from spectral_mlops.errors import InputError, UnknownNameError
 
@@ -229,3 +230,62 @@ def test_crossfitted_probes_are_disjoint_and_cover_everyone(related, k):
     assert crossfit_probes(related, k, seed=1) == probes
     with pytest.raises(InputError, match="folds=1"):
         crossfit_probes(related, 1)
+
+
+def test_repeats_split_the_same_people_otherwise(big_people):
+    probe, _ = set_probe_aside(big_people, "group")
+    folds = fold_splits(big_people, 3, seed=4, probe=probe, repeats=3)
+    assert folds[:3] == fold_splits(big_people, 3, seed=4, probe=probe)
+    rest = set(big_people.index) - set(probe.ids)
+    for k in range(3):
+        parts = [set(fold.validation_ids) for fold in folds[3 * k : 3 * k + 3]]
+        assert set.union(*parts) == rest
+        assert sum(map(len, parts)) == len(rest)
+    assert len({fold.validation_ids for fold in folds}) == 9
+    with pytest.raises(InputError, match=r"repeats=0"):
+        fold_splits(big_people, 3, repeats=0)
+
+
+def test_one_site_is_left_out_at_a_time(big_people):
+    probe, _ = set_probe_aside(big_people, "group")
+    folds = site_splits(big_people, "group", probe=probe)
+    rest = big_people.drop(index=list(probe.ids))
+    assert len(folds) == big_people["site"].nunique()
+    for fold, site in zip(folds, sorted(set(rest["site"])), strict=True):
+        assert set(fold.validation_ids) == set(rest.index[rest["site"] == site])
+        assert set(fold.train_ids) == set(rest.index[rest["site"] != site])
+        assert fold.strata == ("site",)
+        assert f"site {site} held out" in fold.note
+    check_apart(probe, folds)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"site": "one"}, "everyone outside the probe is of site=one"),
+        ({"site": None}, "'site' is missing for"),
+    ],
+)
+def test_sites_that_cannot_be_left_out(big_people, change, words):
+    with pytest.raises(InputError, match=words):
+        site_splits(big_people.assign(**change), "group")
+
+
+def test_a_site_of_one_group_is_refused(big_people):
+    lone = big_people.assign(site=big_people["site"].astype(object))
+    first = lone["group"].iloc[0]
+    lone.loc[lone["group"] == first, "site"] = "alone"
+    with pytest.raises(
+        InputError, match=r"nobody of site=A has group=control.*join it"
+    ):
+        site_splits(lone, "group")
+
+
+def test_a_family_of_two_sites_is_refused(big_people):
+    sites = big_people["site"]
+    first = sites.index[sites == sites.iloc[0]][0]
+    second = sites.index[sites != sites.iloc[0]][0]
+    family = pd.Series(None, index=big_people.index, dtype=object)
+    family[[first, second]] = "f1"
+    with pytest.raises(InputError, match=r"family 'f1' is of site="):
+        site_splits(big_people.assign(family=family), "group")

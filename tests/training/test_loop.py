@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from spectral_mlops.cohorts import FeatureScaler
 from spectral_mlops.models import build_model
 from spectral_mlops.tracking import MemoryTracker
-from spectral_mlops.training import make_plan, run, train
+from spectral_mlops.training import make_plan, read_plan, run, train
 from spectral_mlops.training.fold import FoldRun, even_order
 
 
@@ -269,3 +269,43 @@ def test_a_run_leaves_its_files(small, tmp_path):
     np.testing.assert_allclose(p, said.probabilities[: len(ids)], rtol=1e-5)
     assert said.ids[: len(ids)] == ids
     assert len(finished.layers) == 9
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"confounds": {"regress": ["age", "sex", "fd"], "harmonise": "site"}},
+        {"training": {"split": "site", "epochs": 2}},
+        {"training": {"repeats": 2, "epochs": 2}},
+    ],
+    ids=["confounds", "sites", "repeats"],
+)
+def test_runs_with_confounds_and_other_splits(small, tmp_path, changes):
+    plan = make_plan(small(baselines={"draws": 100}, **changes), Path())
+    done = run(plan, MemoryTracker(), tmp_path / "run", name="one", figures=False)
+    table = done.result.performance
+    of = table[table["metric"].eq("auc") & table["group"].eq("all")]
+    of = of.set_index(["model", "people"])
+    assert len(of) == 6
+    for people, name in (("validation", "auc"), ("probe", "probe_auc")):
+        value = done.result.metrics[f"final/{name}"]
+        assert of.loc[("network", people), "value"] == pytest.approx(value)
+    assert done.result.metrics["baseline/linear_auc_probe"] == pytest.approx(
+        of.loc[("linear", "probe"), "value"]
+    )
+    everyone = done.result.groups.set_index("group")["n"]
+    assert everyone["all"] == 56 - len(plan.probe.ids)
+    assert (tmp_path / "run" / "performance.tsv").exists()
+    again = read_plan(tmp_path / "run", Path())
+    assert (again.probe, again.folds) == (plan.probe, plan.folds)
+
+
+def test_confounds_leave_what_the_network_sees(small):
+    plan = make_plan(small(confounds={"regress": ["age"]}), Path())
+    fold = FoldRun(plan, 0, torch.device("cpu"))
+    age = plan.cohort.people["age"].to_numpy()[fold.train_rows]
+    age = (age - age.mean()) / age.std()
+    inputs = fold.inputs.numpy()
+    np.testing.assert_allclose(inputs.T @ age / len(age), 0, atol=1e-5)
+    plain = FoldRun(make_plan(small(), Path()), 0, torch.device("cpu"))
+    assert np.abs(plain.inputs.numpy().T @ age / len(age)).max() > 0.1

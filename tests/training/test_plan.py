@@ -4,9 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spectral_mlops.cohorts import Probe
+from spectral_mlops.cohorts import Probe, write_splits
+from spectral_mlops.config import RunConfig, validate
 from spectral_mlops.errors import InputError, UnknownNameError
 from spectral_mlops.training import make_plan
+from spectral_mlops.training.crossfit import crossfit_plans
 
 
 def test_nobody_is_in_two_places(small):
@@ -122,8 +124,45 @@ def test_a_cohort_too_small_for_a_probe_says_so(small):
         ),
         ({"controls": {"nuisance_columns": ["ages"]}}, "Did you mean 'age'"),
         ({"spectra": {"quantities": ["weights"]}}, "quantities"),
+        ({"confounds": {"regress": ["aeg"]}}, "Did you mean 'age'"),
+        ({"confounds": {"regress": ["group"]}}, "the target"),
+        ({"training": {"split": "site", "repeats": 2}}, "leave repeats out"),
+        (
+            {"training": {"split": "site"}, "confounds": {"harmonise": "site"}},
+            "nothing to harmonise",
+        ),
+        ({"training": {"splits": "nowhere"}}, "Cannot read nowhere"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(small, changes, words):
     with pytest.raises((InputError, UnknownNameError), match=words):
         make_plan(small(**changes), Path())
+
+
+def test_splits_of_another_run_are_taken_as_they_are(small, tmp_path):
+    first = make_plan(small(comparison={"probe_seed": 3}), Path())
+    write_splits(tmp_path / "splits", first.probe, first.folds)
+    settings = small(training={"splits": str(tmp_path / "splits"), "seed": 8})
+    plan = make_plan(settings, Path("/"))
+    assert (plan.probe, plan.folds) == (first.probe, first.folds)
+    assert plan.probe.digest == first.probe.digest
+    held = f"a probe of {len(first.probe.ids)} people, 2 folds"
+    assert any(held in note for note in plan.notes)
+    with pytest.raises(InputError, match=r"--crossfit .* training.splits"):
+        crossfit_plans(plan, 2)
+
+
+def test_sites_and_repeats_make_the_folds(small):
+    by_site = make_plan(small(training={"split": "site"}), Path())
+    assert len(by_site.folds) == 2
+    assert any("site A held out" in note for note in by_site.notes)
+    repeated = make_plan(small(training={"repeats": 3}), Path())
+    assert len(repeated.folds) == 6
+    assert repeated.folds[:2] == make_plan(small(), Path()).folds
+
+
+def test_sites_that_go_with_the_target_are_warned_of(tmp_path):
+    cohort = {"preset": "confounded", "people": 60, "components": 9, "volumes": False}
+    settings = {"cohort": {"settings": cohort}}
+    plan = make_plan(validate(RunConfig, settings, "test"), tmp_path)
+    assert any("goes with 'site' (Cramér's V 0.8" in note for note in plan.notes)

@@ -31,6 +31,7 @@ RESULTS = (
     "layers.tsv",
     "epochs.tsv",
     "effects.tsv",
+    "performance.tsv",
     "directions/angles.tsv",
     "verdict.txt",
 )

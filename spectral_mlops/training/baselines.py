@@ -1,0 +1,251 @@
+"""What little suffices: simple predictions in the run's own folds.
+
+``linear`` is logistic regression with an L2 penalty on the features that the network
+gets (of time courses, on their correlations); ``confounds`` knows age, sex, site and
+motion and no feature. Both are fitted on a fold's training people alone. A network
+that does not beat the first has learned nothing that a line does not tell, and one that
+does not beat the second may have learned who moves.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from spectral_mlops.cohorts import FeatureScaler
+from spectral_mlops.cohorts.confounds import Design, confound_columns
+from spectral_mlops.errors import UnknownNameError
+from spectral_mlops.registry import nearest
+from spectral_mlops.training.intervals import ROW, Judged, performance_table
+from spectral_mlops.training.performance import Predictions
+from spectral_mlops.training.plan import Plan
+
+Array = NDArray[np.float64]
+
+STRENGTH = 10.0
+"""Inverse of the L2 penalty, of rows of mean square length 1 (C = 10/d in z-scores)."""
+CONFOUND_STRENGTH = 1.0
+"""The same for confounds, a handful of z-scored columns."""
+STEPS = 5000
+
+
+@dataclass(frozen=True, eq=False)
+class Baseline:
+    """What one simple model says of people it was not fitted on.
+
+    Attributes:
+        name: ``linear`` or ``confounds``.
+        about: What it was given, in words.
+        validation: Of each fold.
+        probe: Of each fold; empty where there is no probe.
+    """
+
+    name: str
+    about: str
+    validation: list[Predictions]
+    probe: list[Predictions]
+
+
+def baselines(plan: Plan) -> list[Baseline]:
+    """Fit the baselines in every fold of a run.
+
+    Args:
+        plan: The run; ``baselines.columns`` names the confounds, else those that look
+            like age, sex, site and motion are taken.
+
+    Returns:
+        ``linear``, and ``confounds`` where there is any column.
+
+    Raises:
+        UnknownNameError: If a confound named is no column.
+    """
+    found = [_linear(plan)]
+    columns = _columns(plan)
+    if columns:
+        found.append(_confounds(plan, columns))
+    return found
+
+
+def judge(
+    plan: Plan, said: Sequence[Predictions], probed: Sequence[Predictions]
+) -> pd.DataFrame:
+    """Judge a run's networks beside the baselines, all with intervals.
+
+    Args:
+        plan: The run.
+        said: Of each network's validation people, at its chosen checkpoint.
+        probed: Of the probe's; empty where there is none.
+
+    Returns:
+        See `intervals.performance_table`; empty where ``baselines.run`` is false. The
+        network's validation people also chose its checkpoint, those of the others did
+        not.
+    """
+    settings = plan.config.baselines
+    if not settings.run:
+        return pd.DataFrame(columns=[*ROW])
+    judged = [("network", list(said), list(probed))]
+    judged += [(one.name, one.validation, one.probe) for one in baselines(plan)]
+    ids = [str(who) for who in plan.cohort.people.index]
+    groups = plan.labels(np.arange(len(ids)))[plan.primary]
+    return performance_table(
+        [
+            Judged(name, people, parts)
+            for name, *both in judged
+            for people, parts in zip(("validation", "probe"), both, strict=True)
+            if parts
+        ],
+        dict(zip(ids, groups, strict=True)),
+        settings.draws,
+        plan.config.comparison.seed,
+    )
+
+
+def _columns(plan: Plan) -> list[str]:
+    """Return the confounds: those named, else those that look like some."""
+    people, wanted = plan.cohort.people, plan.config.baselines.columns
+    known = [str(name) for name in people.columns if name != plan.cohort.target]
+    for name in wanted:
+        if name not in known:
+            raise UnknownNameError(
+                f"baselines.columns names '{name}', which is no column of the people "
+                f"beside the target: choose from {', '.join(known)}."
+                f"{nearest(name, known)}"
+            )
+    return list(wanted) or confound_columns(people, plan.cohort.target)
+
+
+def _linear(plan: Plan) -> Baseline:
+    cohort, about = plan.cohort, "the network's features"
+    if cohort.modality == "timecourses":
+        vectors = correlations_of(cohort.features)
+        cohort = replace(cohort, features=vectors, modality="fnc")
+        about = "correlations of the time courses"
+    said, probed = [], []
+    for fold in plan.folds:
+        train = cohort.rows(fold.train_ids)
+        adjustment = plan.adjustment(train)
+        scaler = FeatureScaler.fit(adjustment.apply(cohort, train))
+        known, *others = (
+            scaler.transform(adjustment.apply(cohort, rows)).astype(np.float64)
+            for rows in (train, *_held_out(plan, fold.validation_ids))
+        )
+        known, others = _rotated(known, others)
+        parts = _fit(plan, train, known, others, fold.validation_ids, STRENGTH)
+        said.append(parts[0])
+        probed += parts[1:]
+    return Baseline("linear", about, said, probed)
+
+
+def _confounds(plan: Plan, columns: Sequence[str]) -> Baseline:
+    cohort, said, probed = plan.cohort, [], []
+    for fold in plan.folds:
+        train = cohort.rows(fold.train_ids)
+        design = Design.fit(cohort.people.iloc[train], columns)
+        known, *others = (
+            design.matrix(cohort.people.iloc[rows])
+            for rows in (train, *_held_out(plan, fold.validation_ids))
+        )
+        parts = _fit(plan, train, known, others, fold.validation_ids, CONFOUND_STRENGTH)
+        said.append(parts[0])
+        probed += parts[1:]
+    return Baseline("confounds", ", ".join(columns), said, probed)
+
+
+def _held_out(plan: Plan, validation: Sequence[str]) -> list[NDArray[np.intp]]:
+    """Return rows of validation people and, if there are any, of the probe's."""
+    ids = [validation, *([plan.probe.ids] if plan.probe else [])]
+    return [plan.cohort.rows(part) for part in ids]
+
+
+def _rotated(known: Array, others: Sequence[Array]) -> tuple[Array, list[Array]]:
+    """Turn wide rows into as many columns as there are training people.
+
+    An L2 penalty keeps weights in the span of the training rows, so the fit is the same
+    in coordinates of that span, whatever the number of features. Lengths are divided by
+    the root of that number, so that one penalty fits all widths.
+
+    Args:
+        known: Training rows, shape ``[n, d]``.
+        others: Further rows, each ``[m, d]``.
+
+    Returns:
+        The same rows, ``[n, r]`` and ``[m, r]`` with ``r ≤ n``.
+    """
+    width = known.shape[1]
+    values, vectors = np.linalg.eigh(known @ known.T / width)
+    kept = values > values[-1] * 1e-10
+    turn = vectors[:, kept] / np.sqrt(values[kept])  # [n, r]
+    return (
+        vectors[:, kept] * np.sqrt(values[kept]),
+        [rows @ known.T @ turn / width for rows in others],
+    )
+
+
+def _fit(
+    plan: Plan,
+    train: NDArray[np.intp],
+    known: Array,
+    others: Sequence[Array],
+    validation: Sequence[str],
+    strength: float,
+) -> list[Predictions]:
+    """Fit on training people; predict the validation people, and then the probe's."""
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(C=strength, max_iter=STEPS)
+    model.fit(known, plan.targets[train])
+    ids = [tuple(validation), *([plan.probe.ids] if plan.probe else [])]
+    parts = []
+    for who, rows in zip(ids, others, strict=True):
+        probabilities = np.zeros((len(who), len(plan.classes)))
+        probabilities[:, model.classes_] = model.predict_proba(rows)
+        targets = plan.targets[plan.cohort.rows(who)]
+        parts.append(Predictions(who, targets, probabilities))
+    return parts
+
+
+def correlations_of(signals: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Correlate everyone's components.
+
+    Args:
+        signals: Shape ``[people, *, T, C]``; windows of a person are put together, and
+            time points at which everything is zero are padding.
+
+    Returns:
+        Row-major upper triangles, shape ``[people, C(C-1)/2]``; 0 for a component that
+        does not change.
+    """
+    count = signals.shape[-1]
+    rows, columns = np.triu_indices(count, 1)
+    found = np.zeros((len(signals), len(rows)), dtype=np.float32)
+    for person, signal in enumerate(signals):
+        flat = np.asarray(signal, dtype=np.float64).reshape(-1, count)
+        flat = flat[(flat != 0).any(axis=1)]
+        if not len(flat):
+            continue
+        flat = flat - flat.mean(axis=0)
+        length = np.sqrt((flat**2).sum(axis=0))
+        flat = flat / np.where(length > 0, length, 1.0)
+        found[person] = (flat.T @ flat)[rows, columns]
+    return found
+
+
+def baseline_metrics(performance: pd.DataFrame) -> dict[str, float]:
+    """Return the baselines' AUC as metrics, ``baseline/<name>`` and ``…_probe``.
+
+    Args:
+        performance: From `intervals.performance_table`.
+    """
+    rows = performance[
+        (performance["metric"] == "auc")
+        & (performance["group"] == "all")
+        & (performance["model"] != "network")
+    ]
+    suffix = {"validation": "", "probe": "_probe"}
+    return {
+        f"baseline/{row['model']}_auc{suffix[row['people']]}": float(row["value"])
+        for row in rows.to_dict("records")
+    }

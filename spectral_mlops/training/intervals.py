@@ -1,0 +1,200 @@
+"""How sure performance is: bootstrap intervals over people.
+
+People are drawn with replacement within class and group, as many as there are; networks
+stay as they are. An interval tells how much a number depends on who happened
+to be held out, not how much another training would change it; relatives count as
+unrelated people. Every metric is a weighted mean over people, or of pairs of them, so a
+draw is a row of weights and no prediction is sorted twice.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from spectral_mlops.training.performance import Predictions
+
+Array = NDArray[np.float64]
+Metric = Callable[[Predictions, Array], Array]
+
+LEVEL = 0.95
+SMALLEST = 2
+"""Fewest people of a group of whom anything is said."""
+
+
+def weighted_auc(said: Predictions, weights: Array) -> Array:
+    """Area under the ROC curve of weighted people.
+
+    ``Σ_ij w_i w_j [s_i > s_j] / Σ_ij w_i w_j`` over pairs of a person of the class and
+    one of another, ties counting half; of several classes the mean of each against the
+    rest.
+
+    Args:
+        said: Of ``n`` people.
+        weights: Shape ``[draws, n]``.
+
+    Returns:
+        Shape ``[draws]``; NaN where a class has no weight.
+    """
+    scores, targets = said.probabilities, said.targets
+    classes = range(scores.shape[1]) if scores.shape[1] > 2 else [1]
+    areas = []
+    for one in classes:
+        inside = targets == one
+        higher = scores[inside, one][:, None] - scores[~inside, one][None]
+        wins = (np.sign(higher) + 1) / 2  # [inside, outside]
+        a, b = weights[:, inside], weights[:, ~inside]
+        areas.append(_ratio(((a @ wins) * b).sum(1), a.sum(1) * b.sum(1)))
+    return np.mean(areas, axis=0)
+
+
+def weighted_balanced_accuracy(said: Predictions, weights: Array) -> Array:
+    """Mean recall of weighted people over the classes present, shape ``[draws]``."""
+    right = said.probabilities.argmax(1) == said.targets
+    recalls = []
+    for one in np.unique(said.targets):
+        inside = said.targets == one
+        part = weights[:, inside]
+        recalls.append(_ratio(part @ right[inside], part.sum(1)))
+    return _mean(np.stack(recalls))
+
+
+def weighted_accuracy(said: Predictions, weights: Array) -> Array:
+    """Share of weighted people told rightly, shape ``[draws]``."""
+    right = said.probabilities.argmax(1) == said.targets
+    return _ratio(weights @ right, weights.sum(1))
+
+
+def weighted_loss(said: Predictions, weights: Array) -> Array:
+    """Mean cross-entropy of weighted people, in nats, shape ``[draws]``."""
+    return _ratio(weights @ said.losses, weights.sum(1))
+
+
+METRICS: dict[str, Metric] = {
+    "auc": weighted_auc,
+    "balanced_accuracy": weighted_balanced_accuracy,
+    "accuracy": weighted_accuracy,
+    "loss": weighted_loss,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """One model's predictions, and about whom.
+
+    Attributes:
+        model: Its name.
+        people: ``validation`` or ``probe``.
+        parts: Predictions of each network: folds, and seeds within them. A person may
+            stand in several.
+    """
+
+    model: str
+    people: str
+    parts: Sequence[Predictions]
+
+
+def performance_table(
+    judged: Sequence[Judged],
+    labels: Mapping[str, str],
+    draws: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Judge models over all people and group by group, with intervals.
+
+    A metric is computed for every network's people and averaged over networks; those
+    that lack a class of a group are left out of that group's AUC. Of everyone,
+    ``value`` is what ``final/auc`` and ``final/probe_auc`` are.
+
+    Args:
+        judged: All models; of the same people the same draws are taken.
+        labels: Group of each person, by id.
+        draws: Of the bootstrap.
+        seed: Of the draws.
+
+    Returns:
+        Columns ``model, people, group, n, metric, value, low, high``: the group
+        ``all`` first, then each of two people or more; 95 % percentile intervals. AUC
+        is left out where no network's people have every class.
+    """
+    rows = []
+    for one in judged:
+        weights = _draw(one.parts, labels, draws, seed)
+        groups = sorted({labels[who] for part in one.parts for who in part.ids})
+        for group in ["all", *(name for name in groups if name != "all")]:
+            rows += _rows_of(one, group, weights, labels)
+    return pd.DataFrame(rows, columns=[*ROW])
+
+
+ROW = ("model", "people", "group", "n", "metric", "value", "low", "high")
+
+
+def _rows_of(
+    one: Judged, group: str, weights: Mapping[str, Array], labels: Mapping[str, str]
+) -> list[dict[str, object]]:
+    """Return one row per metric, of everyone or of one group."""
+    parts = []
+    for part in one.parts:
+        chosen = [i for i, who in enumerate(part.ids) if group in ("all", labels[who])]
+        if chosen:
+            ids = tuple(part.ids[i] for i in chosen)
+            parts.append(
+                Predictions(ids, part.targets[chosen], part.probabilities[chosen])
+            )
+    people = {who for part in parts for who in part.ids}
+    if len(people) < SMALLEST:
+        return []
+    rows = []
+    for name, metric in METRICS.items():
+        each = []
+        for part in parts:
+            drawn = np.stack([weights[who] for who in part.ids], axis=1)
+            plain = np.ones((1, len(part.ids)))
+            each.append(metric(part, np.vstack([plain, drawn])))
+        known = np.stack(each)  # [networks, 1 + draws]
+        known = known[np.isfinite(known[:, 0])]
+        if not len(known):
+            continue
+        values = _mean(known)
+        low, high = np.nanquantile(values[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        row = (one.model, one.people, group, len(people), name, values[0], low, high)
+        rows.append(dict(zip(ROW, row, strict=True)))
+    return rows
+
+
+def _draw(
+    parts: Sequence[Predictions], labels: Mapping[str, str], draws: int, seed: int
+) -> dict[str, Array]:
+    """Return how often each person is drawn, ``{person: [draws]}``.
+
+    Within class and group, over all folds: strata of a fold would be so small that
+    they hide much of what varies.
+    """
+    cells: dict[tuple[int, str], list[str]] = {}
+    seen: set[str] = set()
+    for part in parts:
+        for who, target in zip(part.ids, part.targets, strict=True):
+            if who not in seen:
+                cells.setdefault((int(target), labels[who]), []).append(who)
+                seen.add(who)
+    rng = np.random.default_rng([seed, draws])
+    weights: dict[str, Array] = {}
+    for members in cells.values():
+        count = len(members)
+        drawn = rng.multinomial(count, np.full(count, 1 / count), size=draws)
+        weights |= dict(zip(members, drawn.T.astype(np.float64), strict=True))
+    return weights
+
+
+def _mean(values: Array) -> Array:
+    """Average over the first axis what is there; NaN where nothing is."""
+    known = np.isfinite(values)
+    return _ratio(np.where(known, values, 0.0).sum(0), known.sum(0).astype(np.float64))
+
+
+def _ratio(above: Array, below: Array) -> Array:
+    """Divide; NaN where nothing is below."""
+    full = np.full(above.shape, np.nan)
+    return np.divide(above, below, out=full, where=below > 0)
