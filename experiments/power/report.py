@@ -12,8 +12,8 @@ from experiments.benchmarks.results import markdown
 from experiments.power.curve import POWER, rates, smallest_found
 
 QUANTITIES = {
-    "activation": "activation (primary)",
-    "adjoint": "adjoint (exploratory)",
+    "activation": "activation",
+    "adjoint": "adjoint",
 }
 SYMBOLS = {0.5: "½"}
 Row = dict[str, Any]

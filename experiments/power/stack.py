@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, dropout
 
 from spectral_mlops.models.mlp import Mlp
-from spectral_mlops.training.fold import OPTIMIZERS, FoldRun, even_order
+from spectral_mlops.training.fold import FoldRun, even_order
+from spectral_mlops.training.optimisation import OPTIMIZERS
 
 Layers = list[tuple[Tensor, Tensor]]
 

@@ -295,7 +295,7 @@ def _default_quantity(watched: Sequence[Quantity]) -> Quantity:
     """Return what is compared if nothing was declared.
 
     The margin's adjoint, like the activations, knows no labels, and found planted
-    differences two to eight times as often (``experiments/power``).
+    differences up to six times as often (``experiments/power``).
     """
     preferred: tuple[Quantity, ...] = ("adjoint", "activation", "gradient")
     return next(quantity for quantity in preferred if quantity in watched)

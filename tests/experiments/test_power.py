@@ -72,7 +72,7 @@ def test_z_and_p_are_those_of_the_training_command():
     plans = [plan_of(80, 0.3, effect, 0, SMALL) for effect in (0, 4)]
     for plan, found in zip(plans, outcomes(plans), strict=True):
         metrics = train(plan, MemoryTracker()).metrics
-        assert found["p_activation"] == metrics["final/primary_p"]
+        assert found["p_adjoint"] == metrics["final/primary_p"]
         for quantity in ("activation", "adjoint"):
             z = metrics[f"final/divergence_{quantity}"]
             assert found[f"z_{quantity}"] == pytest.approx(z, rel=1e-3)
