@@ -370,7 +370,7 @@ class SpoolTracker(Tracker):
         past = self._past
         new = [r for r in records if _id(r) not in past.ids]
         if records:
-            metrics = metrics | self._costs()
+            metrics = metrics | self._names.budget.due(self._costs(), step)
         fresh = {k: v for k, v in metrics.items() if (k, step) not in past.points}
         if new:
             self._waiting.append(_Records(new, self._part, past.count))

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from spectral_mlops.errors import UnknownNameError
+from spectral_mlops.records import EpochRecord
 from spectral_mlops.tracking import (
     KeyNames,
     MemoryTracker,
@@ -145,6 +146,20 @@ def test_a_resumed_run_keeps_its_keys_and_points():
     assert sent == steps(KeyBudget(SWEEP, 250), 250)
     events = read_events(again.folder)
     assert not [e for e in events if e.kind == "metrics" and "new" in e.body["metrics"]]
+
+
+def test_what_tracking_costs_is_thinned_too():
+    tracker = SpoolTracker("run")
+    tracker.start(profile="sweep", epochs=150)
+    for number in range(150):
+        tracker.log(Epoch([EpochRecord(number, "train", ())]))
+    tracker.close()
+    sent = [
+        event.body["step"]
+        for event in read_events(tracker.folder)
+        if event.kind == "metrics" and "cost/pending" in event.body["metrics"]
+    ]
+    assert sent == [0, *range(1, 150, 2)]
 
 
 def test_an_unknown_profile_is_answered_with_those_there_are():
