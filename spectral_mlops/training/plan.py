@@ -32,6 +32,11 @@ from spectral_mlops.schedule import NullEpochs, evenly_spaced
 from spectral_mlops.spectra.statistics import function_of_spectra
 
 NONE = "n/a"
+MIXING = (
+    "Batch normalisation mixes the people of a batch: groups' gradients add up, but "
+    "each is split by whose row it comes from, and a row depends on the others; model "
+    "norm='layer' or 'group' keeps people apart."
+)
 STRATA = ("site",)
 """Columns that splits are balanced over and labels move within, where present."""
 
@@ -106,7 +111,8 @@ class Plan:
                 "the probe, at the checkpoints chosen by validation loss "
                 f"({self.config.comparison.divergence}, all layers together)."
             )
-        return [*self.cohort.notes, self.probe_note, *outcome, *fold_notes]
+        mixing = [MIXING] if self.config.model.settings.get("norm") == "batch" else []
+        return [*self.cohort.notes, self.probe_note, *outcome, *fold_notes, *mixing]
 
     @cached_property
     def targets(self) -> NDArray[np.int64]:
