@@ -90,6 +90,14 @@ Epochs = Annotated[int | None, typer.Option(help="Passes over the training peopl
 Folds = Annotated[int | None, typer.Option(help="Cross-validation folds.")]
 BatchSize = Annotated[int | None, typer.Option(help="People per step.")]
 LearningRate = Annotated[float | None, typer.Option(help="Of the optimizer.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="mlp, logistic, lstm, gru, ica_lstm, transformer, cnn1d, cnn2d, cnn3d, or "
+        "module:function of your own; settings stand in the TOML file.",
+    ),
+]
 Hidden = Annotated[
     str | None, typer.Option(help="mlp: hidden widths, for example 64,32.")
 ]
@@ -168,6 +176,7 @@ def train(
     folds: Folds = None,
     batch_size: BatchSize = None,
     learning_rate: LearningRate = None,
+    model: Model = None,
     hidden: Hidden = None,
     dropout: Dropout = None,
     groupings: Groupings = None,
@@ -232,6 +241,7 @@ def train(
             "training.learning_rate": learning_rate,
             "training.seed": seed,
             "training.seeds": seeds,
+            "model.name": model,
             "model.settings.hidden": _numbers("--hidden", hidden),
             "model.settings.dropout": dropout,
             "comparison.groupings": groupings.split(",") if groupings else None,

@@ -58,7 +58,14 @@ class Cnn1d(nn.Module):
         self.depth, self.stride = len(settings.channels), settings.stride
         self.pointwise = settings.norm == "layer"
         for i, channels in enumerate(settings.channels, start=1):
-            conv = nn.Conv1d(before, channels, kernel, self.stride, kernel // 2)
+            conv = nn.Conv1d(
+                before,
+                channels,
+                kernel,
+                self.stride,
+                kernel // 2,
+                bias=settings.norm in ("none", "layer"),  # else it is taken away
+            )
             self.add_module(f"conv_{i}", conv)
             axes = 0 if self.pointwise else 1
             self.add_module(f"norm_{i}", make_norm(settings.norm, channels, axes))
@@ -108,7 +115,14 @@ class Cnn2d(nn.Module):
         before, kernel, edges = 1, settings.kernel, list(inputs)
         self.depth = len(settings.channels)
         for i, channels in enumerate(settings.channels, start=1):
-            conv = nn.Conv2d(before, channels, kernel, settings.stride, kernel // 2)
+            conv = nn.Conv2d(
+                before,
+                channels,
+                kernel,
+                settings.stride,
+                kernel // 2,
+                bias=settings.norm == "none",  # else normalisation takes it away
+            )
             self.add_module(f"conv_{i}", conv)
             self.add_module(f"norm_{i}", make_norm(settings.norm, channels, axes=2))
             before = channels

@@ -35,7 +35,8 @@ class Cnn3dSettings(Settings):
 class Cnn3d(nn.Module):
     """Layers ``conv_1``, ``norm_1``, ``conv_2``, …, ``output``.
 
-    Pooling rounds up, so that no volume is too small.
+    Pooling rounds up, so that no volume is too small. Normalised blocks have no bias:
+    what normalisation takes away leaves a gradient of nothing but rounding.
 
     Args:
         inputs: Voxels of one person, ``(x, y, z)``.
@@ -50,7 +51,13 @@ class Cnn3d(nn.Module):
         before, edges = 1, list(inputs)
         self.depth = len(settings.channels)
         for i, channels in enumerate(settings.channels, start=1):
-            conv = nn.Conv3d(before, channels, settings.kernel, padding="same")
+            conv = nn.Conv3d(
+                before,
+                channels,
+                settings.kernel,
+                padding="same",
+                bias=settings.norm == "none",
+            )
             self.add_module(f"conv_{i}", conv)
             self.add_module(f"norm_{i}", make_norm(settings.norm, channels, axes=3))
             before, edges = channels, [(edge + 1) // 2 for edge in edges]

@@ -38,6 +38,11 @@ from spectral_mlops.schedule import NullEpochs, evenly_spaced
 from spectral_mlops.spectra.statistics import function_of_spectra
 
 NONE = "n/a"
+MIXING = (
+    "Batch normalisation mixes the people of a batch: groups' gradients add up, but "
+    "each is split by whose row it comes from, and a row depends on the others; model "
+    "norm='layer' or 'group' keeps people apart."
+)
 STRATA = ("site",)
 """Columns that splits are balanced over and labels move within, where present."""
 
@@ -113,7 +118,8 @@ class Plan:
                 f"({self.config.comparison.divergence}, all layers together)."
             )
         warning = site_warning(self.cohort.people, self.cohort.target, *STRATA)
-        warnings = [warning] if warning else []
+        mixing = self.config.model.settings.get("norm") == "batch"
+        warnings = [*([warning] if warning else []), *([MIXING] if mixing else [])]
         return [*self.cohort.notes, *warnings, self.probe_note, *outcome, *fold_notes]
 
     @cached_property

@@ -225,6 +225,17 @@ def test_reduced_precision_is_close_and_its_gap_allowed():
     assert coarse.model.output.weight.dtype == torch.float32
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_float16_with_a_scaled_loss():
+    plan = make_plan(toy(model=LSTM, training={"amp": "float16"}), Path())
+    fold = FoldRun(plan, 0, torch.device("cuda"))
+    losses = [fold.train_epoch(epoch)[1] for epoch in range(2)]
+    exact = fold_of(epochs=2)
+    expected = [exact.train_epoch(epoch)[1] for epoch in range(2)]
+    assert losses == pytest.approx(expected, abs=0.05)
+    assert max(fold.monitor.additivity.values()) < 1e-2
+
+
 def test_a_last_batch_of_one_joins_the_one_before_under_batch_statistics():
     model = {"name": "mlp", "settings": {"hidden": [4], "norm": "batch"}}
     fold = fold_of(model, "fnc", epochs=1)
