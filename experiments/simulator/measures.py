@@ -62,14 +62,14 @@ def connectivity(
     """
     z = np.arctanh(np.clip(r, -0.999999, 0.999999))
     found = {
-        "SD of z between people": float(z.std(0, ddof=1).mean()),
+        "SD of z between people, median": float(np.median(z.std(0))),
         "mean z": float(z.mean()),
     }
     for percent, value in zip(PERCENTILES, np.percentile(r, PERCENTILES), strict=True):
         found[f"r, percentile {percent}"] = float(value)
     d = np.abs(cohens_d(z, patients))
     for percent, value in zip(SPREADS, np.percentile(d, SPREADS), strict=True):
-        found[f"|d|, percentile {percent}"] = float(value)
+        found[f"size of d, percentile {percent}"] = float(value)
     moved = [
         np.percentile(
             np.abs(cohens_d(z, np.random.default_rng(seed).permutation(patients))),
@@ -78,10 +78,12 @@ def connectivity(
         for seed in range(20)
     ]
     for percent, value in zip(SPREADS, np.mean(moved, axis=0), strict=True):
-        found[f"|d| of permuted groups, percentile {percent}"] = float(value)
+        found[f"size of d, groups permuted, percentile {percent}"] = float(value)
     found["participation ratio"] = participation_ratio(z)
     for name, chosen in (("controls", ~patients), ("patients", patients)):
-        found[f"leading eigenvalue, mean of {name}"] = leading(r[chosen].mean(0))
+        found[f"leading eigenvalue, mean of {name}"] = float(
+            np.mean([leading(person) for person in r[chosen]])
+        )
     found["AUC"] = auc(z, patients, seeds)
     return found
 
@@ -128,7 +130,7 @@ def volumes(
             100 * (totals[patients].mean() / totals[~patients].mean() - 1)
         ),
         "d of a voxel, mean": float(d.mean()),
-        "|d|, percentile 99": float(np.percentile(np.abs(d), 99)),
+        "size of d, percentile 99": float(np.percentile(np.abs(d), 99)),
         "FWHM of residuals, mm": fwhm(maps, mask, patients, voxel_mm),
         "variance of a voxel between sites, median %": 100 * share(kept, sites),
         "AUC": auc(kept, patients, seeds),

@@ -32,7 +32,7 @@ SEX_SHIFT = 0.02  # men above, women below the mean
 INDIVIDUAL_SD = 0.05
 ALONG_ATROPHY = 0.8  # SD of normal variation along atrophy, in units of effect 1
 FIELD_SD = 0.06
-SITE_SD = 0.016  # of the site field: about 7 % of the variance of a voxel
+SITE_SD = 0.016  # of each site's field; 1 to 2 % of the variance of a median voxel
 FWHM_TO_SD = 1 / np.sqrt(8 * np.log(2))
 
 

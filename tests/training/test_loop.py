@@ -4,10 +4,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from spectral_mlops.cohorts import FeatureScaler
+from spectral_mlops.config import ModelConfig
 from spectral_mlops.models import build_model
 from spectral_mlops.tracking import MemoryTracker
 from spectral_mlops.training import make_plan, read_plan, run, train
@@ -309,3 +314,28 @@ def test_confounds_leave_what_the_network_sees(small):
     np.testing.assert_allclose(inputs.T @ age / len(age), 0, atol=1e-5)
     plain = FoldRun(make_plan(small(), Path()), 0, torch.device("cpu"))
     assert np.abs(plain.inputs.numpy().T @ age / len(age)).max() > 0.1
+
+
+def test_simulated_time_courses_train_a_recurrent_network(small, tmp_path):
+    settings = small(
+        cohort={"settings": {"modality": "timecourses", "timepoints": 20}},
+        training={"epochs": 1},
+        baselines={"draws": 100},
+    )
+    lstm = ModelConfig(name="lstm", settings={"width": 5})
+    plan = make_plan(settings.model_copy(update={"model": lstm}), Path())
+    done = run(plan, MemoryTracker(), tmp_path / "run", name="one", figures=False)
+    assert done.result.additivity < 1e-4
+    upper = np.triu_indices(12, 1)
+    vectors = np.stack([np.corrcoef(x.T)[upper] for x in plan.cohort.features])
+    areas = []
+    for fold in plan.folds:
+        train, held = (
+            plan.cohort.rows(ids) for ids in (fold.train_ids, fold.validation_ids)
+        )
+        plain = make_pipeline(StandardScaler(), LogisticRegression(C=10 / 66))
+        plain.fit(vectors[train], plan.targets[train])
+        scores = plain.decision_function(vectors[held])
+        areas.append(roc_auc_score(plan.targets[held], scores))
+    found = done.result.metrics["baseline/linear_auc"]
+    assert found == pytest.approx(np.mean(areas), abs=0.02)
