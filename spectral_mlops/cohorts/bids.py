@@ -26,6 +26,7 @@ from spectral_mlops.cohorts.tables import People
 from spectral_mlops.cohorts.timecourses import (
     SeriesSettings,
     build_cohort,
+    check_series,
     extractor,
     read_files,
 )
@@ -71,6 +72,7 @@ def load_bids(
     Raises:
         InputError: If people and files differ under ``raise``, or a file is refused.
     """
+    _check(settings)
     people, notes = read_bids_people(settings, workdir)
     suffix = settings.suffix or SUFFIX[settings.modality]
     images = settings.modality == "volume" or suffix == "bold"
@@ -127,6 +129,19 @@ def read_bids_people(
     frame, joined = join_phenotype(people.frame, folder, settings.phenotype)
     notes = (*notes, *joined)
     return People(frame, people.target, people.label_column, notes), notes
+
+
+def _check(settings: BidsSettings) -> None:
+    """Refuse settings that would do nothing."""
+    if settings.modality == "timecourses":
+        check_series(settings, images=settings.suffix == "bold")
+        return
+    others = settings.model_fields_set & set(SeriesSettings.model_fields)
+    if others and settings.suffix != "bold":
+        raise InputError(
+            f"{', '.join(sorted(others))} would do nothing with modality='volume'; set "
+            "modality='timecourses', or leave them out."
+        )
 
 
 def _extract(settings: BidsSettings, workdir: Path) -> Extract | None:

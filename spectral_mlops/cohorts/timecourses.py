@@ -95,6 +95,7 @@ def load_timecourses(
         padded) or ``[people, windows, T, C]``; with ``connectivity`` set modality
         ``fnc``, features ``[people, C(C-1)/2]``.
     """
+    check_series(settings, images=settings.atlas is not None)
     people = read_labelled(settings, workdir / settings.labels)
     if has_place(settings.series):
         paths, matched = find_files(
@@ -115,6 +116,32 @@ def load_timecourses(
     denoised = (confounds_note(settings),) if images else ()
     notes = (*people.notes, chosen, matched, *denoised)
     return build_cohort(series, people, positive, settings, settings.series, notes)
+
+
+def check_series(settings: SeriesSettings, images: bool) -> None:
+    """Refuse settings that would do nothing: whoever set them believes otherwise.
+
+    Args:
+        settings: What is done with time courses.
+        images: Whether they are read from images.
+
+    Raises:
+        InputError: For the first of them.
+    """
+    derived = settings.fisher_z or settings.estimator != "empirical"
+    idle = {
+        "window= and stride= need lengths='window'": bool(
+            settings.window or settings.stride
+        )
+        and settings.lengths != "window",
+        "fisher_z= and estimator= need connectivity=": derived
+        and settings.connectivity is None,
+        "confounds= are regressed out of images read through atlas=; tables of time "
+        "courses are taken as they are": bool(settings.confounds) and not images,
+    }
+    for reason, unused in idle.items():
+        if unused:
+            raise InputError(f"These settings would do nothing: {reason}.")
 
 
 def extractor(

@@ -228,6 +228,13 @@ def test_confounds_that_are_not_there(folder, fmriprep):
         load(folder, suffix="bold")
 
 
+def test_settings_that_would_do_nothing(folder):
+    with pytest.raises(InputError, match=r"dead, lengths would do nothing with modal"):
+        load(folder, lengths="crop", dead="zero")
+    with pytest.raises(InputError, match=r"would do nothing: confounds="):
+        load(folder, modality="timecourses", confounds=["motion"])
+
+
 def test_names_are_taken_apart():
     entities, suffix, ending = parse_name("sub-01_ses-a_desc-x-y_bold.nii.gz")
     assert entities == {"sub": "01", "ses": "a", "desc": "x-y"}

@@ -287,6 +287,21 @@ def test_labels_to_keep(load):
     assert "keep: 0 people of other labels left out" in cohort.notes
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"window": 4}, "need lengths='window'"),
+        ({"lengths": "crop", "stride": 2}, "need lengths='window'"),
+        ({"fisher_z": True}, "need connectivity="),
+        ({"estimator": "ledoit-wolf"}, "need connectivity="),
+        ({"confounds": ["motion"]}, "regressed out of images read through atlas="),
+    ],
+)
+def test_settings_that_would_do_nothing(load, settings, message):
+    with pytest.raises(InputError, match=f"would do nothing: .*{message}"):
+        load(**settings)
+
+
 @pytest.fixture
 def load_abide(abide):
     def load(**settings):
