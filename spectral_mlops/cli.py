@@ -113,6 +113,15 @@ TrackingUri = Annotated[
         show_default=False,
     ),
 ]
+StoreUri = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking",
+        help="Address of the MLflow store that has the run. If not given: "
+        "MLFLOW_TRACKING_URI, else sqlite here.",
+        show_default=False,
+    ),
+]
 Experiment = Annotated[
     str | None,
     typer.Option(
@@ -279,7 +288,9 @@ def _resume(
         plan = read_plan(
             folder, Path.cwd(), _reporter(bar), finished=False, trust=trust
         )
-    tracking = flags.get("tracking", {}).get("uri") or plan.config.tracking.uri
+    written = plan.config.tracking.uri or ""
+    tracking = flags.get("tracking", {}).get("uri")
+    tracking = tracking or (None if "***" in written else written or None)
     return _train_one(plan, folder.name, device, folder, tracking, resume=True)[1]
 
 
@@ -337,6 +348,10 @@ def _train_one(
         console.print(said, highlight=False, markup=False)
     if result.verdict:
         console.print(result.verdict, highlight=False, markup=False)
+    if finished.trouble:
+        _notice(finished.trouble)
+    elif finished.page is not None:
+        console.print(f"Its page: {finished.page}", highlight=False, soft_wrap=True)
     console.print(f"Files of this run: {finished.folder}", highlight=False)
     console.print(f"Look at it:  {tracker.where}", highlight=False, soft_wrap=True)
     return finished, tracker.undelivered
@@ -517,6 +532,15 @@ def compare(
     workers: Annotated[
         int, typer.Option(help="Processes that retrain, one thread each.")
     ] = 1,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="The page of several runs. If not given: compare.html here.",
+            show_default=False,
+        ),
+    ] = None,
     device: Device = "cpu",
     tracking: Annotated[
         str | None,
@@ -528,7 +552,9 @@ def compare(
 ) -> None:
     """Show finished runs side by side, or test one against retrained networks.
 
-    Runs that differ in their seed alone are also tested together.
+    Runs that differ in their seed alone are also tested together. Of two runs or
+    more one page is written too: spectra by group across runs, divergence against
+    accuracy, settings that differ.
 
     With --retrain the question is: was it the training on these labels?
     Everything is trained again on targets permuted over people, within site,
@@ -541,7 +567,16 @@ def compare(
         from spectral_mlops.report.runs import read_run
         from spectral_mlops.report.runs_console import show_runs
 
-        show_runs(console, [read_run(folder) for folder in runs])
+        finished = [read_run(folder) for folder in runs]
+        show_runs(console, finished)
+        if len(runs) > 1 or out is not None:
+            from spectral_mlops.report.html_compare import write_comparison
+            from spectral_mlops.report.stored import read_stored
+
+            with console.status("drawing"):
+                whole = [read_stored(folder) for folder in runs]
+                page = write_comparison(finished, whole, out or Path("compare.html"))
+            console.print(f"Open it in a browser:  {page}", highlight=False)
         return
     _prepare_torch(device, 1)
     from spectral_mlops.report.runs_console import show_retrained
@@ -567,6 +602,86 @@ def compare(
             console.print(said, highlight=False, soft_wrap=True, markup=False)
     if not arrived:
         raise typer.Exit(UNDELIVERED)
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(help="Folder of a run, or its id in MLflow.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="The page. If not given: RUN/report.html, for an id report-ID.html "
+            "here; a figure: RUN/figures/NAME.pdf, for an id NAME.pdf here.",
+            show_default=False,
+        ),
+    ] = None,
+    figure: Annotated[
+        str | None,
+        typer.Option(
+            help="Draw a figure for a paper instead of the page; 'list' names them."
+        ),
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="Of the figure: pdf, svg or png. If not given: as --out ends, else "
+            "pdf.",
+            show_default=False,
+        ),
+    ] = None,
+    width: Annotated[
+        float, typer.Option(help="Of the figure, mm: 90 is one column, 180 are two.")
+    ] = 180.0,
+    tracking: StoreUri = None,
+) -> None:
+    """Write a run's page: one HTML file that needs neither network nor server.
+
+    Spectra per layer and epoch, ranks and norms, divergence maps, performance per
+    group, controls, and where in the brain. The run may be finished or not.
+    """
+    if figure is not None:
+        _draw_figure(run, figure, out, form, width, tracking)
+        return
+    from spectral_mlops.report.html import write_report
+    from spectral_mlops.report.stored import read_stored
+
+    with console.status("reading the run"):
+        stored = read_stored(run, tracking)
+    folder = Path(run)
+    page = folder / "report.html" if folder.is_dir() else Path(f"report-{run}.html")
+    with console.status("drawing"):
+        page = write_report(stored, out or page)
+    console.print(f"Open it in a browser:  {page}", highlight=False, soft_wrap=True)
+
+
+def _draw_figure(
+    run: str,
+    name: str,
+    out: Path | None,
+    form: str | None,
+    width: float,
+    tracking: str | None,
+) -> None:
+    """Draw a figure for a paper, or name those there are."""
+    from spectral_mlops.report.figures import FIGURES, FORMATS, draw_figure
+    from spectral_mlops.report.stored import read_stored
+
+    if name == "list":
+        console.print("\n".join(FIGURES))
+        return
+    FIGURES.get(name)
+    ending = out.suffix.lstrip(".") if out else ""
+    form = form or (ending if ending in FORMATS else "pdf")
+    folder = Path(run)
+    beside = folder / "figures" if folder.is_dir() else Path()
+    with console.status("reading the run"):
+        stored = read_stored(run, tracking)
+    with console.status("drawing"):
+        path = draw_figure(stored, name, out or beside / f"{name}.{form}", form, width)
+    console.print(f"Drawn: {path}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -614,6 +729,63 @@ def sync(
         raise typer.Exit(UNDELIVERED)
 
 
+@app.command()
+def view(
+    experiment: Annotated[
+        str | None,
+        typer.Argument(help="MLflow experiment. If not given, as for train."),
+    ] = None,
+    tracking: TrackingUri = None,
+) -> None:
+    """Prepare an experiment's chart page in MLflow, and print its address.
+
+    Divergence and accuracy stand side by side, groups and layers below, one line
+    per run; MLflow's own charts of every metric follow. Again after runs of other
+    groups or layers, it shows theirs too.
+    """
+    from spectral_mlops.tracking import view_experiment
+
+    ready = view_experiment(experiment, _store_only(tracking))
+    if ready.note:
+        _notice(ready.note)
+    console.print(
+        f"Chart view of experiment '{ready.experiment}'", highlight=False, markup=False
+    )
+    console.print(f"Look at it:  {ready.where}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def init(
+    tracking: TrackingUri = None,
+    storage: Annotated[
+        str, typer.Option(help="Optuna storage of studies.")
+    ] = "sqlite:///optuna.db",
+    experiment: Experiment = None,
+) -> None:
+    """Make the MLflow store, its experiment and the Optuna storage ready.
+
+    Needed before several processes start at once on a new store: those that make
+    the same tables at the same time fail. Databases of older versions are brought
+    to the installed ones (have a copy first); what is ready is left alone.
+    """
+    from spectral_mlops.sweeps import prepare_storage
+    from spectral_mlops.tracking import prepare_store
+    from spectral_mlops.tracking.store import redacted
+
+    ready = prepare_store(_store_only(tracking), experiment)
+    lines = [
+        f"MLflow store {ready.store}: {ready.done}",
+        f"Experiment '{ready.experiment}': files go to {ready.files}",
+        "Chart view: installed",
+        f"Optuna storage {redacted(storage)}: {prepare_storage(storage)}",
+        f"Look at it:  {ready.view.where}",
+    ]
+    if ready.view.note:
+        _notice(ready.view.note)
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def main() -> None:
     """Run the command line; a problem the user can mend is one sentence and a 2.
 
@@ -650,6 +822,23 @@ def _notice(sentence: str) -> None:
 
 def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
+
+
+def _store_only(tracking: str | None) -> str | None:
+    """Return the address, unless it names no MLflow store.
+
+    Raises:
+        InputError: If it is ``spool`` or ``none``.
+    """
+    from spectral_mlops.errors import InputError
+    from spectral_mlops.tracking.choose import NONE, SPOOL
+
+    if tracking in (NONE, SPOOL):
+        raise InputError(
+            f"--tracking {tracking}: give the address of an MLflow store, such as "
+            "sqlite:///mlflow.db."
+        )
+    return tracking
 
 
 def _flags(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -729,7 +918,7 @@ def _reporter(bar: Progress) -> Any:
 def _describe(metrics: Mapping[str, float]) -> str:
     """Loss, AUC and the current divergence, as the progress bar shows them."""
     text = f"loss {metrics['train/loss']:.3f}  AUC {metrics['val/auc']:.3f}"
-    z = metrics.get("divergence/activation")
+    z = metrics.get("divergence/adjoint", metrics.get("divergence/activation"))
     return text if z is None or z != z else f"{text}  divergence z {z:+.2f}"
 
 

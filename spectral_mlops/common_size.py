@@ -24,6 +24,7 @@ from spectral_mlops.spectra.null import Relabelled
 from spectral_mlops.spectra.statistics import function_of_spectra
 from spectral_mlops.spectra.summaries import effective_rank
 from spectral_mlops.validity import (
+    Families,
     Observed,
     Strata,
     draw_people,
@@ -137,6 +138,7 @@ def subsampled(
     strata: Strata,
     seed: int,
     statistic: str,
+    families: Families | None = None,
 ) -> Subsampled:
     """Compare subsamples of equally many people, and relabelled ones of that size.
 
@@ -151,9 +153,11 @@ def subsampled(
         strata: What labels move within, beside the target if it is not the grouping.
         seed: Of relabellings and draws.
         statistic: Of two spectra.
+        families: ``{subject: family}``, relabelled as blocks.
 
     Returns:
-        The draws; none, with a reason, where groups have no more than ``m`` people.
+        The draws; none, with a reason, where groups have no more than ``m`` people,
+        and no relabelled ones where labels cannot move.
 
     Raises:
         InputError: If there are several batches.
@@ -176,9 +180,15 @@ def subsampled(
     chance: Draws = {}
     for pair in combinations(groups, 2):
         moved = {who: label for who, label in labels.items() if label in pair}
-        people = draw_people(moved, grouping, target, strata, draws, seed)
+        people = draw_people(moved, grouping, target, strata, draws, seed, families)
         as_they_are = np.tile(people.codes[0], (draws, 1))
-        for found, codes in ((values, as_they_are), (chance, people.codes[1:])):
+        some = (
+            people.codes if people.exact and len(people.codes) > 1 else people.codes[1:]
+        )
+        relabelled = some[np.arange(draws) % len(some)] if len(some) else some
+        for found, codes in ((values, as_they_are), (chance, relabelled)):
+            if not len(codes):  # labels cannot move, and show no chance
+                continue
             drawn = np.where(draw_subsamples(codes, size, seed), codes, -1)
             chosen = replace(people, codes=drawn).columns(seen.people, draws - 1)
             found |= _of_subsamples(seen, chosen, pair, statistic)

@@ -163,6 +163,7 @@ class _Comparing:
             self.strata if self._wanted else {},
             self.null.permutations if self._wanted else 0,
             self.null.seed,
+            self.null.families if self._wanted else None,
         )
 
     def _cell(

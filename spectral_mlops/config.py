@@ -120,8 +120,8 @@ class ComparisonConfig(Settings):
     primary_quantity: Literal["gradient", "activation", "adjoint"] | None = Field(
         None,
         description="the one outcome declared beforehand: of the first grouping, on "
-        "the probe, at the checkpoints chosen by validation loss; activation where "
-        "watched, if not given; all else is exploratory",
+        "the probe, at the checkpoints chosen by validation loss; the margin's adjoint "
+        "where watched, if not given; all else is exploratory",
     )
     divergence: str = Field(
         "js", description="how two spectra are compared; see spectra.statistics"
@@ -184,6 +184,9 @@ class TrackingConfig(Settings):
     )
     experiment: str | None = Field(
         None, min_length=1, description="MLflow's; spectral_mlops if unset"
+    )
+    profile: Literal["sweep", "standard", "full"] = Field(
+        "standard", description="how many metrics and points; sweeps take sweep"
     )
 
 

@@ -50,7 +50,7 @@ from spectral_mlops.schedule import Decided, EveryNth, Schedule, TimeBudget
 from spectral_mlops.spectra.reduced import Reduced
 from spectral_mlops.spectra.solver import Solver
 from spectral_mlops.subjects import adjusted, subject_scalars
-from spectral_mlops.validity import Null, Observed
+from spectral_mlops.validity import Families, Null, Observed, read_families
 
 WAITING_BYTES = 32 * 2**20
 """Rows of one batch above which they are reduced at once, not beside training."""
@@ -86,6 +86,7 @@ class EpochSpectra:
         observed: list[Observed],
         strata: Strata,
         refused: str = "",
+        families: Families | None = None,
     ) -> None:
         self.epoch = epoch
         self.source = source
@@ -94,6 +95,7 @@ class EpochSpectra:
         self._observed = observed
         self._strata = strata
         self._refused = refused
+        self._families: Families = families or {}
         self._compared: list[Comparison] | None = None
         self._released = False
 
@@ -114,7 +116,8 @@ class EpochSpectra:
         Args:
             permutations: Relabellings beside the observed labels; 0 for none.
             strata: ``"auto"`` (target, if not the grouping, and the monitor's
-                strata), ``None``, or ``{name: {subject: stratum}}``.
+                strata), ``None``, or ``{name: {subject: stratum}}``; the monitor's
+                families stay whole in any case.
             seed: Of the relabellings; the same people, labels, strata and seed
                 give the same relabellings everywhere.
             divergence: Name of a divergence or of another statistic
@@ -203,7 +206,14 @@ class EpochSpectra:
         """
         self._refuse_released()
         return subsampled(
-            self._observed, grouping, m, draws, self._strata, seed, divergence
+            self._observed,
+            grouping,
+            m,
+            draws,
+            self._strata,
+            seed,
+            divergence,
+            self._families,
         )
 
     def per_subject(self) -> pd.DataFrame:
@@ -253,6 +263,7 @@ class EpochSpectra:
             auto,
             permutations,
             seed,
+            self._families,
         )
 
     @property
@@ -300,6 +311,7 @@ class EpochSpectra:
             seed,
             statistic,
             weighting=weighting,
+            families=self._families,
         )
 
     def _refuse_not_reformed(self) -> None:
@@ -471,6 +483,11 @@ class SpectralMonitor:
             kept for the null.
         strata: ``{name: {subject: stratum}}``: what labels move within, beside the
             target (sites, and whatever split and sampler stratify by).
+        families: ``{subject: family}`` of everybody (None: no relative). Relatives are
+            no strangers: families with as many members in each stratum exchange labels
+            as a whole, members of one in one stratum among themselves
+            (`inference.exchange`). A family of which some take no part, of another
+            group or batch, exchanges with families that lack as many.
         seed: Of the relabellings.
         groups: Every group that may be seen, ``{grouping: [names]}``, or the names of
             bare labels; others are refused. A window of a distributed run needs it:
@@ -505,6 +522,7 @@ class SpectralMonitor:
         permutations: int = 0,
         null_batches: int = 1,
         strata: Strata | None = None,
+        families: Mapping[str, str | None] | None = None,
         seed: int = 0,
         epochs: Iterable[int] | None = None,
         groups: Groups | None = None,
@@ -544,6 +562,7 @@ class SpectralMonitor:
         self._pooled, self._null_batches = pooled, null_batches
         self._permutations, self._seed = permutations, seed
         self._strata: Strata = strata or {}
+        self._families = read_families(families)
         self._epoch, self._step = 0, 0
         self._steps: int | None = None
         self._active: capture | None = None
@@ -723,6 +742,7 @@ class SpectralMonitor:
             observed,
             self._strata,
             refused=NO_NULL if ranks is not None else "",
+            families=self._families,
         )
         self.begin_epoch(number + 1)
         if self._permutations:
@@ -805,7 +825,13 @@ class SpectralMonitor:
         seen = _observe(*passed, trained_on=False, label_free=free)
         observed = [] if seen is None else [seen]
         result = EpochSpectra(
-            epoch, "probe", measure(*passed), 1, observed, self._strata
+            epoch,
+            "probe",
+            measure(*passed),
+            1,
+            observed,
+            self._strata,
+            families=self._families,
         )
         if adjoint == "reformed" and layers:
 
@@ -816,7 +842,7 @@ class SpectralMonitor:
                 name: self._pass_probe(held, at(value))[0]
                 for name, value in classes.items()
             }
-            result.reformed = reform(layers, by_class, self._strata)
+            result.reformed = reform(layers, by_class, self._strata, self._families)
         return result
 
     def _pass_probe(

@@ -138,7 +138,8 @@ class Divergence:
     ``reason`` says why. ``p`` holds for one layer and quantity alone, ``p_max``
     is adjusted over the eligible layers of the same quantity by max-T.
     ``null`` is the number and kind of relabellings, ``strata`` what the labels
-    moved within, ``valid_for`` what a p-value here may mean.
+    moved within (and whether relatives moved together, "families whole"),
+    ``valid_for`` what a p-value here may mean.
     """
 
     layer: str

@@ -31,6 +31,7 @@ from spectral_mlops.spectra.statistics import (
 )
 from spectral_mlops.validity import (
     BY_ROWS,
+    Families,
     Null,
     People,
     draw_people,
@@ -80,6 +81,7 @@ class Reformed:
         layers: By name; those whose rows pair up and are few enough.
         strata: ``{name: {subject: stratum}}``, what labels move within.
         reasons: Of the others, why a null cannot be formed.
+        families: ``{subject: family}``; families move as blocks.
     """
 
     subjects: list[str]
@@ -87,6 +89,7 @@ class Reformed:
     layers: dict[str, ReformedLayer]
     strata: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
+    families: Families = field(default_factory=dict)
 
     @property
     def people(self) -> dict[str, str]:
@@ -180,7 +183,9 @@ class Reformed:
             `inference.comparison.to_divergences` takes them; groups are classes.
         """
         classes = self.people
-        people = draw_people(classes, GROUPING, None, self.strata, permutations, seed)
+        people = draw_people(
+            classes, GROUPING, None, self.strata, permutations, seed, self.families
+        )
         samples, number = Counter(self.targets), Counter(classes.values())
         null = Null(permutations, self.strata, False, seed, divergence)
         found = []
@@ -252,6 +257,7 @@ class Reformed:
                     null.strata,
                     null.permutations,
                     null.seed,
+                    null.families,
                 )
             pairs = list(combinations(groups, 2))
             found.append(self._tested(row, drawn[moved], of, pairs, null))
@@ -331,6 +337,7 @@ def reform(
     true: Sequence[LayerRows],
     by_class: Mapping[str, Sequence[LayerRows]],
     strata: Mapping[str, Mapping[str, str]] | None = None,
+    families: Families | None = None,
 ) -> Reformed:
     """Put together what the passes of all classes showed.
 
@@ -338,6 +345,7 @@ def reform(
         true: Rows with the loss at the true targets, all batches.
         by_class: The same with the loss at one class for everybody.
         strata: ``{name: {subject: stratum}}``, what labels move within.
+        families: ``{subject: family}``; families move as blocks.
 
     Returns:
         The rows to choose from.
@@ -375,7 +383,7 @@ def reform(
         layers[layer.layer] = ReformedLayer(
             compress(activation), {c: compress(x) for c, x in found.items()}, sample
         )
-    return Reformed(subjects, targets, layers, strata or {}, reasons)
+    return Reformed(subjects, targets, layers, strata or {}, reasons, families or {})
 
 
 def _flatten(layer: LayerRows) -> tuple[Tensor, Tensor, Tensor]:

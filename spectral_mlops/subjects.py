@@ -16,12 +16,15 @@ from spectral_mlops.errors import InputError
 from spectral_mlops.inference.nuisance import freedman_lane
 from spectral_mlops.spectra.kept import KeptGradient
 from spectral_mlops.validity import (
+    Families,
     Observed,
+    People,
     labels_of_people,
     refuse_gaps,
     same_partition,
     target_of_people,
     validity,
+    with_families,
 )
 
 SCALARS = ("log_norm", "cosine")
@@ -73,6 +76,7 @@ def adjusted(
     by_target: bool,
     permutations: int,
     seed: int,
+    families: Families | None = None,
 ) -> pd.DataFrame:
     """Compare groups on every scalar at every layer, nuisance columns held.
 
@@ -89,6 +93,7 @@ def adjusted(
             grouping is not the target.
         permutations: Moves beside none.
         seed: Of the moves.
+        families: ``{subject: family}``; residuals of relatives move as blocks.
 
     Returns:
         One row per layer and scalar: ``statistic`` (|t| of two groups, else F),
@@ -113,13 +118,27 @@ def adjusted(
     for kind, columns in (("nuisance", nuisance), ("strata", strata)):
         for name, column in columns.items():
             refuse_gaps(kind, name, column, people)
+    within, named, words = with_families(
+        people,
+        [" × ".join(c[i] for c in strata.values()) for i in people],
+        " × ".join(strata) or "none",
+        families,
+    )
+    if testable and named is not None:
+        # With nuisance columns more moves differ; groups alone are counted.
+        own = {person: labels[person] for person in people}
+        codes = np.empty((0, len(people)), dtype=np.int64)
+        blocks = People(own, within, words, codes, families=named)
+        refusal = blocks.refusal(grouping, blocks.groups)
+        valid, testable = refusal or valid, not refusal
     found = freedman_lane(
         table.to_numpy(np.float64),
         [labels[person] for person in people],
         {name: [column[i] for i in people] for name, column in nuisance.items()},
-        strata=[" × ".join(c[i] for c in strata.values()) for i in people],
+        strata=within,
         permutations=permutations,
         seed=seed,
+        families=named,
     )
     return pd.DataFrame(
         {

@@ -7,18 +7,26 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import comb, factorial
+from math import factorial
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 
 from spectral_mlops.errors import InputError
-from spectral_mlops.inference.relabel import Relabellings, relabel
+from spectral_mlops.inference.exchange import interchangeable, kin_of, kinds_of
+from spectral_mlops.inference.relabel import (
+    Relabellings,
+    distinct_relabellings,
+    relabel,
+)
 from spectral_mlops.records import Quantity
 from spectral_mlops.spectra.kept import KeptLayer
 
 Strata = Mapping[str, Mapping[str, str]]
+Families = Mapping[str, str]
+"""Family of each person; empty where nobody has a relative."""
 
 FEWEST = 20
 """Different values below which no relabelling can reach p ≤ 0.05."""
@@ -26,6 +34,8 @@ UNEVEN = 1.05
 """Ratio of the groups' mean numbers of samples per person above which it is said."""
 MANY = 10**9
 """Where counting relabellings ends."""
+WHOLE = "families whole"
+"""How strata are called where relatives move together."""
 WEIGHTINGS = ("subjects", "rows")
 BY_ROWS = "; each row weighs the same"
 
@@ -71,6 +81,7 @@ class Null:
         everyone: Move everyone's labels together, not the pair's alone.
         omnibus: Of all groups at once instead of pairs; moves everyone.
         weighting: Whether all ``subjects`` weigh the same, or all ``rows``.
+        families: ``{subject: family}``; families move as blocks.
     """
 
     permutations: int
@@ -81,6 +92,7 @@ class Null:
     everyone: bool = False
     omnibus: bool = False
     weighting: str = "subjects"
+    families: Families = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.weighting not in WEIGHTINGS:
@@ -101,6 +113,7 @@ class People:
         codes: Group of each person under each relabelling, ``[P + 1, n]``.
         fused: Name of a stratum that is the grouping itself, if there is one.
         exact: Whether these are all relabellings that there are, each once.
+        families: Family of each person, where anybody has a relative.
     """
 
     labels: Mapping[str, str]
@@ -109,6 +122,7 @@ class People:
     codes: NDArray[np.int64]
     fused: str = ""
     exact: bool = False
+    families: Sequence[str] | None = None
     groups: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -129,8 +143,9 @@ class People:
     def distinct(self, groups: Sequence[str], symmetric: bool = True) -> int:
         """Number of different values of a statistic of some groups, at most `MANY`.
 
-        Other groups' labels are all one to it. Where it is symmetric, groups that have
-        the same number of people in every stratum may be exchanged as a whole.
+        Other groups' labels are all one to it. Where it is symmetric, groups may be
+        exchanged as a whole where that is a relabelling too: they have the same number
+        of people in every stratum (and families of the same make-up).
         """
         key = (symmetric, tuple(groups))
         if key not in self._counted:
@@ -142,22 +157,24 @@ class People:
         return {}
 
     def _count(self, groups: Sequence[str], symmetric: bool) -> int:
-        strata: dict[str, Counter[str]] = defaultdict(Counter)
-        for label, stratum in zip(self.labels.values(), self.within, strict=True):
-            strata[stratum][label if label in groups else ""] += 1
-        ways = 1
-        for counts in strata.values():
-            left = counts.total()
-            for n in counts.values():
-                ways *= comb(left, n)
-                left -= n
-            if ways > MANY:
-                return MANY
+        names = ["", *groups]
+        labels = [x if x in groups else "" for x in self.labels.values()]
+        ways = distinct_relabellings(labels, self.within, self.families)
+        if ways > MANY:
+            return MANY
         if not symmetric:
             return ways
-        shares = Counter(tuple(c[g] for c in strata.values()) for g in groups)
-        for alike in shares.values():
-            ways //= factorial(alike)
+        kinds = kinds_of(self.within, self.families)
+        codes = np.array([names.index(label) for label in labels], dtype=np.int64)
+        alike: list[list[int]] = []
+        for code in range(1, len(names)):
+            same = [x for x in alike if interchangeable(kinds, codes, x[0], code)]
+            if same:
+                same[0].append(code)
+            else:
+                alike.append([code])
+        for some in alike:
+            ways //= factorial(len(some))
         return max(ways, 1)
 
     def refusal(
@@ -200,14 +217,16 @@ def draw_people(
     strata: Strata,
     permutations: int,
     seed: int,
+    families: Families | None = None,
 ) -> People:
     """Relabel some people, sorted by id, in every way where there are few.
 
     A stratum of the grouping's own name, and the target where the grouping is the
-    target, are left out: labels could not move within them.
+    target, are left out: labels could not move within them. Families move as blocks,
+    those with members left out among those that lack as many (`exchange.kin_of`).
 
     Raises:
-        InputError: If somebody has no stratum.
+        InputError: If somebody has no stratum, or no family where there are any.
     """
     ids = sorted(labels)
     columns: dict[str, Mapping[str, str]] = {}
@@ -224,9 +243,53 @@ def draw_people(
         " × ".join(column[person] for column in columns.values()) for person in ids
     ]
     moved = {person: labels[person] for person in ids}
-    names = " × ".join(columns) or "none"
-    found = relabel(moved, within, permutations, seed)
-    return People(moved, within, names, found.codes, fused, found.exact)
+    within, named, names = with_families(
+        ids, within, " × ".join(columns) or "none", families
+    )
+    found = relabel(moved, within, permutations, seed, named)
+    return People(moved, within, names, found.codes, fused, found.exact, named)
+
+
+def with_families(
+    people: Sequence[str],
+    within: Sequence[str],
+    strata: str,
+    families: Families | None,
+) -> tuple[list[str], list[str] | None, str]:
+    """Let families move as blocks within strata.
+
+    Args:
+        people: Ids.
+        within: Stratum of each.
+        strata: What the strata are called.
+        families: ``{person: family}``, nothing where nobody has a relative.
+
+    Returns:
+        Stratum and family of each, and what that is called; the strata as they are and
+        no families where none of them has a relative.
+
+    Raises:
+        InputError: If families say nothing about somebody.
+    """
+    if not families:
+        return list(within), None, strata
+    refuse_gaps("column", "families", families, people)
+    named, marks = kin_of(people, families)
+    marked = [stratum + mark for stratum, mark in zip(within, marks, strict=True)]
+    return marked, named, strata if named is None else f"{strata}, {WHOLE}"
+
+
+def read_families(families: Mapping[str, object] | None) -> dict[str, str]:
+    """Read who is in which family; empty where nobody has a relative.
+
+    Args:
+        families: ``{person: family}``; whoever has none (None, NaN) is alone in theirs.
+    """
+    named = {
+        str(person): f"alone {person}" if pd.isna(name) else str(name)  # type: ignore[call-overload]
+        for person, name in (families or {}).items()
+    }
+    return named if len(set(named.values())) < len(named) else {}
 
 
 def refuse_gaps(

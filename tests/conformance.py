@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from spectral_mlops.errors import InputError, TrackingError
 from spectral_mlops.records import CohortSummary, EpochRecord
@@ -13,6 +14,12 @@ from spectral_mlops.tracking import Tracker
 from tests.tracking.factory import Epoch, epoch, in_order, record, same
 
 COHORT = CohortSummary("0123456789abcdef" * 4, "/data/cobre", 12, {"patient": 4})
+
+
+def picture(path: Path, width: int) -> Path:
+    """Write a PNG of its own kind per width."""
+    Image.new("RGB", (width, 5), (width, 0, 0)).save(path)
+    return path
 
 
 class Reader(ABC):
@@ -38,6 +45,9 @@ class Reader(ABC):
 
     @abstractmethod
     def file(self, path: str) -> bytes: ...
+
+    @abstractmethod
+    def images(self) -> dict[tuple[str, int], bytes]: ...
 
     @abstractmethod
     def status(self) -> str: ...
@@ -109,6 +119,44 @@ class TrackerSuite:
         assert reader.table("layers")["z"].tolist()[0] == 1.5
         assert reader.file("checkpoints/weights.bin") == b"\x00\x01"
         assert reader.file("settings/config.toml").decode() == "lr = 0.1 # σ\n"
+
+    def test_stores_images_by_step_and_later_tags(
+        self, tracker: Tracker, reader: Reader, tmp_path: Path
+    ) -> None:
+        tracker.start("one", tags={"kind": "train", "stage": "first"})
+        pictures = {}
+        places = [("maps/erank", 0), ("maps/erank", 7), ("maps/div.x y", 7)]
+        for width, (key, step) in enumerate(places, start=3):
+            path = picture(tmp_path / "picture.png", width)
+            tracker.log_image(path, key, step)
+            pictures[key, step] = path.read_bytes()
+        tracker.log_tags({"stage": "second"})
+        (tmp_path / "text.png").write_text("no picture")
+        with pytest.raises(InputError, match="no PNG"):
+            tracker.log_image(tmp_path / "text.png", "maps/erank")
+        with pytest.raises(InputError, match="letters of ASCII"):
+            tracker.log_image(path, "maps/σ")
+        tracker.close()
+        assert reader.images() == pictures
+        assert reader.tags()["kind"] == "train"
+        assert reader.tags()["stage"] == "second"
+
+    def test_keeps_to_the_profile_and_says_what_it_left_out(
+        self, tracker: Tracker, reader: Reader
+    ) -> None:
+        tracker.start("one", profile="sweep", epochs=250)
+        for number in (0, 1, 2, 249):
+            tracker.log(epoch(number), {"val/loss": number})
+        tracker.log_metrics({f"mine/{n}": n for n in range(100)}, step=249)
+        tracker.close()
+        keys = reader.keys()
+        assert len(keys | {"cost/tracking_s", "cost/pending"}) == 40
+        assert {"spectral/grad_div", "excess/adjoint", "mine/0"} <= keys
+        assert not {key for key in keys if key.startswith(("div_", "erank_"))}
+        assert "erank_grad/all" in reader.tags()["spectral.dropped_keys"]
+        # every third epoch, the last among them
+        assert [step for step, _ in reader.history("val/loss")] == [0, 249]
+        assert len({record.epoch for record in reader.records()}) == 4
 
     @pytest.mark.parametrize(
         ("error", "status"),

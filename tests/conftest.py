@@ -19,6 +19,15 @@ from spectral_mlops.config import RunConfig, merge, validate
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--screenshots",
+        type=Path,
+        metavar="FOLDER",
+        help="Where the browser tests leave their pictures (else below --basetemp).",
+    )
+
+
 @pytest.fixture(autouse=True)
 def _empty_folder(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch

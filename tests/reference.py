@@ -1,7 +1,7 @@
 """Slow and obviously right: what the fast code is compared with."""
 
 from collections.abc import Hashable, Sequence
-from itertools import permutations
+from itertools import combinations, permutations
 from typing import Self
 
 import numpy as np
@@ -57,12 +57,21 @@ def relabelled_values(
 
 
 def all_relabellings(
-    labels: Sequence[int], strata: Sequence[str]
+    labels: Sequence[int],
+    strata: Sequence[str],
+    families: Sequence[Hashable] | None = None,
 ) -> set[tuple[int, ...]]:
-    """Every different labelling that keeps the labels within their strata."""
+    """Every different labelling that keeps the labels within their strata.
+
+    With families, those of moves that take relatives to relatives and no others.
+    """
     kept = set()
+    own = range(len(labels)) if families is None else families
+    related = [(i, j) for i, j in combinations(range(len(own)), 2) if own[i] == own[j]]
     for order in permutations(range(len(labels))):
-        if all(strata[i] == strata[j] for i, j in enumerate(order)):
+        if not all(strata[i] == strata[j] for i, j in enumerate(order)):
+            continue
+        if all(own[order[i]] == own[order[j]] for i, j in related):
             kept.add(tuple(labels[i] for i in order))
     return kept
 

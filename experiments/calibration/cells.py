@@ -33,11 +33,13 @@ class Cohort:
         passes: Their rows, as seen once or several times.
         labels: Group of each person.
         strata: What labels move within, per person.
+        families: Family of each person, where there are relatives.
     """
 
     passes: list[GradientRows]
     labels: list[str]
     strata: list[str]
+    families: list[str] | None = None
 
 
 Method = Callable[[Cohort, str, int, int], Array]
@@ -142,6 +144,16 @@ def several_passes(rng: np.random.Generator) -> Cohort:
     return Cohort(seen, split(20), ["all"] * PEOPLE)
 
 
+def families_of_two(rng: np.random.Generator) -> Cohort:
+    """Siblings share their label and most of their rows: 10 families in each group."""
+    of = torch.arange(PEOPLE) // 2
+    shared, own = people(rng), people(rng)
+    related = [x[of] + 0.3 * y for x, y in zip(shared, own, strict=True)]
+    seen = factors(rng, related, [1] * PEOPLE, noise=0.1)
+    families = [str(family) for family in of.tolist()]
+    return Cohort([seen], split(20), ["all"] * PEOPLE, families)
+
+
 # -- methods ---------------------------------------------------------------------
 
 
@@ -177,7 +189,9 @@ def over_passes(
 
 def drawn_once(cohort: Cohort, quantity: str, permutations: int, seed: int) -> Array:
     """Subjects relabelled within strata, once for all passes: the package's way."""
-    codes = draw_relabellings(cohort.labels, cohort.strata, permutations, seed)
+    codes = draw_relabellings(
+        cohort.labels, cohort.strata, permutations, seed, cohort.families
+    )
     return over_passes(cohort, quantity, (codes for _ in cohort.passes))
 
 
@@ -201,6 +215,11 @@ def without_strata(
     """Subjects relabelled whatever their stratum."""
     anywhere = replace(cohort, strata=["all"] * PEOPLE)
     return drawn_once(anywhere, quantity, permutations, seed)
+
+
+def as_strangers(cohort: Cohort, quantity: str, permutations: int, seed: int) -> Array:
+    """Subjects relabelled as if nobody were related."""
+    return drawn_once(replace(cohort, families=None), quantity, permutations, seed)
 
 
 def rows_relabelled(
@@ -254,5 +273,11 @@ CELLS = {
         several_passes,
         drawn_once,
         {"labels drawn anew per batch": drawn_anew},
+    ),
+    "families": Cell(
+        "20 families of two, of one label",
+        families_of_two,
+        drawn_once,
+        {"relatives as strangers": as_strangers},
     ),
 }

@@ -58,6 +58,7 @@ def freedman_lane(
     strata: Sequence[str] | None = None,
     permutations: int = 199,
     seed: int = 0,
+    families: Sequence[str] | None = None,
 ) -> NuisanceTest:
     """Test whether groups differ beyond what the nuisance columns explain.
 
@@ -73,6 +74,8 @@ def freedman_lane(
             nuisance column: give the site as both where its mean may differ.
         permutations: Number ``P`` of relabellings beside the observed one.
         seed: Of the draw.
+        families: One family per subject; residuals of relatives move as blocks
+            (`inference.exchange`).
 
     Returns:
         Statistic, p and family-wise p per column.
@@ -92,7 +95,7 @@ def freedman_lane(
     if len(codes) == 0 or codes.max() == 0:
         raise InputError("groups: all subjects are in one group; give at least two.")
     design = design_matrix(nuisance or {}, len(columns))
-    orders = draw_orders(within, permutations, seed)
+    orders = draw_orders(within, permutations, seed, families)
     return freedman_lane_of_orders(columns, codes, design, orders)
 
 

@@ -3,21 +3,29 @@
 Evidence comes from subjects: labels move between people, within strata, and the
 same relabelling holds for all layers, quantities, epochs and folds. Drawing anew
 for each of them and averaging would break the dependence that the null needs.
+Relatives are no strangers: where families are given they move as blocks (`exchange`).
 """
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
-from math import factorial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spectral_mlops.errors import InputError
+from spectral_mlops.inference.exchange import (
+    Kind,
+    count_distinct,
+    draw_exchanges,
+    kinds_of,
+    list_distinct,
+)
+
+Families = Sequence[str] | None
+"""One family per person; whoever has no relative is alone in theirs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +62,11 @@ class Relabellings:
 
 
 def relabel(
-    labels: Mapping[str, str], strata: Sequence[str], permutations: int, seed: int
+    labels: Mapping[str, str],
+    strata: Sequence[str],
+    permutations: int,
+    seed: int,
+    families: Families = None,
 ) -> Relabellings:
     """Take every distinct relabelling once where there are few, else draw some.
 
@@ -68,24 +80,30 @@ def relabel(
         permutations: Number ``P`` of relabellings wanted beside the observed one; 0
             gives the observed labels alone.
         seed: Of the draw, if one is needed.
+        families: One family per person (`exchange.kinds_of`); all are strangers if
+            not given.
 
     Raises:
         InputError: See `draw_relabellings`.
     """
     names = list(labels.values())
     exact = permutations > 0 and (
-        distinct_relabellings(names, strata) <= permutations + 1
+        distinct_relabellings(names, strata, families) <= permutations + 1
     )
     codes = (
-        enumerate_relabellings(names, strata, permutations)
+        enumerate_relabellings(names, strata, permutations, families)
         if exact
-        else draw_relabellings(names, strata, permutations, seed)
+        else draw_relabellings(names, strata, permutations, seed, families)
     )
     return Relabellings(tuple(labels), codes, exact)
 
 
 def draw_relabellings(
-    labels: Sequence[str], strata: Sequence[str], permutations: int, seed: int
+    labels: Sequence[str],
+    strata: Sequence[str],
+    permutations: int,
+    seed: int,
+    families: Families = None,
 ) -> NDArray[np.int64]:
     """Permute labels over subjects within strata; the observed labels come first.
 
@@ -95,6 +113,7 @@ def draw_relabellings(
         strata: One stratum per subject; labels never leave it.
         permutations: Number ``P`` of relabellings beside the observed one.
         seed: Of the draw.
+        families: One family per subject; see `relabel`.
 
     Returns:
         Codes into ``sorted(set(labels))``, shape ``[P + 1, n]``.
@@ -107,11 +126,11 @@ def draw_relabellings(
             f"{len(labels)} labels, {len(strata)} strata, {permutations=}: give one "
             "stratum per label and no negative number of permutations."
         )
-    return _permute(_codes(labels), strata, permutations, seed)
+    return _codes(labels)[draw_orders(strata, permutations, seed, families)]
 
 
 def draw_orders(
-    strata: Sequence[str], permutations: int, seed: int
+    strata: Sequence[str], permutations: int, seed: int, families: Families = None
 ) -> NDArray[np.int64]:
     """Draw the moves behind `draw_relabellings`: whose label each subject gets.
 
@@ -123,27 +142,33 @@ def draw_orders(
         strata: One stratum per subject, length ``n``.
         permutations: Number ``P`` of relabellings beside the observed one.
         seed: Of the draw.
+        families: One family per subject; see `relabel`.
 
     Returns:
         Indices of subjects, shape ``[P + 1, n]``, ``0 … n - 1`` first.
 
     Raises:
-        InputError: If ``permutations`` is negative.
+        InputError: If ``permutations`` is negative, or families have another length.
     """
     if permutations < 0:
         raise InputError(f"{permutations=}: no negative number of permutations.")
-    return _permute(np.arange(len(strata)), strata, permutations, seed)
+    kinds = _kinds(strata, families)
+    drawn = draw_exchanges(kinds, permutations, np.random.default_rng(seed))
+    return np.concatenate([np.arange(len(strata))[None], drawn])
 
 
-def distinct_relabellings(labels: Sequence[str], strata: Sequence[str]) -> int:
+def distinct_relabellings(
+    labels: Sequence[str], strata: Sequence[str], families: Families = None
+) -> int:
     """Count the relabellings that differ, the observed one among them.
 
-    The product over strata ``s`` of ``n_s! / Π_g n_sg!``. With ``D`` of them no p
-    is below ``1 / D``, however many are drawn.
+    Of strangers, the product over strata ``s`` of ``n_s! / Π_g n_sg!``. With ``D`` of
+    them no p is below ``1 / D``, however many are drawn.
 
     Args:
         labels: One label per subject, length ``n``.
         strata: One stratum per subject.
+        families: One family per subject; see `relabel`.
 
     Raises:
         InputError: If the lengths differ.
@@ -152,17 +177,14 @@ def distinct_relabellings(labels: Sequence[str], strata: Sequence[str]) -> int:
         raise InputError(
             f"{len(labels)} labels, {len(strata)} strata: give one stratum per label."
         )
-    orders = 1
-    for size in Counter(map(str, strata)).values():
-        orders *= factorial(size)
-    cells = zip(map(str, strata), map(str, labels), strict=True)
-    for size in Counter(cells).values():
-        orders //= factorial(size)
-    return orders
+    return count_distinct(_kinds(strata, families), _codes(labels))
 
 
 def enumerate_relabellings(
-    labels: Sequence[str], strata: Sequence[str], permutations: int
+    labels: Sequence[str],
+    strata: Sequence[str],
+    permutations: int,
+    families: Families = None,
 ) -> NDArray[np.int64]:
     """List every distinct relabelling once; the observed labels come first.
 
@@ -174,6 +196,7 @@ def enumerate_relabellings(
         labels: One label per subject, length ``n``.
         strata: One stratum per subject; labels never leave it.
         permutations: The most relabellings beside the observed one.
+        families: One family per subject; see `relabel`.
 
     Returns:
         Codes into ``sorted(set(labels))``, shape ``[D, n]``.
@@ -181,19 +204,14 @@ def enumerate_relabellings(
     Raises:
         InputError: If there are more of them than that.
     """
-    number = distinct_relabellings(labels, strata)
+    number = distinct_relabellings(labels, strata, families)
     if number > permutations + 1:
         raise InputError(
             f"There are {number} relabellings, more than permutations + 1 = "
             f"{permutations + 1}: draw some of them with draw_relabellings."
         )
-    codes, where = _codes(labels), np.asarray(strata, dtype=str)
-    members = [np.flatnonzero(where == stratum) for stratum in np.unique(where)]
-    inside = product(*(list(_arrangements(codes[m].tolist())) for m in members))
-    result = np.tile(codes, (number, 1))
-    for row, parts in zip(result, inside, strict=True):
-        for places, part in zip(members, parts, strict=True):
-            row[places] = part
+    codes = _codes(labels)
+    result = list_distinct(_kinds(strata, families), codes)
     observed = int(np.flatnonzero((result == codes).all(1))[0])
     result[[0, observed]] = result[[observed, 0]]
     return result
@@ -237,28 +255,14 @@ def _codes(labels: Sequence[str]) -> NDArray[np.int64]:
     return codes.astype(np.int64)
 
 
-def _permute(
-    row: NDArray[np.int64], strata: Sequence[str], permutations: int, seed: int
-) -> NDArray[np.int64]:
-    """Permute a row within strata, shape ``[P + 1, n]``; the row itself first."""
-    drawn = np.tile(row, (permutations + 1, 1))
-    generator = np.random.default_rng(seed)
-    where = np.asarray(strata, dtype=str)
-    for stratum in np.unique(where):
-        members = np.flatnonzero(where == stratum)
-        drawn[1:, members] = generator.permuted(drawn[1:, members], axis=1)
-    return drawn
+def _kinds(strata: Sequence[str], families: Families) -> tuple[Kind, ...]:
+    """Who exchanges with whom.
 
-
-def _arrangements(codes: list[int]) -> Iterator[tuple[int, ...]]:
-    """Distinct orders of codes, lexicographically (Knuth's Algorithm L)."""
-    row = sorted(codes)
-    while True:
-        yield tuple(row)
-        rises = [i for i in range(len(row) - 1) if row[i] < row[i + 1]]
-        if not rises:
-            return
-        i = rises[-1]
-        j = max(j for j in range(i + 1, len(row)) if row[j] > row[i])
-        row[i], row[j] = row[j], row[i]
-        row[i + 1 :] = row[:i:-1]
+    Raises:
+        InputError: If the lengths differ.
+    """
+    if families is not None and len(families) != len(strata):
+        raise InputError(
+            f"{len(strata)} strata, {len(families)} families: give one per person."
+        )
+    return kinds_of(strata, families)

@@ -161,7 +161,10 @@ class Sweep:
         on_epoch: OnEpoch | None,
     ) -> float:
         """Train one complete run and keep what belongs beside the trial."""
-        drawn = merge(self.plan.config.model_dump(mode="json"), suggest(trial))
+        base = merge(
+            self.plan.config.model_dump(mode="json"), {"tracking": {"profile": "sweep"}}
+        )
+        drawn = merge(base, suggest(trial))
         config = validate(RunConfig, drawn, f"trial {trial.number}")
         plan = Plan(
             config,

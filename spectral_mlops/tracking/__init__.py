@@ -14,10 +14,12 @@ from spectral_mlops.tracking.metrics import KeyNames, record_metrics, safe_name
 from spectral_mlops.tracking.spooled import SpoolTracker
 
 if TYPE_CHECKING:
+    from spectral_mlops.tracking.initialise import prepare_store
     from spectral_mlops.tracking.load import fetch_run, load_metrics, load_run
     from spectral_mlops.tracking.mlflow import MlflowTracker
     from spectral_mlops.tracking.store import Store, open_store
     from spectral_mlops.tracking.sync import sync_run, undelivered_runs
+    from spectral_mlops.tracking.view import view_experiment
 
 __all__ = [
     "KeyNames",
@@ -34,21 +36,25 @@ __all__ = [
     "load_run",
     "open_store",
     "open_tracker",
+    "prepare_store",
     "record_metrics",
     "safe_name",
     "sync_run",
     "undelivered_runs",
+    "view_experiment",
 ]
 
 _DEFERRED = {
     "MlflowTracker": "mlflow",
     "Store": "store",
     "fetch_run": "load",
+    "prepare_store": "initialise",
     "load_metrics": "load",
     "load_run": "load",
     "open_store": "store",
     "sync_run": "sync",
     "undelivered_runs": "sync",
+    "view_experiment": "view",
 }
 
 

@@ -22,6 +22,8 @@ from spectral_mlops.tracking.checks import (
     PARAM_LIMIT,
     TAG_LIMIT,
     Scalar,
+    check_image,
+    check_key,
     check_metrics,
     check_name,
     check_step,
@@ -30,6 +32,7 @@ from spectral_mlops.tracking.checks import (
     finite_only,
 )
 from spectral_mlops.tracking.metrics import KeyNames, record_metrics
+from spectral_mlops.tracking.profiles import PROFILES, STANDARD
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 STATUSES: tuple[Status, ...] = ("FINISHED", "FAILED", "KILLED")
@@ -76,8 +79,11 @@ class Tracker(ABC):
 
     *What is stored.* The step of everything is the epoch number. Of the records,
     the spectra are kept in full and the few scalars of `record_metrics` become
-    metrics. A value that is not finite never becomes a metric; how many of the
-    caller's were left out stands in ``nonfinite/metrics``.
+    metrics. The run's profile (`tracking.profiles`) says how many keys and points
+    there may be; the caller's metrics go first, and the tag
+    ``spectral.dropped_keys`` names what there was no room for. A value that is not
+    finite never becomes a metric; how many of the caller's were left out stands in
+    ``nonfinite/metrics``.
 
     Subclasses write the private methods; the public ones hold the checks and are
     not overridden.
@@ -91,6 +97,7 @@ class Tracker(ABC):
         self._stage: Literal["new", "started", "closed"] = "new"
         self._names = KeyNames()
         self._tables: set[str] = set()
+        self._dropped = 0
 
     @property
     @abstractmethod
@@ -141,6 +148,14 @@ class Tracker(ABC):
         """Store one text under a relative path."""
 
     @abstractmethod
+    def _log_image(self, path: Path, key: str, step: int) -> None:
+        """Store one picture of a step."""
+
+    @abstractmethod
+    def _log_tags(self, tags: dict[str, str]) -> None:
+        """Add tags, or write others over them."""
+
+    @abstractmethod
     def _close(self, status: Status) -> None:
         """Deliver what is left and end the run; a store that is away is no error."""
 
@@ -150,6 +165,9 @@ class Tracker(ABC):
         params: Mapping[str, Scalar] | None = None,
         tags: Mapping[str, str] | None = None,
         cohort: CohortSummary | None = None,
+        *,
+        profile: str = STANDARD.name,
+        epochs: int | None = None,
     ) -> None:
         """Begin the run.
 
@@ -158,9 +176,14 @@ class Tracker(ABC):
             params: Settings, flat; texts up to 6000 characters.
             tags: What runs are found and grouped by; up to 8000 characters.
             cohort: The people the run is trained on.
+            profile: How many metrics and points there may be: ``sweep``, ``standard``
+                or ``full``.
+            epochs: How long the run will be, if that is known: points are then evenly
+                spaced, the last epoch among them.
 
         Raises:
-            InputError: If a parameter or tag cannot be kept as it is.
+            InputError: If a parameter or tag cannot be kept as it is, or there is no
+                such profile.
             TrackingError: If the run has begun or ended, or the store cannot be
                 used.
         """
@@ -169,6 +192,7 @@ class Tracker(ABC):
                 f"This tracker has {self._stage} already: start it once, before "
                 "anything is logged."
             )
+        self._names = KeyNames(PROFILES.get(profile), epochs)
         self._start(
             name,
             check_texts(params or {}, "Parameter", PARAM_LIMIT),
@@ -207,7 +231,9 @@ class Tracker(ABC):
                 f"Metric '{clash[0]}' is computed from the records: choose another "
                 "name for yours."
             )
-        self._log(records, finite_only(given) | derived, epochs[0])
+        own = self._names.budget.fit("own", finite_only(given))
+        self._log(records, self._names.budget.due(own | derived, epochs[0]), epochs[0])
+        self._note_dropped()
         if isinstance(epoch, Releasable):
             epoch.release()
         self.seconds += time.perf_counter() - began
@@ -221,7 +247,10 @@ class Tracker(ABC):
             InputError: If a name, a value or the step is unusable.
         """
         self._begin()
-        self._log([], finite_only(check_metrics(metrics)), check_step(step))
+        step, budget = check_step(step), self._names.budget
+        own = budget.fit("own", finite_only(check_metrics(metrics)))
+        self._log([], budget.due(own, step), step)
+        self._note_dropped()
 
     def log_table(self, frame: pd.DataFrame, name: str) -> None:
         """Store one small table at the end of a run, to be compared across runs.
@@ -261,6 +290,29 @@ class Tracker(ABC):
         self._begin()
         self._log_text(text, check_name(name, "File"))
 
+    def log_image(self, path: str | Path, key: str, step: SupportsIndex = 0) -> None:
+        """Store a picture of one step; those of one key are shown with a slider.
+
+        Args:
+            path: A PNG; a few hundred pixels wide, as many are shown at once.
+            key: Such as ``maps/erank``: letters, digits, ``_ . / - space``.
+            step: The epoch.
+
+        Raises:
+            InputError: If it is no PNG, or key or step are unusable.
+        """
+        self._begin()
+        self._log_image(check_image(Path(path)), check_key(key), check_step(step))
+
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Add tags to the run, or write others over them.
+
+        Raises:
+            InputError: If a tag cannot be kept as it is.
+        """
+        self._begin()
+        self._log_tags(check_texts(tags, "Tag", TAG_LIMIT))
+
     def close(self, status: Status = "FINISHED") -> None:
         """End the run and deliver what is left; again and again does nothing.
 
@@ -288,6 +340,17 @@ class Tracker(ABC):
             self.close("FINISHED")
         else:
             self.close("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
+
+    @property
+    def names(self) -> KeyNames:
+        """Which groups, layers and keys the run's metrics have."""
+        return self._names
+
+    def _note_dropped(self) -> None:
+        budget = self._names.budget
+        if len(budget.dropped) > self._dropped:
+            self._dropped = len(budget.dropped)
+            self._log_tags({"spectral.dropped_keys": budget.note()})
 
     def _begin(self) -> None:
         if self._stage == "closed":

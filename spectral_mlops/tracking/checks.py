@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 from numbers import Integral
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import SupportsFloat
 
 import pandas as pd
@@ -16,6 +16,9 @@ Scalar = str | int | float | bool
 NAME_LIMIT = 250
 PARAM_LIMIT = 6000  # longer ones MLflow cuts with nothing but a warning
 TAG_LIMIT = 8000
+
+PNG = b"\x89PNG\r\n\x1a\n"
+"""How every file of that kind begins."""
 
 _NAME = re.compile(r"[\w./\- ]+")
 
@@ -40,6 +43,31 @@ def check_name(name: str, what: str) -> str:
             "'-', spaces and single '/' between parts."
         )
     return name
+
+
+def check_key(key: str) -> str:
+    """Return the key of an image, unchanged; files are named by it.
+
+    Raises:
+        InputError: If it is no name (`check_name`), or has other letters than ASCII's.
+    """
+    if not check_name(key, "Image").isascii():
+        raise InputError(f"Image {key!r}: use letters of ASCII only.")
+    return key
+
+
+def check_image(path: Path) -> Path:
+    """Return the path of a PNG, unchanged.
+
+    Raises:
+        InputError: If there is no such file, or it is of another kind.
+    """
+    if not path.is_file():
+        raise InputError(f"There is no file {path} to log.")
+    with path.open("rb") as stream:
+        if stream.read(len(PNG)) != PNG:
+            raise InputError(f"{path} is no PNG: save the picture as one.")
+    return path
 
 
 def check_step(step: object) -> int:
@@ -116,3 +144,8 @@ def check_table(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     except (ValueError, TypeError, OverflowError) as error:
         raise InputError(f"Table '{name}' cannot be written: {error}.") from error
     return frame.copy()
+
+
+def redacted(uri: str) -> str:
+    """Return an address with the password, if it has one, as ``***``."""
+    return re.sub(r"(//[^/:@]*):[^/@]*@", r"\1:***@", uri)

@@ -8,15 +8,20 @@ it was made under (tag ``spectral.uid``).
 import getpass
 import json
 import os
+import shutil
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from uuid import NAMESPACE_OID, uuid5
+
+from PIL import Image
 
 from spectral_mlops.errors import InputError, TrackingError
+from spectral_mlops.tracking.environment import git_state
 from spectral_mlops.tracking.pending import build_part
 from spectral_mlops.tracking.quiet import quiet  # NOTE: stays before mlflow
 from spectral_mlops.tracking.spool import Event, Spool, inside
@@ -44,6 +49,8 @@ _REFUSALS = (
     "RESOURCE_DOES_NOT_EXIST",
 )
 _TABLES = "mlflow.loggedArtifacts"
+_IMAGES = "mlflow.loggedImages"
+_THUMBNAIL = 256  # pixels
 
 
 class Delivery:
@@ -197,6 +204,8 @@ class Delivery:
                 self._send_file(inside(self._spool.root, body["path"]), body["folder"])
             case "table":
                 self._send_table(inside(self._spool.root, body["path"]), body["name"])
+            case "image":
+                self._send_image(inside(self._spool.root, body["path"]), event)
             case "tags":
                 self._send_tags(body["tags"])
             case "end":
@@ -252,6 +261,26 @@ class Delivery:
             value = json.dumps([*tables, entry])
             self._store.client.set_tag(self._run_id, _TABLES, value)
 
+    def _send_image(self, path: Path, event: Event) -> None:
+        """Send a picture and a small copy, named as MLflow's own ``log_image`` does.
+
+        The last part of the names is random there, so that a picture that is sent
+        again would be another one; here it says which picture it is.
+        """
+        key, step = event.body["key"], event.body["step"]
+        same = uuid5(NAMESPACE_OID, f"{self._run_id} {key} {step}")
+        stem = f"{key.replace('/', '~')}+step+{step}+timestamp+{event.time}+{same}"
+        with TemporaryDirectory(prefix="spectral-") as folder:
+            whole = Path(folder) / f"{stem}.png"
+            shutil.copyfile(path, whole)
+            small = Path(folder) / f"{stem}+compressed.webp"
+            with Image.open(path, formats=["PNG"]) as picture:
+                picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+                picture.save(small)
+            for each in (whole, small):
+                self._send_file(each, "images")
+        self._store.client.set_tag(self._run_id, _IMAGES, "True")
+
     @property
     def _run_id(self) -> str:
         if self.run is None:
@@ -290,7 +319,7 @@ class Delivery:
             "mlflow.source.name": sys.argv[0] or "interactive",
             "mlflow.source.type": "LOCAL",
         }
-        if commit := _commit():
+        if commit := git_state()[0]:
             tags["mlflow.source.git.commit"] = commit
         return store.client.create_run(
             experiment.experiment_id, tags=tags, run_name=start["name"] or None
@@ -415,20 +444,3 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
         return "unknown"
-
-
-def _commit() -> str | None:
-    """Return the commit that the running script, else this package, stands in."""
-    for folder in (Path(sys.argv[0]).absolute().parent, Path(__file__).parent):
-        try:
-            answer = subprocess.run(
-                ["git", "-C", str(folder), "rev-parse", "HEAD"],
-                capture_output=True,
-                text=True,
-                timeout=5,
-                check=True,
-            )
-        except (OSError, subprocess.SubprocessError):
-            continue
-        return answer.stdout.strip()
-    return None

@@ -28,6 +28,7 @@ class MemoryTracker(Tracker):
         records: Every record, in order.
         tables: Tables by name.
         files: Contents of files by path.
+        images: Contents of PNGs by key and step.
         status: ``RUNNING``, then what ``close`` was told.
     """
 
@@ -41,6 +42,7 @@ class MemoryTracker(Tracker):
         self.records: list[EpochRecord] = []
         self.tables: dict[str, pd.DataFrame] = {}
         self.files: dict[str, bytes] = {}
+        self.images: dict[tuple[str, int], bytes] = {}
         self.status = "RUNNING"
         self._run_id = uuid4().hex
 
@@ -89,6 +91,12 @@ class MemoryTracker(Tracker):
     def _log_text(self, text: str, name: str) -> None:
         self.files[name] = text.encode()
 
+    def _log_image(self, path: Path, key: str, step: int) -> None:
+        self.images[key, step] = path.read_bytes()
+
+    def _log_tags(self, tags: dict[str, str]) -> None:
+        self.tags |= tags
+
     def _close(self, status: Status) -> None:
         self.status = status
 
@@ -136,6 +144,12 @@ class NoTracker(Tracker):
         pass
 
     def _log_text(self, text: str, name: str) -> None:
+        pass
+
+    def _log_image(self, path: Path, key: str, step: int) -> None:
+        pass
+
+    def _log_tags(self, tags: dict[str, str]) -> None:
         pass
 
     def _close(self, status: Status) -> None:

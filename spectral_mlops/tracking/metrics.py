@@ -20,6 +20,7 @@ from spectral_mlops.records import (
     Quantity,
     Spectrum,
 )
+from spectral_mlops.tracking.profiles import STANDARD, KeyBudget, Profile
 
 SHORT: dict[Quantity, str] = {
     "gradient": "grad",
@@ -28,14 +29,14 @@ SHORT: dict[Quantity, str] = {
 }
 CHARTED = {
     "erank": ("effective_rank", "batch"),
+    "norm": ("frobenius_norm", "mean"),
     "srank": ("stable_rank", "batch"),
     "lead": ("leading_share", "batch"),
-    "norm": ("frobenius_norm", "mean"),
 }
 """Summaries that have charts: section, summary, and the scale it is brought to
-(the others are free of scale)."""
-LAYER_KEYS = 120
-"""At most this many per-layer keys in a section family; more freeze the page."""
+(the others are free of scale). Those that come first go first where keys are few."""
+FOCUS = "erank"
+"""What single layers have charts of, per group, in the profile ``full``."""
 ALIAS_LENGTH = 20
 NAME_LENGTH = 40
 """Longer names of groups are cut: titles of charts are too."""
@@ -62,14 +63,22 @@ def safe_name(text: str, taken: Iterable[str] = ()) -> str:
 
 
 class KeyNames:
-    """Names of groups and layers that last for one run.
+    """Names of groups, layers and keys that last for one run.
 
     Groups are named as they first appear, and keep that name. Layers are
     numbered in the order of first appearance, which is their depth; which of
     them have keys is settled by the first epoch that has divergences.
+
+    Args:
+        profile: How many keys there may be.
+        epochs: How long the run will be, if that is known.
+
+    Attributes:
+        budget: The keys that are chosen, and those that are dropped.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, profile: Profile = STANDARD, epochs: int | None = None) -> None:
+        self.budget = KeyBudget(profile, epochs)
         self._groups: dict[tuple[str, str], str] = {}
         self._layers: list[str] = []
         self._chosen: dict[str, str] | None = None
@@ -82,6 +91,8 @@ class KeyNames:
         names._layers = list(state["layers"])
         chosen = state["chosen"]
         names._chosen = None if chosen is None else dict(chosen)
+        if "budget" in state:  # not in spools of before there were profiles
+            names.budget = KeyBudget.of(state["budget"])
         return names
 
     def state(self) -> dict[str, Any]:
@@ -90,7 +101,18 @@ class KeyNames:
             "groups": [[*key, name] for key, name in self._groups.items()],
             "layers": list(self._layers),
             "chosen": None if self._chosen is None else dict(self._chosen),
+            "budget": self.budget.state(),
         }
+
+    @property
+    def layer_keys(self) -> dict[str, str | None]:
+        """Every layer in depth order, with its ``NN_alias``; None if it has no keys."""
+        return {layer: (self._chosen or {}).get(layer) for layer in self._layers}
+
+    @property
+    def group_names(self) -> dict[tuple[str, str], str]:
+        """The name in keys of each ``(grouping, group)``."""
+        return dict(self._groups)
 
     def group(self, grouping: str, group: str) -> str:
         """Return the name of a group.
@@ -110,13 +132,14 @@ class KeyNames:
     def layers(self, seen: Iterable[str], quantities: int) -> dict[str, str]:
         """Return the key ``NN_alias`` of each layer that has one.
 
-        With more than ``LAYER_KEYS / quantities`` layers the keys go to layers
-        evenly spaced in depth, the first and the last among them.
+        A layer needs two keys per quantity, of training and of the probe. Where there
+        is no room for all, they go to layers evenly spaced in depth, the first and the
+        last among them.
         """
         if self._chosen is None:
             self._layers = list(dict.fromkeys(seen))
             count = len(self._layers)
-            room = min(count, LAYER_KEYS // max(quantities, 1))
+            room = min(count, self.budget.left("layers") // (2 * max(quantities, 1)))
             width = max(2, len(str(count - 1)))
             places = np.round(np.linspace(0, count - 1, room)).astype(int)
             self._chosen = {
@@ -133,11 +156,12 @@ def record_metrics(
 
     From watched training batches (``source="train"``):
 
-    - ``erank_<q>/<group>``, ``srank_…``, ``lead_…`` and ``norm_…``: the summaries
+    - ``erank_<q>/<group>``, ``norm_…``, ``srank_…`` and ``lead_…``: the summaries
       of `CHARTED`, averaged over layers, of each group and of ``all``;
     - ``spectral/<q>_div`` and ``spectral/<q>_div_max``: mean over layers, and
       largest, of the divergence of groups;
     - ``div_<q>/<NN>_<layer>``: the same, layer by layer;
+    - ``erank_<q>.<NN>/<group>``: of a few layers, in the profile ``full``;
     - ``excess/<quantity>``: mean over layers of value minus mean of its null.
 
     From the probe (``source="probe"``): ``probe_<q>/<NN>_<layer>``, the
@@ -152,40 +176,52 @@ def record_metrics(
 
     Args:
         records: All of one epoch; several folds and sources may stand together.
-        names: Keeps keys the same from epoch to epoch; new if not given.
+        names: Keeps keys the same from epoch to epoch, and within the profile's
+            number; new if not given.
 
     Returns:
         Finite values only, the summary ones first: a run's page keeps the order.
     """
     names = names or KeyNames()
+    fit = names.budget.fit
     train = [record for record in records if record.source == "train"]
-    metrics: dict[str, float] = {}
-    per_layer: dict[str, float] = {}
     rows = list(_primary(train))
+    metrics = fit("summary", _headline(rows, sum(r.nonfinite for r in records)))
+    cells = _summaries(train, names)
+    means = {key: _mean(map(_mean, cell.values())) for key, cell in cells.items()}
+    metrics |= fit("groups", means)
     layers = _layer_keys(records, names)
-    for quantity in QUANTITIES:
-        short = SHORT[quantity]
-        values = _by_layer((row, row.value) for row in rows if row.quantity == quantity)
-        excess = _by_layer(
-            (row, row.value - row.null_mean) for row in rows if row.quantity == quantity
-        )
-        if values:
-            metrics[f"spectral/{short}_div"] = _mean(values.values())
-            metrics[f"spectral/{short}_div_max"] = max(values.values())
-        if excess:
-            metrics[f"excess/{quantity}"] = _mean(excess.values())
-        per_layer |= _keyed(f"div_{short}", values, layers)
     probe = list(_primary(r for r in records if r.source == "probe"))
     for quantity in QUANTITIES:
+        values = _by_layer((row, row.value) for row in rows if row.quantity == quantity)
+        metrics |= fit("layers", _keyed(f"div_{SHORT[quantity]}", values, layers))
+    for quantity in QUANTITIES:
         z = _by_layer((row, row.z) for row in probe if row.quantity == quantity)
-        per_layer |= _keyed(f"probe_{SHORT[quantity]}", z, layers)
-    if marked := sum(record.nonfinite for record in records):
-        metrics["spectral/nonfinite"] = float(marked)
-    return metrics | _summaries(train, names) | per_layer
+        metrics |= fit("layers", _keyed(f"probe_{SHORT[quantity]}", z, layers))
+    return metrics | fit("focus", _focus(cells, layers, names.budget))
 
 
-def _summaries(records: list[EpochRecord], names: KeyNames) -> dict[str, float]:
-    """Average each charted summary over batches and folds, then over layers."""
+def _headline(rows: list[Divergence], nonfinite: int) -> dict[str, float]:
+    """Means over layers, what matters most first."""
+    found: dict[str, dict[str, float]] = {"div": {}, "excess": {}, "max": {}}
+    for quantity in QUANTITIES:
+        own = [row for row in rows if row.quantity == quantity]
+        values = _by_layer((row, row.value) for row in own)
+        excess = _by_layer((row, row.value - row.null_mean) for row in own)
+        if values:
+            name = f"spectral/{SHORT[quantity]}_div"
+            found["div"][name] = _mean(values.values())
+            found["max"][f"{name}_max"] = max(values.values())
+        if excess:
+            found["excess"][f"excess/{quantity}"] = _mean(excess.values())
+    marked = {"spectral/nonfinite": float(nonfinite)} if nonfinite else {}
+    return found["div"] | found["excess"] | marked | found["max"]
+
+
+def _summaries(
+    records: list[EpochRecord], names: KeyNames
+) -> dict[str, dict[str, list[float]]]:
+    """Collect each charted summary of batches and folds, by key and layer."""
     spectra = [s for record in records for s in record.spectra if s.status == "ok"]
     shaped = {(s.layer, s.quantity) for s in spectra if not s.degenerate}
     usable = [s for s in spectra if (s.layer, s.quantity) in shaped]
@@ -197,7 +233,27 @@ def _summaries(records: list[EpochRecord], names: KeyNames) -> dict[str, float]:
                 group = names.group(s.grouping, s.group)
                 cell = cells.setdefault(f"{section}_{SHORT[s.quantity]}/{group}", {})
                 cell.setdefault(s.layer, []).append(value)
-    return {key: _mean(map(_mean, cell.values())) for key, cell in cells.items()}
+    return cells
+
+
+def _focus(
+    cells: dict[str, dict[str, list[float]]],
+    layers: dict[str, str],
+    budget: KeyBudget,
+) -> dict[str, float]:
+    """Effective ranks of as many layers as there is room for, evenly spaced."""
+    own = [key for key in cells if key.startswith(f"{FOCUS}_")]
+    room = budget.profile.focus // max(len(own), 1)
+    places = np.linspace(0, len(layers) - 1, min(room, len(layers))).round().astype(int)
+    chosen = [list(layers.items())[place] for place in places]
+    found = {}
+    for layer, name in chosen:
+        for key in own:
+            if layer in cells[key]:
+                section, _, group = key.partition("/")
+                number = name.partition("_")[0]
+                found[f"{section}.{number}/{group}"] = _mean(cells[key][layer])
+    return found
 
 
 def _quantity_order(spectrum: Spectrum) -> int:

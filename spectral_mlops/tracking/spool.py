@@ -28,6 +28,7 @@ KINDS = (
     "part",
     "file",
     "table",
+    "image",
     "tags",
     "names",
     "end",
@@ -58,7 +59,7 @@ class Event(NamedTuple):
             return len(self.body["metrics"])
         if self.kind == "part":
             return len(self.body["kinds"])
-        return int(self.kind in ("file", "table", "end"))
+        return int(self.kind in ("file", "table", "image", "end"))
 
 
 class Spool:

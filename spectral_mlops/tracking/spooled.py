@@ -87,11 +87,11 @@ class _Records:
 
 @dataclass(frozen=True)
 class _File:
-    """A file or a table: one that lies in the run's folder, or is put there."""
+    """A file, table or image: one that lies in the run's folder, or is put there."""
 
     kind: str
     path: str
-    body: dict[str, str]
+    body: dict[str, Any]
     content: bytes | None = None
     time: int = field(default_factory=lambda: int(time.time() * 1000))
     points: int = 1
@@ -117,6 +117,7 @@ class _Past:
         ids: Records that an earlier process logged, by epoch, source, fold
             and seed.
         tables: Names of tables that an earlier process logged.
+        images: Keys and steps of images that an earlier process logged.
         names: State of the keys' names.
         count: How many epochs' records there are, or would be had all parts ten.
         built: How many of them are in a part.
@@ -129,6 +130,7 @@ class _Past:
     points: set[tuple[str, int]] = field(default_factory=set)
     ids: set[tuple[Any, ...]] = field(default_factory=set)
     tables: set[str] = field(default_factory=set)
+    images: set[tuple[str, int]] = field(default_factory=set)
     names: dict[str, Any] = field(default_factory=dict)
     count: int = 0
     built: int = 0
@@ -162,8 +164,15 @@ class _Past:
                 self.built = self.count
             case "table":
                 self.tables.add(body["name"].removesuffix(".json"))
+            case "image":
+                self.images.add((body["key"], body["step"]))
             case "names":
                 self.names = body["names"]
+
+
+def _aside(content: bytes, name: str) -> str:
+    """Return where in a run's folder a file from elsewhere is kept."""
+    return f"{FOLDER}/files/{sha256(content).hexdigest()[:16]}/{Path(name).name}"
 
 
 class _Pace:
@@ -332,6 +341,8 @@ class SpoolTracker(Tracker):
             self._spool.write_info(version=SCHEMA_VERSION, uid=uuid4().hex)
         if self._past.names:
             self._names = KeyNames.of(self._past.names)
+            self._dropped = len(self._names.budget.dropped)
+            self._names.budget.count(self._past.points)
         self._parts = self._spool.info.get("parts", self._parts)
         if self._past.count >= self._past.built + PART:  # the last line was lost
             self._end_part()
@@ -407,22 +418,28 @@ class SpoolTracker(Tracker):
         self._put(_File("table", path, {"name": f"{name}.json"}, text.encode()))
 
     def _log_file(self, path: Path, folder: str) -> None:
-        own = path.absolute()
-        if own.is_relative_to(self.folder):
-            inside = own.relative_to(self.folder).as_posix()
-            self._put(_File("file", inside, {"folder": folder}))
-        else:
-            self._put_content(path.read_bytes(), path.name, folder)
+        self._put(self._lying(path, "file", {"folder": folder}))
+
+    def _log_image(self, path: Path, key: str, step: int) -> None:
+        if (key, step) not in self._past.images:
+            self._put(self._lying(path, "image", {"key": key, "step": step}))
+
+    def _log_tags(self, tags: dict[str, str]) -> None:
+        self._put(_Plain("tags", {"tags": tags}))
 
     def _log_text(self, text: str, name: str) -> None:
         folder = str(Path(name).parent)
         folder = "" if folder == "." else folder
-        self._put_content(text.encode(), Path(name).name, folder)
+        content = text.encode()
+        self._put(_File("file", _aside(content, name), {"folder": folder}, content))
 
-    def _put_content(self, content: bytes, name: str, folder: str) -> None:
-        """Keep a file aside, under a name that says what is in it."""
-        path = f"{FOLDER}/files/{sha256(content).hexdigest()[:16]}/{name}"
-        self._put(_File("file", path, {"folder": folder}, content))
+    def _lying(self, path: Path, kind: str, body: dict[str, Any]) -> _File:
+        """Return the entry of a file; one from elsewhere is put aside."""
+        own = path.absolute()
+        if own.is_relative_to(self.folder):
+            return _File(kind, own.relative_to(self.folder).as_posix(), body)
+        content = path.read_bytes()
+        return _File(kind, _aside(content, path.name), body, content)
 
     def _put(self, *entries: _Entry) -> None:
         self._waiting += entries

@@ -1,13 +1,13 @@
 """MLflow stores: which one is meant, whether it can be used, how to look at it."""
 
 import os
-import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from spectral_mlops.errors import InputError, StoreAway, TrackingError
+from spectral_mlops.tracking.checks import redacted as redacted
 from spectral_mlops.tracking.metrics import safe_name
 from spectral_mlops.tracking.quiet import quiet  # NOTE: stays before mlflow
 
@@ -46,25 +46,33 @@ class Store:
 
     def address(self, experiment_id: str, run_id: str) -> str:
         """Return the web address of a run, while the user interface is up."""
+        return self.page(f"experiments/{experiment_id}/runs/{run_id}")
+
+    def page(self, route: str) -> str:
+        """Return the web address of a page, while the user interface is up."""
         base = redacted(self.uri) if self.uri.startswith("http") else UI_ADDRESS
-        return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+        return f"{base.rstrip('/')}/#/{route}"
 
     def look(self, experiment_id: str, run_id: str) -> str:
         """Return what shows a run: the command, if one is needed, and its address."""
-        address = self.address(experiment_id, run_id)
-        command = self.ui_command
-        if command.startswith("http"):
-            return address
-        return f"{command}  then  {address}"
+        return self.look_at(self.address(experiment_id, run_id))
 
-    def experiment(self, name: str | None = None) -> Experiment:
+    def look_at(self, address: str) -> str:
+        """Return what shows an address: the command, if one is needed, and it."""
+        command = self.ui_command
+        return address if command.startswith("http") else f"{command}  then  {address}"
+
+    def experiment(self, name: str | None = None, *, make: bool = True) -> Experiment:
         """Return an experiment of our own, made if there is none of that name.
 
         Args:
             name: If not given, the experiment that ``MLFLOW_EXPERIMENT_ID`` or
                 ``MLFLOW_EXPERIMENT_NAME`` names, else ``spectral_mlops``.
+            make: Whether one may be made, and is written to; else its files are not
+                looked for.
 
         Raises:
+            InputError: If there is none and none may be made.
             TrackingError: If it is the store's Default (whose files go wherever
                 the store was first opened), was deleted, or keeps its files
                 where this process cannot write.
@@ -73,7 +81,7 @@ class Store:
         name = name or os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
         with quiet():
             try:
-                found = self._find(number, name)
+                found = self._find(number, name, make)
             except (MlflowException, OSError) as error:
                 raise unusable(self.uri, error) from error
         if found.experiment_id == "0":
@@ -86,7 +94,8 @@ class Store:
                 f"Experiment '{found.name}' of {redacted(self.uri)} was deleted: "
                 "restore it or choose another name."
             )
-        self.check_files(found.artifact_location, f"Experiment '{found.name}'")
+        if make:
+            self.check_files(found.artifact_location, f"Experiment '{found.name}'")
         return found
 
     def check_files(self, location: str, what: str) -> None:
@@ -114,11 +123,20 @@ class Store:
                     "made through the server."
                 )
 
-    def _find(self, number: str | None, name: str) -> Experiment:
+    def _find(self, number: str | None, name: str, make: bool) -> Experiment:
         if number:
             return self.client.get_experiment(number)
         if found := self.client.get_experiment_by_name(name):
             return found
+        if not make:
+            found = self.client.search_experiments()
+            known = sorted(e.name for e in found if e.experiment_id != "0")
+            raise InputError(
+                f"There is no experiment '{name}' in {redacted(self.uri)}: choose one "
+                f"of {', '.join(known)}."
+                if known
+                else f"There is no experiment in {redacted(self.uri)} yet: train first."
+            )
         try:
             made = self.client.create_experiment(name, self._folder(name))
         except MlflowException as error:
@@ -197,11 +215,6 @@ def resolve_uri(tracking_uri: str | None) -> str:
 def sqlite_path(uri: str) -> Path | None:
     """Return the file of a sqlite store, None for any other."""
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:") else None
-
-
-def redacted(uri: str) -> str:
-    """Return an address with the password, if it has one, as ``***``."""
-    return re.sub(r"(//[^/:@]*):[^/@]*@", r"\1:***@", uri)
 
 
 def _may_come_back(uri: str, error: Exception) -> bool:

@@ -17,11 +17,12 @@ from spectral_mlops.errors import InputError
 from spectral_mlops.inference.comparison import Comparison
 from spectral_mlops.schedule import NullEpochs
 from spectral_mlops.training.fold import FoldRun
+from spectral_mlops.training.history import History
 from spectral_mlops.training.kept import plain, rebuilt
 from spectral_mlops.training.plan import Plan
 
 PLACE = "checkpoints/last.pt"
-VERSION = 2
+VERSION = 3
 EVERY = 5.0
 """Seconds between checkpoints; writing one takes some hundredths of a second."""
 
@@ -66,6 +67,7 @@ class Checkpoints:
         networks: Sequence[FoldRun],
         null_epochs: NullEpochs,
         along: Along,
+        history: History,
     ) -> None:
         """Write where the run stands.
 
@@ -74,11 +76,13 @@ class Checkpoints:
             networks: All of them.
             null_epochs: As decided.
             along: Comparisons on the probe, by epoch.
+            history: Curves and mean spectra so far.
         """
         state = self._of | {
             "epoch": epoch,
             "networks": [one.state_dict() for one in networks],
             "null_epochs": null_epochs.state_dict(),
+            "history": history.state_dict(),
             "along": {number: plain(items) for number, items in along.items()},
         }
         self.path.parent.mkdir(exist_ok=True)
@@ -88,7 +92,7 @@ class Checkpoints:
         self._written = self._clock()
 
     def load(
-        self, networks: Sequence[FoldRun], null_epochs: NullEpochs
+        self, networks: Sequence[FoldRun], null_epochs: NullEpochs, history: History
     ) -> tuple[int, Along]:
         """Bring networks to where they were.
 
@@ -115,6 +119,7 @@ class Checkpoints:
         for one, stood in zip(networks, state["networks"], strict=True):
             one.load_state_dict(stood)
         null_epochs.load_state_dict(state["null_epochs"])
+        history.load_state_dict(state["history"])
         along = {
             number: rebuilt(items, Comparison)
             for number, items in state["along"].items()

@@ -41,6 +41,7 @@ from spectral_mlops.training.outcome import (
 )
 from spectral_mlops.training.plan import Plan
 from spectral_mlops.training.verdict import ControlRow
+from spectral_mlops.validity import with_families
 
 FEWEST = 6
 """People per group below which a control of fewer people says nothing."""
@@ -69,7 +70,10 @@ class Controls:
         self._ids = [str(who) for who in plan.probe.ids]
         self._labels = plan.labels(self._rows)[plan.primary]
         self._targets = plan.targets[self._rows]
-        self._strata, self._within = self._strata_of(self._labels)
+        strata, within = self._strata_of(self._labels)
+        self._within, self._families, self._strata = with_families(
+            self._ids, within, strata, plan.families
+        )
 
     def rows(
         self, progress: Callable[[str, int, int], None] | None = None
@@ -155,6 +159,7 @@ class Controls:
                     rows=rows,
                     grouping=self._plan.primary,
                     strata=self._strata,
+                    families=self._families,
                     permutations=settings.permutations,
                     seed=settings.seed,
                     divergence=settings.divergence,
@@ -179,7 +184,7 @@ class Controls:
 
     def _permuted_rows(self) -> Iterator[ControlRow]:
         random = self._random("permuted")
-        labels = permuted_within(self._labels, self._within, random)
+        labels = permuted_within(self._labels, self._within, random, self._families)
         yield self._meaningless("permuted", self._probe(labels=labels))
 
     def _pseudo_rows(self) -> Iterator[ControlRow]:
@@ -272,6 +277,7 @@ class Controls:
                 missing="group",
                 pooled=False,
                 strata=strata,
+                families=plan.families,
             )
             compared.append(
                 monitor.probe([batch]).comparisons(

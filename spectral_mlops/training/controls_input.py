@@ -21,6 +21,7 @@ def input_comparisons(
     rows: Literal["uncentred", "centred"],
     grouping: str,
     strata: str,
+    families: list[str] | None = None,
     permutations: int,
     seed: int,
     divergence: str,
@@ -35,6 +36,7 @@ def input_comparisons(
             (under relabelling the relabelled group's).
         grouping: Name of the groups.
         strata: What the strata are called.
+        families: Family of each person, in the order of rows, if any are relatives.
         permutations: Relabellings beside the observed labels.
         seed: Of the relabellings.
         divergence: Name of the divergence.
@@ -43,11 +45,15 @@ def input_comparisons(
         One comparison per pair of groups, with layer ``input``.
     """
     ids = sorted(people)
+    at = {person: row for row, person in enumerate(people)}
     relabelled = relabel(
-        {i: people[i] for i in ids}, [within[i] for i in ids], permutations, seed
+        {i: people[i] for i in ids},
+        [within[i] for i in ids],
+        permutations,
+        seed,
+        None if families is None else [families[at[i]] for i in ids],
     )
     codes = relabelled.codes
-    at = {person: row for row, person in enumerate(people)}
     order = torch.tensor([at[person] for person in ids])
     compressed = compress(inputs.detach().flatten(1).cpu()[order])
     groups = sorted(set(people.values()))

@@ -9,6 +9,7 @@ from scipy.linalg import helmert
 from scipy.optimize import linear_sum_assignment
 
 from spectral_mlops.cohorts.columns import concept_of, plain
+from spectral_mlops.inference.exchange import draw_exchanges, kinds_of
 
 CALIPER = 0.2
 """Largest difference of losses within a match, in SDs of all of them."""
@@ -95,14 +96,14 @@ def equal_sizes(groups: Sequence[str], random: np.random.Generator) -> list[int]
 
 
 def permuted_within(
-    labels: Sequence[str], strata: Sequence[str], random: np.random.Generator
+    labels: Sequence[str],
+    strata: Sequence[str],
+    random: np.random.Generator,
+    families: Sequence[str] | None = None,
 ) -> list[str]:
-    """Permute labels within strata."""
-    moved, cells = np.asarray(labels, dtype=str), np.asarray(strata, dtype=str)
-    for cell in np.unique(cells):
-        members = np.flatnonzero(cells == cell)
-        moved[members] = random.permutation(moved[members])
-    return moved.tolist()
+    """Permute labels within strata, families as blocks."""
+    (giver,) = draw_exchanges(kinds_of(strata, families), 1, random)
+    return [labels[i] for i in giver]
 
 
 def random_halves(n: int, random: np.random.Generator) -> list[str]:

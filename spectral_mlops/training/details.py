@@ -115,6 +115,7 @@ def _relabelled(
         missing="group",
         pooled=False,
         strata=plan.strata(),
+        families=plan.families,
     )
     seen = monitor.probe([batch])
     seen.spectra = [s for s in seen.spectra if s.layer == layer]

@@ -1,6 +1,6 @@
 """What a run leaves of its directions and of the groups' influence on each other."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,12 +17,15 @@ from spectral_mlops.report.brain import (
     volume_figure,
 )
 from spectral_mlops.report.directions import angle_table, face_alike, join_folds
+from spectral_mlops.report.input_maps import InputMaps, write_maps
 from spectral_mlops.tracking import safe_name
 from spectral_mlops.tracking.details import write_directions, write_influence
 from spectral_mlops.training.plan import Plan
 
 Array = NDArray[np.float64]
 QUANTITIES: tuple[Quantity, ...] = ("gradient", "activation")
+VOXELS = 8_000_000
+"""Most numbers of images that are kept for figures; 32 MB before compression."""
 NOTE = (
     "Signs are arbitrary: the largest loading is positive, groups are turned to face "
     "the pooled one.\nDirections depend on the size of the groups. Grey: not a feature."
@@ -82,12 +85,15 @@ def leave_directions(
         written += save_figure(figure, inside / "angles")
     last = max(d.epoch for d in directions)
     kept = [d for d in directions if d.epoch == last and d.status == "ok"]
+    joined: dict[str, tuple[_Drawn, str]] = {}
     for quantity in QUANTITIES if figures else ():
         chosen = [d for d in kept if d.quantity == quantity]
         drawn = _joined(plan, scalers, chosen)
         if POOLED in drawn.vectors:
-            words = _title(chosen, len(scalers))
-            written += _figure(inside / quantity, plan, drawn, words)
+            joined[quantity] = (drawn, _title(chosen, len(scalers)))
+            written += _figure(inside / quantity, plan, *joined[quantity])
+    if joined and (maps := _maps(plan, joined)) is not None:
+        written.append(write_maps(maps, inside / "maps.npz"))
     return written
 
 
@@ -121,13 +127,38 @@ def _joined(
     return _Drawn(facing, {group: of.shares for group, of in joined.items()})
 
 
+def _maps(plan: Plan, joined: Mapping[str, tuple[_Drawn, str]]) -> InputMaps | None:
+    """Keep matrices of connections for pages and figures.
+
+    Of voxels, which have images of their own, the first direction is kept, unless it
+    is too large.
+    """
+    space = plan.cohort.space
+    if space.order is None and space.affine is None:
+        return None
+    vectors = {
+        quantity: {
+            group: x[:1] if space.order is None else space.matrices(x)
+            for group, x in drawn.vectors.items()
+        }
+        for quantity, (drawn, _) in joined.items()
+    }
+    size = sum(x.size for groups in vectors.values() for x in groups.values())
+    if space.order is None and size > VOXELS:
+        return None
+    shares = {quantity: drawn.shares for quantity, (drawn, _) in joined.items()}
+    titles = {quantity: title for quantity, (_, title) in joined.items()}
+    affine = space.affine if space.order is None else None
+    return InputMaps(vectors, shares, titles, space.networks, affine)
+
+
 def _title(directions: Sequence[Direction], folds: int) -> str:
     """Say what is drawn."""
     one = directions[0]
     people = "probe" if one.source == "probe" else "last watched batch"
     return (
         f"Leading {one.quantity} directions at the input of {one.layer}\n"
-        f"epoch {one.epoch + 1}, {people}, {folds} folds joined"
+        f"epoch {one.epoch}, {people}, {folds} folds joined"
     )
 
 

@@ -80,6 +80,7 @@ class FoldRun:
             missing="group",
             null_batches=config.spectra.batches_per_epoch,
             strata=plan.strata(),
+            families=plan.families,
             seed=config.comparison.seed,
             epochs=None if watched else (),
         )

@@ -25,10 +25,12 @@ from spectral_mlops.report.angles import RelabelledAngle
 from spectral_mlops.schedule import NullEpochs
 from spectral_mlops.tracking import Tracker
 from spectral_mlops.tracking.metrics import safe_name
+from spectral_mlops.tracking.profiles import PROFILES
 from spectral_mlops.training.checkpoint import Checkpoints
 from spectral_mlops.training.controls import Controls
 from spectral_mlops.training.effects import effects_table
 from spectral_mlops.training.fold import FoldRun
+from spectral_mlops.training.history import History
 from spectral_mlops.training.networks import (
     by_fold,
     by_seed,
@@ -45,6 +47,14 @@ from spectral_mlops.training.verdict import controls_table, verdict_of
 OnEpoch = Callable[[int, Mapping[str, float]], None]
 Progress = Callable[[str, int, int], None]
 
+CURVES = {
+    "loss": "loss",
+    "acc": "accuracy",
+    "bacc": "balanced_accuracy",
+    "auc": "auc",
+    "recall": "recall",
+}
+"""Sections ``val_<curve>/<group>``, and columns of `Predictions.per_group`."""
 UNTRAINED = -1
 """Epoch of what the probe shows before training."""
 
@@ -63,7 +73,8 @@ class RunResult:
         networks: Fold and seed of each network, fold by fold; what follows ``of each
             network`` is in this order.
         validation: Out-of-fold predictions at the chosen checkpoints, of each seed.
-        groups: Loss and accuracy per group on validation people, means over seeds.
+        groups: How well each group's validation people are predicted
+            (`Predictions.per_group`), means over seeds.
         auc: Validation AUC of each network.
         best_epochs: The checkpoint chosen by validation loss, of each network.
         additivity: Largest relative gap between the sum over groups and what
@@ -86,6 +97,10 @@ class RunResult:
             averaged like ``divergences``; empty where there is no probe.
         null_pairs: The same with relabellings of each pair's people alone, where that
             is not the same.
+        coverage: How every parameter of each network is watched (`CoverageRow`).
+        gaps: Relative gap of each parameter (see ``additivity``), columns ``fold,
+            seed, parameter, gap``.
+        history: Curves and mean spectra.
     """
 
     metrics: dict[str, float]
@@ -109,6 +124,9 @@ class RunResult:
     effects: pd.DataFrame = field(default_factory=pd.DataFrame)
     null: list[Comparison] = field(default_factory=list)
     null_pairs: list[Comparison] = field(default_factory=list)
+    coverage: pd.DataFrame = field(default_factory=pd.DataFrame)
+    gaps: pd.DataFrame = field(default_factory=pd.DataFrame)
+    history: History = field(default_factory=History)
 
 
 class _EpochOfNetworks:
@@ -157,14 +175,14 @@ def train(
         What was found.
     """
     networks = start_networks(plan, torch.device(device))
-    null_epochs = plan.null_epochs()
+    null_epochs, history = plan.null_epochs(), History()
     last: list[EpochRecord] = []
     training_comparisons: list[list[Comparison]] = []
     untrained = [x for one in networks if (x := one.probe(UNTRAINED)) is not None]
     init = _on_probe(plan, networks, untrained)
     first, along = 0, dict[int, list[Comparison]]()
     if checkpoints is not None:
-        first, along = checkpoints.load(networks, null_epochs)
+        first, along = checkpoints.load(networks, null_epochs, history)
     for epoch in range(first, plan.config.training.epochs):
         began = clock()
         trained = [one.train_epoch(epoch) for one in networks]
@@ -192,6 +210,8 @@ def train(
             metrics |= _null_cost(null_epochs)
         if held_out:
             along[epoch] = [x for x in together if x.grouping == plan.primary]
+        best = {(one.number, one.seed): one.best_epoch for one in networks}
+        history.add(epoch, shown.to_records(), metrics, best, plan.primary)
         tracker.log(shown, metrics)
         if untrained:  # after the first epoch, whose keys open a run's page
             before = _EpochOfNetworks([*zip(networks, untrained, strict=True)])
@@ -199,7 +219,7 @@ def train(
             untrained = []
         waiting = checkpoints if tracker.durable and not ending else None
         if waiting is not None and waiting.due():
-            waiting.save(epoch, networks, null_epochs, along)
+            waiting.save(epoch, networks, null_epochs, along, history)
         if on_epoch is not None:
             on_epoch(epoch, metrics)
         if ending:
@@ -213,6 +233,7 @@ def train(
         init.together,
         progress,
         epoch + 1,
+        history,
     )
     rows = to_divergences(init.pairs)
     return replace(
@@ -220,6 +241,9 @@ def train(
         metrics=found.metrics | _null_cost(null_epochs),
         init=[row for row in rows if row.grouping == plan.primary],
         trajectories=trajectory_table(along),
+        coverage=_coverage(networks),
+        gaps=_gaps(networks),
+        history=history,
     )
 
 
@@ -232,6 +256,7 @@ def _finish(
     init: list[Comparison],
     progress: Progress | None,
     epochs: int,
+    history: History,
 ) -> RunResult:
     """Measure the checkpoints chosen by validation loss."""
     for one in networks:
@@ -274,6 +299,7 @@ def _finish(
             }
     if plan.config.training.patience is not None:
         metrics["final/epochs"] = float(epochs)
+    metrics |= history.metrics()
     tracker.log_metrics(metrics, step=epochs - 1)
     divergences = to_divergences(compared)
     return RunResult(
@@ -377,15 +403,14 @@ def _groups(comparisons: list[Comparison]) -> set[str]:
 
 
 def _per_group(plan: Plan, validation: list[Predictions]) -> pd.DataFrame:
-    """Loss and accuracy per group over people, means over seeds."""
+    """How well each group's people are predicted, means over seeds."""
     tables = []
     for said in validation:
         labels = plan.labels(plan.cohort.rows(said.ids))[plan.primary]
         tables.append(said.per_group(labels))
-    means = [
-        np.mean([t[name] for t in tables], axis=0) for name in ("loss", "accuracy")
-    ]
-    return tables[0].assign(loss=means[0], accuracy=means[1])
+    numbers = tables[0].columns.drop(["group", "n"])
+    means = {name: np.mean([t[name] for t in tables], axis=0) for name in numbers}
+    return tables[0].assign(**means)
 
 
 def _epoch_metrics(
@@ -395,16 +420,43 @@ def _epoch_metrics(
     said: list[Predictions],
 ) -> dict[str, float]:
     """Loss and accuracy of one epoch: means over networks; per group, over people."""
-    groups = _per_group(plan, validation).set_index("group")
+    table = _per_group(plan, validation).set_index("group").drop("all")
+    groups: dict[str, dict[str, float]] = table.to_dict("index")  # type: ignore[assignment]
     metrics = {
         "train/loss": float(np.mean(losses)),
         "val/loss": float(np.mean([x.loss for x in said])),
         "val/auc": float(np.mean([x.auc for x in said])),
         "val/balanced_accuracy": float(np.mean([x.balanced_accuracy for x in said])),
     }
-    names: dict[str, str] = {}
-    for group in groups.index.drop("all"):
+    profile, names = PROFILES.get(plan.config.tracking.profile), dict[str, str]()
+    for group in groups:
         names[group] = safe_name(group, names.values())
-        metrics[f"val_loss/{names[group]}"] = float(groups.loc[group, "loss"])
-        metrics[f"val_acc/{names[group]}"] = float(groups.loc[group, "accuracy"])
+    largest = table["n"].nlargest(profile.charted_groups).index
+    for curve in profile.group_curves:
+        for group in (group for group in groups if group in largest):
+            value = groups[group][CURVES[curve]]
+            # of one class the balanced accuracy is the recall, which has its own key
+            double = curve == "bacc" and np.isfinite(groups[group]["recall"])
+            if np.isfinite(value) and not double:
+                metrics[f"val_{curve}/{names[group]}"] = value
     return metrics
+
+
+def _coverage(networks: list[FoldRun]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"fold": one.number, "seed": one.seed, **row._asdict()}
+            for one in networks
+            for row in one.monitor.coverage or ()
+        ]
+    )
+
+
+def _gaps(networks: list[FoldRun]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"fold": one.number, "seed": one.seed, "parameter": parameter, "gap": gap}
+            for one in networks
+            for parameter, gap in (one.monitor.additivity or {}).items()
+        ]
+    )

@@ -120,7 +120,7 @@ class Outcome:
         """Say what the outcome means, and what it does not."""
         if not np.isfinite(self.p):
             return f"No test of {quantity} between groups of {grouping}: {self.reason}."
-        within = "" if self.strata == "none" else f" within {self.strata}"
+        within = f" within {self.strata}".removeprefix(" within none")
         text = (
             f"{p_text(self.p)}: among relabellings of these subjects{within}, so large "
             f"a difference in {quantity} is this rare for this trained network: "

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import roc_auc_score
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,35 +58,46 @@ class Predictions:
     @property
     def balanced_accuracy(self) -> float:
         """Mean recall of the classes that are present."""
-        said = self.probabilities.argmax(1)
-        return float(balanced_accuracy_score(self.targets, said))
+        right = self.probabilities.argmax(1) == self.targets
+        present = np.unique(self.targets)
+        return float(np.mean([right[self.targets == c].mean() for c in present]))
+
+    @property
+    def recall(self) -> float:
+        """Share told rightly of people of one class; NaN where there are several."""
+        one = len(np.unique(self.targets)) == 1
+        return self.balanced_accuracy if one else float("nan")
+
+    def of(self, chosen: NDArray[np.bool_]) -> "Predictions":
+        """Return those of some people, ``chosen`` of shape ``[n]``."""
+        ids = tuple(who for who, take in zip(self.ids, chosen, strict=True) if take)
+        return Predictions(ids, self.targets[chosen], self.probabilities[chosen])
 
     def per_group(self, labels: Sequence[str]) -> pd.DataFrame:
-        """Loss and accuracy per group.
+        """How well each group is predicted.
 
         Args:
             labels: Group of each person, length ``n``.
 
         Returns:
-            Columns ``group, n, loss, accuracy``; the first row is ``all``.
+            Columns ``group, n, loss, accuracy, balanced_accuracy, auc, recall``; the
+            first row is ``all``. A group without people of every class has no ``auc``
+            (NaN), one with people of a single class has a ``recall`` instead. AUC of
+            people of several folds compares what several networks say.
         """
+        names = np.array(list(labels), dtype=np.str_)
+        parts = [("all", self)]
+        parts += [(str(g), self.of(names == g)) for g in np.unique(names)]
+        return pd.DataFrame([{"group": name, **part.row()} for name, part in parts])
+
+    def row(self) -> dict[str, float]:
+        """Return every number of these people by name."""
         right = self.probabilities.argmax(1) == self.targets
-        table = pd.DataFrame(
-            {
-                "group": list(labels),
-                "loss": self.losses,
-                "accuracy": right.astype(float),
-            }
-        )
-        groups = table.groupby("group").agg(
-            n=("loss", "size"), loss=("loss", "mean"), accuracy=("accuracy", "mean")
-        )
-        whole = pd.DataFrame(
-            {
-                "group": ["all"],
-                "n": [len(table)],
-                "loss": [self.loss],
-                "accuracy": [float(right.mean())],
-            }
-        )
-        return pd.concat([whole, groups.reset_index()], ignore_index=True)
+        return {
+            "n": len(self.ids),
+            "loss": self.loss,
+            "accuracy": float(right.mean()),
+            "balanced_accuracy": self.balanced_accuracy,
+            "auc": self.auc,
+            "recall": self.recall,
+        }

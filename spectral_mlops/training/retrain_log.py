@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spectral_mlops.errors import InputError
+from spectral_mlops.inference.exchange import by_family
 from spectral_mlops.training.retrain_permute import TargetShuffle
 from spectral_mlops.training.retrain_statistic import Cell, Statistic
 
@@ -20,6 +21,7 @@ def settings_of(shuffle: TargetShuffle, device: str = "cpu") -> dict[str, str]:
     plan = shuffle.plan
     splits = [plan.probe and plan.probe.ids]
     splits += [part for f in plan.folds for part in (f.train_ids, f.validation_ids)]
+    kinds = [[[x.tolist() for x in f] for f in by_family(k)] for k in shuffle.kinds]
     config = plan.config.model_dump(mode="json", exclude={"tracking"})
     return {
         "the settings in config.json": _digest(config),
@@ -30,7 +32,7 @@ def settings_of(shuffle: TargetShuffle, device: str = "cpu") -> dict[str, str]:
                 shuffle.strata,
                 shuffle.moving,
                 shuffle.plan.groupings,
-                [[[rows.tolist() for rows in x] for x in k] for k in shuffle.kinds],
+                kinds,
             ]
         ),
         "the device": _digest(device),

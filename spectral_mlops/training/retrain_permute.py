@@ -12,40 +12,33 @@ of the target and moves with it. Any other grouping (sex, age) belongs to the
 person: it stays, and targets move within its groups, so that each group keeps its
 share of every target. One set of retrainings so serves all groupings.
 
-Families. Relatives are alike in target too, and single people of different families
-may then not be exchanged. Families of one *kind* (as many members in each cell)
-exchange the targets of all their members as a whole, and members of one family and
-cell exchange theirs among themselves; both together, as exchangeability blocks of
-Winkler, Webster, Vidaurre, Nichols & Smith (2015). To the draw of the split, which
-keeps families together, two of one kind differ in nothing else. It assumes that
-relatives of one cell are alike in kind: a table of parents and children wants a column
-that tells them apart among the groupings. Who has no relative is a family of one, and
-where nobody has, this is the permutation of people within cells.
+Families. They move as blocks (`inference.exchange`), a cell being a stratum: as wholes
+where they have as many members in each cell, and among the members within a cell. To
+the draw of the split, which keeps families together, two of one kind differ in nothing
+else. A table of parents and children wants a column that tells them apart among the
+groupings.
 """
 
-from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import factorial
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from spectral_mlops.cohorts.families import families_of
 from spectral_mlops.errors import InputError
+from spectral_mlops.inference.exchange import (
+    Kind,
+    count_distinct,
+    draw_exchanges,
+    kinds_of,
+)
 from spectral_mlops.training.plan import NONE, STRATA, Plan
 
 FOLD = "fold"
 """Name of the part of the split, the probe being one of them."""
 FEWEST = 20
 """Different permutations below which p could not reach 0.05."""
-
-Block = tuple[NDArray[np.intp], ...]
-"""Rows of one family, cell by cell."""
-Kind = tuple[Block, ...]
-"""Families with as many members in each of the same cells."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +72,7 @@ class TargetShuffle:
     @property
     def different(self) -> int:
         """How many permutations there are that differ, the run itself among them."""
-        return _different(self.kinds, self.plan.targets)
+        return count_distinct(self.kinds, self.plan.targets)
 
     def permuted(self, number: int) -> Plan:
         """Return the run with permuted targets; number 0 is the run itself.
@@ -91,11 +84,7 @@ class TargetShuffle:
             return self.plan
         cohort = self.plan.cohort
         draw = np.random.default_rng([self.plan.config.comparison.seed, number])
-        giver = np.arange(len(cohort.people))
-        for kind in self.kinds:
-            for family, other in zip(kind, draw.permutation(len(kind)), strict=True):
-                for own, given in zip(family, kind[other], strict=True):
-                    giver[own] = draw.permutation(given)
+        (giver,) = draw_exchanges(self.kinds, 1, draw)
         people = cohort.people.copy()
         for column in self.moving:
             people[column] = people[column].array.take(giver)
@@ -129,7 +118,8 @@ def shuffle_of(plan: Plan) -> TargetShuffle:
     tested, left_out = [], []
     for name in plan.groupings:
         more = [*within, *([] if name in (*moving, *within) else [name])]
-        enough = _different(_kinds(plan, more, families), plan.targets) >= FEWEST
+        kinds = _kinds(plan, more, families)
+        enough = count_distinct(kinds, plan.targets) >= FEWEST
         if name == plan.primary or name in moving or enough:
             tested.append(name)
             within = more
@@ -172,41 +162,7 @@ def _kinds(
     columns = [*(_texts(people, name) for name in within), part.tolist()]
     cells = ["\x1f".join(labels) for labels in zip(*columns, strict=True)]
     ids = [str(who) for who in people.index]
-    named = ids if families is None else families[ids].tolist()
-    members: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for row, (family, cell) in enumerate(zip(named, cells, strict=True)):
-        members[family][cell].append(row)
-    kinds: dict[tuple[tuple[str, int], ...], list[Block]] = defaultdict(list)
-    for rows in members.values():
-        make_up = tuple((cell, len(rows[cell])) for cell in sorted(rows))
-        kinds[make_up].append(tuple(np.array(rows[cell]) for cell in sorted(rows)))
-    return tuple(tuple(kinds[make_up]) for make_up in sorted(kinds))
-
-
-def _different(kinds: Sequence[Kind], targets: NDArray[np.int64]) -> int:
-    """Count the different targets that permutations give, those of the run included.
-
-    Of each kind: which family gets whose targets, times the orders of targets within
-    the cells of every family.
-    """
-    number = 1
-    for kind in kinds:
-        given: Counter[tuple[tuple[int, ...], ...]] = Counter()
-        for family in kind:
-            labels = tuple(tuple(sorted(targets[rows].tolist())) for rows in family)
-            given[labels] += 1
-            for cell in labels:
-                number *= _orders(Counter(cell))
-        number *= _orders(given)
-    return number
-
-
-def _orders(counts: Counter[Any]) -> int:
-    """Number of orders of things of which some are alike."""
-    orders = factorial(counts.total())
-    for alike in counts.values():
-        orders //= factorial(alike)
-    return orders
+    return kinds_of(cells, None if families is None else families[ids].tolist())
 
 
 def _texts(people: pd.DataFrame, column: str) -> list[str]:

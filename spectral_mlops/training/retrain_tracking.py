@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import pandas as pd
 
 from spectral_mlops.errors import TrackingError
 from spectral_mlops.tracking import Tracker, safe_name
-from spectral_mlops.tracking.spool import read_info
+from spectral_mlops.tracking.spool import FOLDER, read_info
 from spectral_mlops.training.retrain import MEAN, RESULTS, Retrained
 
 LOGGED = "logged.json"
@@ -84,27 +85,34 @@ def deliver(result: Retrained, run: Path, uri: str | None) -> Delivery:
     if not info.get("run_id"):
         why = f"{run} does not say which MLflow run this is (spectral-mlops sync first)"
         return Delivery(False, f"Not logged to MLflow: {why}.")
-    from spectral_mlops.tracking import MlflowTracker
+    from spectral_mlops.tracking import MlflowTracker, sync_run
 
     run_id = str(info["run_id"])
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     known = str(info["tracking_uri"])
     uri = uri or (None if "***" in known else known)  # a password is never kept
-    tracker = MlflowTracker(run_id, tracking_uri=uri)
     wanted = {"run_id": run_id, "uri": uri or "", "sha256": _digest(result)}
     marker = result.folder / LOGGED
+    if marker.is_file() and json.loads(marker.read_text("utf-8")) == wanted:
+        return Delivery(True, f"Logged before to MLflow run {run_id}.")
+    folder = result.folder / f"delivery-{wanted['sha256'][:12]}"
     try:
-        if marker.is_file() and json.loads(marker.read_text("utf-8")) == wanted:
-            return Delivery(True, f"Logged before to MLflow run {run_id}.")
-        tracker.start()
+        if (folder / FOLDER).exists():  # an earlier call got no further
+            synced = sync_run(folder, uri)
+            left, where = synced.undelivered, synced.where
+        else:
+            tracker = MlflowTracker(run_id, tracking_uri=uri, folder=folder)
+            with tracker:
+                tracker.start()
+                log_retrained(result, tracker, config["training"]["epochs"] - 1)
+            left, where = tracker.undelivered, tracker.where
     except TrackingError as error:
         return Delivery(False, f"Not logged to MLflow: {error}")
-    with tracker:
-        log_retrained(result, tracker, config["training"]["epochs"] - 1)
-    if tracker.undelivered:
-        return Delivery(False, f"Not all of it is logged: {tracker.where}")
+    if left:
+        return Delivery(False, f"Not all of it is logged: {where}")
+    shutil.rmtree(folder)
     marker.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
-    return Delivery(True, f"Look at it:  {tracker.where}")
+    return Delivery(True, f"Look at it:  {where}")
 
 
 def _digest(result: Retrained) -> str:

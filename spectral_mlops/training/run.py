@@ -1,11 +1,10 @@
 """One complete run: trained, tracked, and left in a folder of its own."""
 
 import json
-import platform
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,16 @@ import pandas as pd
 import torch
 
 from spectral_mlops.cohorts import write_splits
+from spectral_mlops.config import RunConfig
 from spectral_mlops.report import layer_table
 from spectral_mlops.tracking import Tracker
+from spectral_mlops.tracking.checks import redacted
 from spectral_mlops.tracking.details import write_null
+from spectral_mlops.tracking.environment import environment_tags, environment_text
+from spectral_mlops.tracking.schema import schema
 from spectral_mlops.training.checkpoint import Checkpoints
 from spectral_mlops.training.directions import leave_directions
+from spectral_mlops.training.images import leave_images
 from spectral_mlops.training.loop import OnEpoch, Progress, RunResult, train
 from spectral_mlops.training.optimisation import check_precision
 from spectral_mlops.training.performance import Predictions
@@ -26,16 +30,20 @@ from spectral_mlops.training.plan import Plan
 
 LEFT = (
     "predictions.tsv",
+    "groups.tsv",
     "layers.tsv",
     "effects.tsv",
     "epochs.tsv",
     "controls.tsv",
+    "coverage.tsv",
+    "additivity.tsv",
     "verdict.txt",
     "null.parquet",
     "null_pairs.parquet",
+    "final.json",
+    "final.npz",
 )
-"""Results in a run's folder that are logged where they were made."""
-PACKAGES = ("spectral-mlops", "torch", "numpy", "mlflow", "optuna", "nibabel")
+"""What lies in a run's folder at the end, and is logged."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +54,15 @@ class FinishedRun:
         result: What was found.
         layers: The end-of-run table per layer (`report.layer_table`).
         folder: Where settings, splits and checkpoints lie.
+        page: The run's page, if it was drawn.
+        trouble: Why it was not.
     """
 
     result: RunResult
     layers: pd.DataFrame
     folder: Path
+    page: Path | None = None
+    trouble: str = ""
 
 
 def run(
@@ -81,7 +93,7 @@ def run(
         on_epoch: See `train`.
         device: Where tensors live.
         progress: See `train`.
-        figures: Whether directions are drawn; it takes seconds.
+        figures: Whether directions, maps and the page are drawn; it takes seconds.
         checkpoints: Whether what resuming needs is written on the way.
         resume: Whether the run was interrupted, and goes on.
 
@@ -94,22 +106,29 @@ def run(
         "spectral.kind": "train",
         "spectral.groups": ", ".join(plan.groupings),
         "spectral.probe": probe,
-        "spectral.machine": platform.machine(),
+        "spectral.profile": plan.config.tracking.profile,
         "spectral.threads": str(torch.get_num_threads()),
-        "spectral.device": device,
+        **environment_tags(_words(device)),
     }
-    summary = plan.cohort.summary()
+    summary, recorded = plan.cohort.summary(), _without_password(plan.config)
     made = [] if resume else _make(folder)
     try:
-        tracker.start(name, plan.config.flat(), {**own, **(tags or {})}, summary)
+        tracker.start(
+            name,
+            recorded.flat(),
+            {**own, **(tags or {})},
+            summary,
+            profile=plan.config.tracking.profile,
+            epochs=plan.config.training.epochs,
+        )
     except BaseException:
         for empty in made:
             empty.rmdir()
         raise
     settings = folder / "config.json"
-    settings.write_text(plan.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    settings.write_text(recorded.model_dump_json(indent=2) + "\n", encoding="utf-8")
     versions = folder / "environment.txt"
-    versions.write_text(_environment(), encoding="utf-8")
+    versions.write_text(environment_text(_words(device)), encoding="utf-8")
     write_splits(folder / "splits", plan.probe, plan.folds)
     for path in (settings, versions):
         tracker.log_file(path)
@@ -117,7 +136,14 @@ def run(
         inside = path.parent.relative_to(folder)
         tracker.log_file(path, inside.as_posix())
     kept = Checkpoints(folder, plan) if checkpoints else None
-    result = train(plan, tracker, on_epoch, device, progress, checkpoints=kept)
+
+    def each_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
+        if epoch == 0:  # an interrupted run has a schema too
+            _leave_schema(folder, plan, tracker)
+        if on_epoch is not None:
+            on_epoch(epoch, metrics)
+
+    result = train(plan, tracker, each_epoch, device, progress, checkpoints=kept)
     if resume:
         _clear(folder)
     layers = layer_table(result.last_epoch, result.divergences, plan.primary)
@@ -144,9 +170,36 @@ def run(
         figures,
     ):
         tracker.log_file(path, "" if path.parent == folder else path.parent.name)
+    _leave_schema(folder, plan, tracker)
+    page, trouble = _leave_page(folder) if figures else (None, "")
+    if page is not None:
+        tracker.log_file(page)
+    if figures:
+        trouble = _leave_images(folder, plan, tracker, result) or trouble
     if kept is not None:
         kept.remove()
-    return FinishedRun(result, layers, folder)
+    return FinishedRun(result, layers, folder, page, trouble)
+
+
+def _leave_images(folder: Path, plan: Plan, tracker: Tracker, result: RunResult) -> str:
+    """Draw maps by epoch; return what went wrong, which loses no run."""
+    try:
+        leave_images(folder, plan, tracker, result.history)
+    except Exception as error:
+        return f"The maps in images/ were not all drawn: {error}"
+    return ""
+
+
+def _leave_page(folder: Path) -> tuple[Path | None, str]:
+    """Draw the run's page; whatever goes wrong, the run is worth more than it."""
+    # Imported here: reading runs imports MLflow, which takes seconds.
+    from spectral_mlops.report.html import write_report
+    from spectral_mlops.report.stored import read_stored
+
+    try:
+        return write_report(read_stored(folder), folder / "report.html"), ""
+    except Exception as error:
+        return None, f"The page report.html was not drawn: {error}"
 
 
 def _make(folder: Path) -> list[Path]:
@@ -158,11 +211,12 @@ def _make(folder: Path) -> list[Path]:
 
 def _clear(folder: Path) -> None:
     """Remove results that an interrupted run had begun to write."""
-    names = [*LEFT, "final.json", "directions.parquet", "influence.parquet"]
+    names = [*LEFT, "directions.parquet", "influence.parquet", "report.html"]
     left = [*(folder / name for name in names), *folder.glob("checkpoints/fold-*")]
     for path in left:
         path.unlink(missing_ok=True)
-    shutil.rmtree(folder / "directions", ignore_errors=True)
+    for name in ("directions", "images"):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _leave_results(folder: Path, result: RunResult, layers: pd.DataFrame) -> None:
@@ -182,6 +236,10 @@ def _leave_results(folder: Path, result: RunResult, layers: pd.DataFrame) -> Non
         write_null(result.null, folder / "null.parquet")
     if result.null_pairs:
         write_null(result.null_pairs, folder / "null_pairs.parquet")
+    for name in ("groups", "coverage", "gaps"):
+        file = {"gaps": "additivity"}.get(name, name)
+        getattr(result, name).to_csv(folder / f"{file}.tsv", sep="\t", index=False)
+    result.history.write(folder / "final.npz")
     if result.verdict:
         (folder / "verdict.txt").write_text(result.verdict + "\n", encoding="utf-8")
     final = {name: value for name, value in result.metrics.items() if value == value}
@@ -218,7 +276,35 @@ def _predictions(validation: Sequence[Predictions]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _environment() -> str:
-    lines = [f"python=={platform.python_version()} ({platform.platform()})"]
-    lines += [f"{package}=={metadata.version(package)}" for package in PACKAGES]
-    return "\n".join(lines) + "\n"
+def _without_password(config: RunConfig) -> RunConfig:
+    """Return the settings as they are written down: a store's password is not."""
+    uri = config.tracking.uri
+    kept = config.tracking.model_copy(update={"uri": redacted(uri) if uri else uri})
+    return config.model_copy(update={"tracking": kept})
+
+
+def _leave_schema(folder: Path, plan: Plan, tracker: Tracker) -> None:
+    """Write what the run's names mean, and log it; again it replaces the first."""
+    labels = plan.labels(np.arange(len(plan.cohort.people)))
+    groups = {grouping: dict(Counter(found)) for grouping, found in labels.items()}
+    more = {
+        "primary_grouping": plan.primary,
+        "classes": list(plan.classes),
+        "target": plan.cohort.target,
+        "seeds": {
+            "training": plan.config.training.seed,
+            "relabellings": plan.config.comparison.seed,
+            "probe": plan.config.comparison.probe_seed,
+        },
+    }
+    told = schema(tracker.names, plan.quantities, groups, more)
+    path = folder / "schema.json"
+    path.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    tracker.log_file(path)
+
+
+def _words(device: str) -> str:
+    """Name the device: of a GPU also what it is."""
+    if torch.device(device).type != "cuda":
+        return device
+    return f"{device} ({torch.cuda.get_device_name(device)})"

@@ -37,6 +37,7 @@ def test_people_relabelled_within_strata_are_wrong_as_often_as_promised(name, qu
         ("many-rows", "rows relabelled, not people", "adjoint"),
         ("confounded", "no strata of the target", "activation"),
         ("passes", "labels drawn anew per batch", "adjoint"),
+        ("families", "relatives as strangers", "adjoint"),
     ],
 )
 def test_what_looks_alike_is_wrong_more_often(name, other, quantity):

@@ -42,6 +42,9 @@ class MemoryReader(Reader):
     def file(self, path: str) -> bytes:
         return self.tracker.files[path]
 
+    def images(self) -> dict[tuple[str, int], bytes]:
+        return self.tracker.images
+
     def status(self) -> str:
         return self.tracker.status
 
@@ -59,7 +62,8 @@ class SpoolReader(Reader):
         return dict(self.events("start")[0].body["params"])
 
     def tags(self) -> dict[str, str]:
-        return dict(self.events("start")[0].body["tags"])
+        events = [*self.events("start"), *self.events("tags")]
+        return {name: x for event in events for name, x in event.body["tags"].items()}
 
     def history(self, key: str) -> list[tuple[int, float]]:
         return [
@@ -85,6 +89,14 @@ class SpoolReader(Reader):
             if str(Path(event.body["folder"], Path(event.body["path"]).name)) == path
         ]
         return (self.root / event.body["path"]).read_bytes()
+
+    def images(self) -> dict[tuple[str, int], bytes]:
+        return {
+            (event.body["key"], event.body["step"]): (
+                self.root / event.body["path"]
+            ).read_bytes()
+            for event in self.events("image")
+        }
 
     def status(self) -> str:
         return str(self.events("end")[-1].body["status"])
@@ -129,6 +141,25 @@ class MlflowReader(Reader):
         folder.mkdir(exist_ok=True)
         got = self.client.download_artifacts(self.run_id, path, str(folder))
         return Path(got).read_bytes()
+
+    def images(self) -> dict[tuple[str, int], bytes]:
+        """Read file names as the page of MLflow does."""
+        assert self.tags()["mlflow.loggedImages"] == "True"
+        paths = [f.path for f in self.client.list_artifacts(self.run_id, "images")]
+        found, small = {}, set()
+        for path in paths:
+            stem, _, ending = path.removeprefix("images/").rpartition(".")
+            key, step_word, step, time_word, time, _, *rest = stem.split("+")
+            assert (step_word, time_word) == ("step", "timestamp")
+            assert int(time) > 1.6e12
+            where = key.replace("~", "/"), int(step)
+            if rest == ["compressed"] and ending == "webp":
+                small.add(where)
+            else:
+                found[where] = self.file(path)
+        assert small == found.keys()
+        assert len(paths) == 2 * len(found)
+        return found
 
     def status(self) -> str:
         return str(self.client.get_run(self.run_id).info.status)

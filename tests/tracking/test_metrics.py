@@ -129,7 +129,7 @@ def test_safe_names_have_safe_characters(text: str) -> None:
     assert safe_name(text, [safe_name(text)]) != safe_name(text)
 
 
-@pytest.mark.parametrize("count", [1, 40, 41, 121, 500])
+@pytest.mark.parametrize("count", [1, 11, 12, 121, 500])
 def test_layer_keys_are_capped_evenly_and_stay(count: int) -> None:
     layers = [f"blocks.{place}.fc" for place in range(count)]
     rows = [
@@ -139,8 +139,7 @@ def test_layer_keys_are_capped_evenly_and_stay(count: int) -> None:
     ]
     names = KeyNames()
     keys = [key for key in record_metrics([of(*rows)], names) if key[:4] == "div_"]
-    assert len(keys) == 3 * min(count, 40)
-    assert len(keys) <= 120
+    assert len(keys) == 3 * min(count, 70 // 2 // 3)
     grad = sorted(key for key in keys if key.startswith("div_grad/"))
     places = [int(key.split("/")[1].split("_")[0]) for key in grad]
     assert places[0] == 0

@@ -2,6 +2,7 @@ import json
 import logging
 import os
 import threading
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import mlflow
 import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
+from PIL import Image
 
 from spectral_mlops.errors import InputError, TrackingError
 from spectral_mlops.tracking import (
@@ -25,7 +27,7 @@ from spectral_mlops.tracking import uploader as uploader_module
 from spectral_mlops.tracking.load import load_records
 from spectral_mlops.tracking.spool import read_events
 from spectral_mlops.tracking.store import Store
-from tests.conformance import COHORT, TrackerSuite
+from tests.conformance import COHORT, TrackerSuite, picture
 from tests.tracking.factory import epoch, in_order, record, same
 from tests.tracking.readers import MlflowReader
 
@@ -265,6 +267,35 @@ def test_resent_points_are_stored_once(uri: str, broken: list[Broken]) -> None:
     assert len(attempts) >= 2
     points = open_store(uri).client.get_metric_history(tracker.run_id, "train/loss")
     assert [(p.step, p.value) for p in points] == [(0, 0.5), (1, 0.25)]
+
+
+def test_resent_images_are_stored_once(
+    uri: str, broken: list[Broken], tmp_path: Path
+) -> None:
+    tracker = away(MlflowTracker(tracking_uri=uri, folder="run"), broken)
+    client = broken[0].client
+    real = client.set_tag
+
+    def fails_at_the_end(*args: Any, **kwargs: Any) -> None:
+        raise MlflowException("connection reset")
+
+    client.set_tag = fails_at_the_end
+    broken[0].away = False
+    path = picture(tmp_path / "map.png", 300)
+    tracker.log_image(path, "maps/erank", 3)
+    assert tracker.flush() > 0
+    assert tracker.flush() > 0
+    client.set_tag = real
+    tracker.close("KILLED")
+    assert tracker.undelivered == 0
+    again = MlflowTracker(tracking_uri=uri, folder="run")  # goes on from a checkpoint
+    again.log_image(picture(path, 200), "maps/erank", 3)
+    again.log_image(path, "maps/erank", 4)
+    again.close()
+    images = MlflowReader(again, uri).images()
+    assert images.keys() == {("maps/erank", 3), ("maps/erank", 4)}
+    with Image.open(BytesIO(images["maps/erank", 3])) as first:
+        assert first.size == (300, 5)
 
 
 def test_training_goes_on_while_the_store_is_away(

@@ -15,7 +15,7 @@ from tests.tracking.factory import epoch
 def main(folder: str, uri: str, epochs: int, checkpoint: Path, limit: int) -> None:
     tracker = open_tracker(uri, folder=folder)
     with tracker:
-        tracker.start("killed", {"epochs": epochs})
+        tracker.start("killed", {"epochs": epochs}, epochs=epochs)
         if limit:  # files grow no larger, as on a full disk
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         done = int(checkpoint.read_text()) if checkpoint.exists() else -1

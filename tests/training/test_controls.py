@@ -233,6 +233,38 @@ def test_permuted_labels_stay_within_site_and_target(small):
     assert list(moved["moved"]) != list(moved["sex"])
 
 
+def test_families_are_whole_in_a_run_and_its_controls(small):
+    """Two of a family of the probe; the labels of its people allow many moves."""
+    plan = make_plan(small(), Path())
+    people = plan.cohort.people.copy()
+    people["family"] = None
+    held = list(plan.probe.ids)
+    people.loc[held, "family"] = [f"F{i // 2}" for i in range(len(held))]
+    plan = replace(plan, cohort=replace(plan.cohort, people=people))
+    fold = FoldRun(plan, 0, torch.device("cpu"))
+    tested = fold.probe(0).comparisons(19, relabel="everyone")
+    primary = outcome_of(tested, "activation", "group")
+    strata = ", ".join([" × ".join(plan.strata()) or "none", "families whole"])
+    assert primary.strata == strata
+    controls = Controls(plan, [fold], primary, primary)
+    (row, _) = controls._input_rows()
+    assert row.outcome.strata == strata
+    assert row.outcome.null in primary.null  # the same draws of the same people
+    labels = []
+    controls._probe = lambda **more: labels.append(more["labels"]) or primary
+    list(controls._permuted_rows())
+    kin = people.loc[held].assign(site=people.loc[held, "site"], moved=labels[0])
+
+    def kinds(column):
+        """Labels of whole families, by who is where."""
+        return sorted(
+            tuple(sorted(zip(own["site"], own[column], strict=True)))
+            for _, own in kin.groupby("family")
+        )
+
+    assert kinds("moved") == kinds("group")
+
+
 def test_controls_are_switched_one_by_one_and_left_in_files(small, tmp_path):
     switched = {"run": True, "draws": 1, **dict.fromkeys(OFF, False)}
     plan = make_plan(small(controls=switched), Path())

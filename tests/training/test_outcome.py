@@ -145,6 +145,11 @@ def test_the_sentence_says_what_p_means_and_what_not():
         "dynamics differ beyond the inputs, nor that a new training run would agree."
     )
     faint, _ = outcome(shift=0)
+    for strata, words in (
+        ("site, families whole", "these subjects within site, families whole, so"),
+        ("none, families whole", "these subjects, families whole, so"),
+    ):
+        assert words in replace(faint, strata=strata).sentence("adjoint", "sex")
     said = replace(faint, strata="none").sentence("adjoint", "sex")
     assert "relabellings of these subjects, so large" in said
     assert "no association of sex" in said

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from sklearn.metrics import log_loss
+from sklearn.metrics import balanced_accuracy_score, log_loss, roc_auc_score
 
 from spectral_mlops.training.performance import Predictions
 
@@ -60,3 +60,29 @@ def test_join_keeps_everybody():
     joined = Predictions.join(parts)
     assert len(joined.ids) == len(joined.targets) == 9
     assert joined.loss == pytest.approx(np.mean([*parts[0].losses, *parts[1].losses]))
+
+
+def test_a_group_of_one_class_has_recall_and_others_an_auc():
+    said = predictions(30)
+    labels = ["one"] * 9 + ["both"] * 21
+    targets = np.array([1] * 9 + [0, 1, 1] * 7)
+    said = Predictions(said.ids, targets, said.probabilities)
+    table = said.per_group(labels).set_index("group")
+    right = said.probabilities.argmax(1) == targets
+    assert table.loc["one", "recall"] == right[:9].mean()
+    assert np.isnan(table.loc["one", "auc"])
+    assert np.isnan(table.loc["both", "recall"])
+    score, target = said.probabilities[9:, 1], targets[9:]
+    assert table.loc["both", "auc"] == pytest.approx(roc_auc_score(target, score))
+    expected = balanced_accuracy_score(target, (score > 0.5).astype(int))
+    assert table.loc["both", "balanced_accuracy"] == pytest.approx(expected)
+    assert table.loc["both", "n"] == 21
+
+
+def test_of_three_classes_a_group_with_two_has_neither_auc_nor_recall():
+    said = predictions(12, classes=3)
+    table = said.per_group(["x" if t < 2 else "y" for t in said.targets])
+    row = table.set_index("group").loc["x"]
+    assert np.isnan(row["auc"])
+    assert np.isnan(row["recall"])
+    assert 0 <= row["balanced_accuracy"] <= 1

@@ -31,7 +31,7 @@ def test_the_settings_of_a_plan_name_what_was_left_to_defaults(small):
     assert flat["cohort.settings.modality"] == "fnc"
     assert flat["spectra.quantities"] == "gradient-activation-adjoint"
     assert flat["comparison.groupings"] == "group"
-    assert flat["comparison.primary_quantity"] == "activation"
+    assert flat["comparison.primary_quantity"] == "adjoint"
     again = make_plan(make_plan(config, Path()).config, Path())
     assert again.config.flat() == flat
 
@@ -57,6 +57,17 @@ def test_labels_and_strata_are_those_of_the_people(small):
         assert column[who] == str(plan.cohort.people.loc[who, name])
 
 
+def test_families_are_those_of_the_people(small):
+    plan = make_plan(small(), Path())
+    assert plan.families == {}
+    people = plan.cohort.people.copy()
+    people["family"] = [f"F{max(i, 1)}" for i in range(len(people))]
+    related = replace(plan, cohort=replace(plan.cohort, people=people))
+    assert related.families == dict(
+        zip(map(str, people.index), people["family"], strict=True)
+    )
+
+
 def test_epochs_with_a_null_end_with_the_last(small):
     plan = make_plan(
         small(training={"epochs": 10}, comparison={"null_epochs": 3}), Path()
@@ -69,14 +80,14 @@ def test_epochs_with_a_null_end_with_the_last(small):
     assert (budgeted.fixed, budgeted.budget, budgeted.epochs) == (None, 0.2, 3)
 
 
-def test_the_primary_quantity_is_the_declared_one_or_activation(small):
+def test_the_primary_quantity_is_the_declared_one_or_the_adjoint(small):
     plan = make_plan(small(), Path())
-    assert plan.primary_quantity == "activation"
-    assert "Primary outcome: activation between control and patient" in plan.notes[-1]
-    only = small(spectra={"quantities": ["gradient", "adjoint"]})
-    assert make_plan(only, Path()).primary_quantity == "gradient"
-    declared = small(comparison={"primary_quantity": "adjoint"})
-    assert make_plan(declared, Path()).primary_quantity == "adjoint"
+    assert plan.primary_quantity == "adjoint"
+    assert "Primary outcome: adjoint between control and patient" in plan.notes[-1]
+    only = small(spectra={"quantities": ["gradient", "activation"]})
+    assert make_plan(only, Path()).primary_quantity == "activation"
+    declared = small(comparison={"primary_quantity": "activation"})
+    assert make_plan(declared, Path()).primary_quantity == "activation"
 
 
 def test_a_probe_of_people_who_train_is_refused(small):

@@ -22,6 +22,7 @@ from spectral_mlops.tracking import (
 )
 from spectral_mlops.training import make_plan, read_plan, run
 from spectral_mlops.training.checkpoint import Checkpoints
+from spectral_mlops.training.history import History
 from tests.conftest import ROOT
 from tests.training.toys import toy
 
@@ -176,7 +177,7 @@ def test_other_people_settings_and_damage_are_refused(small, tmp_path, every_epo
         start(plan, folder, on_epoch=stop_at(0))
     faster = make_plan(small(training={"epochs": 3, "learning_rate": 0.1}), Path())
     with pytest.raises(InputError, match="another settings"):
-        Checkpoints(folder, faster).load([], NullEpochs(3, 0.0))
+        Checkpoints(folder, faster).load([], NullEpochs(3, 0.0), History())
     others = small(
         training={"epochs": 3}, cohort={"settings": {"seed": 4, "folder": "o"}}
     )
@@ -198,11 +199,11 @@ def test_a_checkpoint_now_and_then(small, tmp_path):
     assert not kept.due()
     now[0] = 5.0
     assert kept.due()
-    kept.save(0, [], NullEpochs(3, 0.0), {})
+    kept.save(0, [], NullEpochs(3, 0.0), {}, History())
     assert not kept.due()
-    assert kept.load([], NullEpochs(3, 0.0)) == (1, {})
+    assert kept.load([], NullEpochs(3, 0.0), History()) == (1, {})
     kept.remove()
-    assert kept.load([], NullEpochs(3, 0.0)) == (0, {})
+    assert kept.load([], NullEpochs(3, 0.0), History()) == (0, {})
 
 
 @pytest.mark.slow
