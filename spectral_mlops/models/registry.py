@@ -96,7 +96,9 @@ def build_model(component: Component, inputs: Inputs, outputs: int) -> nn.Module
 
 
 def check_built(component: Component, inputs: Inputs, outputs: int) -> None:
-    """Build a model without memory, for what only building tells.
+    """Build a model once, for what only building tells; random state stays.
+
+    Models from here take no memory; a user's own may need real numbers to be built.
 
     Args:
         component: See `build_model`.
@@ -106,5 +108,6 @@ def check_built(component: Component, inputs: Inputs, outputs: int) -> None:
     Raises:
         InputError: If it cannot be built.
     """
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+    device = "cpu" if is_imported(component.name) else "meta"
+    with torch.device(device), torch.random.fork_rng(devices=[]):
         build_model(component, inputs, outputs)

@@ -22,7 +22,7 @@ from spectral_mlops.training.kept import plain, rebuilt
 from spectral_mlops.training.plan import Plan
 
 PLACE = "checkpoints/last.pt"
-VERSION = 2
+VERSION = 3
 EVERY = 5.0
 """Seconds between checkpoints; writing one takes some hundredths of a second."""
 

@@ -236,8 +236,8 @@ def train(
         training_comparisons,
         init.together,
         progress,
-        history,
         epoch + 1,
+        history,
     )
     rows = to_divergences(init.pairs)
     return replace(
@@ -259,8 +259,8 @@ def _finish(
     training_comparisons: list[list[Comparison]],
     init: list[Comparison],
     progress: Progress | None,
-    history: History,
     epochs: int,
+    history: History,
 ) -> RunResult:
     """Measure the checkpoints chosen by validation loss."""
     for one in networks:

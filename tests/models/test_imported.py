@@ -15,6 +15,7 @@ from spectral_mlops.training.retrain import retrain_test
 from tests.training.toys import toy
 
 SOURCE = """
+import torch
 from torch import nn
 
 class Mean(nn.Module):
@@ -27,6 +28,7 @@ class Mean(nn.Module):
         return self.output(self.first(x).tanh().mean(1))
 
 def mean(inputs, outputs, width=3):
+    assert torch.ones(2).sum().item() == 2  # building may need real numbers
     return Mean(inputs, outputs, width)
 
 mean.takes = "sequence"
