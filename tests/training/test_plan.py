@@ -101,7 +101,7 @@ def test_a_cohort_too_small_for_a_probe_says_so(small):
         ({"comparison": {"divergence": "kl"}}, "js"),
         ({"model": {"name": "resnet"}}, "mlp"),
         ({"model": {"settings": {"hiden": [3]}}}, "Did you mean 'hidden'"),
-        ({"cohort": {"name": "cobre"}}, "simulated"),
+        ({"cohort": {"name": "simulatd"}}, "simulated"),
         ({"cohort": {"settings": {"presett": "easy"}}}, "Did you mean 'preset'"),
         ({"training": {"folds": 40}}, "folds=40"),
         (
