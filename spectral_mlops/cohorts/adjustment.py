@@ -16,9 +16,9 @@ from spectral_mlops.errors import InputError, UnknownNameError
 from spectral_mlops.registry import nearest
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Adjustment:
-    """Steps fitted on training people.
+    """Steps fitted on training people; ``Adjustment()`` does nothing.
 
     Attributes:
         sites: Harmonisation, if asked for; it comes first.

@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from spectral_mlops.cohorts import FeatureScaler
+from spectral_mlops.cohorts import Adjustment
 from spectral_mlops.cohorts.confounds import Design, confound_columns
+from spectral_mlops.cohorts.features import VOLUME_THRESHOLD
 from spectral_mlops.errors import UnknownNameError
 from spectral_mlops.registry import nearest
 from spectral_mlops.training.intervals import ROW, Judged, performance_table
@@ -29,6 +30,8 @@ STRENGTH = 10.0
 CONFOUND_STRENGTH = 1.0
 """The same for confounds, a handful of z-scored columns."""
 STEPS = 5000
+CHUNK = 1 << 16
+"""Features that are looked at together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,13 +129,12 @@ def _linear(plan: Plan) -> Baseline:
     said, probed = [], []
     for fold in plan.folds:
         train = cohort.rows(fold.train_ids)
+        features = cohort.features
         adjustment = plan.adjustment(train)
-        scaler = FeatureScaler.fit(adjustment.apply(cohort, train))
-        known, *others = (
-            scaler.transform(adjustment.apply(cohort, rows)).astype(np.float64)
-            for rows in (train, *_held_out(plan, fold.validation_ids))
-        )
-        known, others = _rotated(known, others)
+        if adjustment != Adjustment():
+            features = adjustment.apply(cohort, np.arange(len(features)))
+        rows = [train, *_held_out(plan, fold.validation_ids)]
+        known, *others = _rotated(features, rows)
         parts = _fit(plan, train, known, others, fold.validation_ids, STRENGTH)
         said.append(parts[0])
         probed += parts[1:]
@@ -160,28 +162,45 @@ def _held_out(plan: Plan, validation: Sequence[str]) -> list[NDArray[np.intp]]:
     return [plan.cohort.rows(part) for part in ids]
 
 
-def _rotated(known: Array, others: Sequence[Array]) -> tuple[Array, list[Array]]:
-    """Turn wide rows into as many columns as there are training people.
+def _rotated(
+    features: NDArray[np.floating], rows: Sequence[NDArray[np.intp]]
+) -> list[Array]:
+    """Turn wide z-scored rows into as many columns as there are training people.
 
     An L2 penalty keeps weights in the span of the training rows, so the fit is the same
     in coordinates of that span, whatever the number of features. Lengths are divided by
-    the root of that number, so that one penalty fits all widths.
+    the root of that number, so that one penalty fits all widths. Features are read some
+    at a time: volumes may be larger than memory.
 
     Args:
-        known: Training rows, shape ``[n, d]``.
-        others: Further rows, each ``[m, d]``.
+        features: Of everyone, shape ``[people, *shape]``; of volumes, voxels whose
+            training mean exceeds the scaler's threshold are taken.
+        rows: Of the training people first, then of others.
 
     Returns:
-        The same rows, ``[n, r]`` and ``[m, r]`` with ``r ≤ n``.
+        Their coordinates, each ``[len(rows), r]`` with ``r`` at most the number of
+        training people.
     """
-    width = known.shape[1]
-    values, vectors = np.linalg.eigh(known @ known.T / width)
-    kept = values > values[-1] * 1e-10
-    turn = vectors[:, kept] / np.sqrt(values[kept])  # [n, r]
-    return (
-        vectors[:, kept] * np.sqrt(values[kept]),
-        [rows @ known.T @ turn / width for rows in others],
-    )
+    flat = features.reshape(len(features), -1)
+    train, count = rows[0], len(rows[0])
+    together = np.concatenate(rows)
+    products, width = np.zeros((len(together), count)), 0
+    for start in range(0, flat.shape[1], CHUNK):
+        block = flat[:, start : start + CHUNK]
+        known = block[train].astype(np.float64)
+        mean, spread = known.mean(axis=0), known.std(axis=0)
+        kept = np.ptp(known, axis=0) > 0
+        if features.ndim > 2:
+            kept &= mean > VOLUME_THRESHOLD
+        z = (block[together][:, kept] - mean[kept]) / spread[kept]
+        products += z @ z[:count].T
+        width += int(kept.sum())
+    products /= max(width, 1)
+    values, vectors = np.linalg.eigh(products[:count])
+    turned = values > max(values[-1], 0) * 1e-10
+    turn = vectors[:, turned] / np.sqrt(values[turned])  # [n, r]
+    ends = np.cumsum([len(part) for part in rows])[:-1]
+    return np.split(products @ turn, ends)
 
 
 def _fit(

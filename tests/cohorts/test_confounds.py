@@ -132,7 +132,10 @@ def cohort(people, features):
 
 def test_nothing_is_done_unless_asked(cohort):
     rows = np.arange(5)
-    same = Adjustment.fit(cohort, rows).apply(cohort, rows)
+    nothing = Adjustment.fit(cohort, rows)
+    assert nothing == Adjustment()
+    assert Adjustment.fit(cohort, rows, ["age"]) != Adjustment()
+    same = nothing.apply(cohort, rows)
     np.testing.assert_array_equal(same, cohort.features[:5])
 
 

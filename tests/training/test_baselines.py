@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from spectral_mlops.cohorts import FeatureScaler
 from spectral_mlops.errors import UnknownNameError
 from spectral_mlops.training import make_plan
 from spectral_mlops.training.baselines import baselines, correlations_of, judge
@@ -32,6 +34,29 @@ def test_the_linear_baseline_is_plain_logistic_regression(small):
             np.testing.assert_allclose(part.probabilities, expected, atol=2e-3)
             assert part.ids == tuple(plan.cohort.people.index[rows])
             np.testing.assert_array_equal(part.targets, plan.targets[rows])
+
+
+def test_features_are_read_some_at_a_time(small, monkeypatch):
+    plan = make_plan(small(), Path())
+    volumes = np.abs(plan.cohort.features).reshape(-1, 11, 3, 2)
+    volumes[:, 2] = 0.05  # below the threshold of volumes, and constant
+    cohort = replace(plan.cohort, features=volumes, modality="volume")
+    plan = replace(plan, cohort=cohort)
+    at_once = baselines(plan)[0]
+    monkeypatch.setattr("spectral_mlops.training.baselines.CHUNK", 7)
+    parts = baselines(plan)[0]
+    for one, other in zip(at_once.probe, parts.probe, strict=True):
+        np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-5)
+    fold = plan.folds[0]
+    train, held = (
+        plan.cohort.rows(ids) for ids in (fold.train_ids, fold.validation_ids)
+    )
+    scaler = FeatureScaler.fit(volumes[train])
+    known = scaler.transform(volumes[train])
+    plain = LogisticRegression(C=10 / scaler.width, max_iter=5000, tol=1e-8)
+    plain.fit(known, plan.targets[train])
+    expected = plain.predict_proba(scaler.transform(volumes[held]))
+    np.testing.assert_allclose(parts.validation[0].probabilities, expected, atol=2e-3)
 
 
 def test_the_confounds_are_those_of_the_people(small):

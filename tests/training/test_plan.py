@@ -112,7 +112,7 @@ def test_a_cohort_too_small_for_a_probe_says_so(small):
         ({"comparison": {"divergence": "kl"}}, "js"),
         ({"model": {"name": "lstn"}}, "Did you mean 'lstm'"),
         ({"model": {"settings": {"hiden": [3]}}}, "Did you mean 'hidden'"),
-        ({"cohort": {"name": "cobre"}}, "simulated"),
+        ({"cohort": {"name": "simulatd"}}, "simulated"),
         ({"cohort": {"settings": {"presett": "easy"}}}, "Did you mean 'preset'"),
         ({"training": {"folds": 40}}, "folds=40"),
         (
