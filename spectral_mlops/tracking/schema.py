@@ -60,6 +60,10 @@ _MEANINGS: tuple[tuple[str, str], ...] = (
     ),
     (r"init/divergence_(?P<w>.+)", "the same at the untrained networks ({w})"),
     (
+        r"final/(?P<w>.+)_sd_(?P<g>folds|seeds)",
+        "SD of {w} over {g}: how much trainings vary, no evidence about people",
+    ),
+    (
         r"final/divergence_(?P<w>.+)",
         "z over layers of the {w}'s divergence on the probe, at the chosen checkpoints",
     ),
@@ -74,6 +78,7 @@ _MEANINGS: tuple[tuple[str, str], ...] = (
         r"auc/(?P<w>.+)",
         "area under the curve of {w} over epochs, as its mean over those it has",
     ),
+    (r"baseline/(?P<w>.+)", "AUC of a simple model in the same folds: {w}"),
     (r"controls/(?P<w>.+)", "z of the primary outcome under the control {w}"),
     (r"train/loss", "mean loss of training people, mean over folds, nats"),
     (r"val/(?P<w>.+)", "{w} of validation people, mean over folds"),
@@ -91,6 +96,7 @@ _MEANINGS: tuple[tuple[str, str], ...] = (
         r"val_recall/(?P<g>.+)",
         "share of validation people of group {g}, all of one class, told rightly",
     ),
+    (r"cost/null_every", "every so many epochs labels were permuted"),
     (r"cost/tracking_s", "seconds of the training thread spent on tracking"),
     (r"cost/pending", "points and files that wait to be delivered"),
     (r"nonfinite/metrics", "metrics of this step that were not finite"),

@@ -124,13 +124,14 @@ def _linear(plan: Plan) -> Baseline:
     cohort, about = plan.cohort, "the network's features"
     if cohort.modality == "timecourses":
         vectors = correlations_of(cohort.features)
-        cohort = replace(cohort, features=vectors, modality="fnc")
+        cohort = replace(cohort, features=vectors, modality="fnc", lengths=None)
         about = "correlations of the time courses"
     said, probed = [], []
     for fold in plan.folds:
         train = cohort.rows(fold.train_ids)
         features = cohort.features
-        adjustment = plan.adjustment(train)
+        wanted = plan.config.confounds
+        adjustment = Adjustment.fit(cohort, train, wanted.regress, wanted.harmonise)
         if adjustment != Adjustment():
             features = adjustment.apply(cohort, np.arange(len(features)))
         rows = [train, *_held_out(plan, fold.validation_ids)]

@@ -306,6 +306,7 @@ def _finish(
     if plan.config.training.patience is not None:
         metrics["final/epochs"] = float(epochs)
     metrics |= history.metrics()
+    metrics = dict(sorted(metrics.items(), key=lambda item: _beside(item[0])))
     tracker.log_metrics(metrics, step=epochs - 1)
     divergences = to_divergences(compared)
     return RunResult(
@@ -331,6 +332,11 @@ def _finish(
         null_pairs=[] if probed.pairs is together else probed.pairs,
         performance=performance,
     )
+
+
+def _beside(key: str) -> bool:
+    """Tell what stands beside the headline numbers: a run with few keys drops it."""
+    return "_sd" in key or key.startswith(("baseline/", "controls/"))
 
 
 def _compare(

@@ -27,7 +27,8 @@ OFF = ("unrelated_target", "nuisance", "matched", "pseudo", "permuted")
 @pytest.fixture
 def trained(small):
     """A plan, its folds after two epochs, and what they show on the probe."""
-    plan = make_plan(small(comparison={"permutations": 39}), Path())
+    settings = {"permutations": 39, "primary_quantity": "activation"}
+    plan = make_plan(small(comparison=settings), Path())
     folds = [FoldRun(plan, k, torch.device("cpu")) for k in range(2)]
     untrained = probe_of(plan, folds)
     for fold in folds:
@@ -285,7 +286,7 @@ def test_controls_are_switched_one_by_one_and_left_in_files(small, tmp_path):
 
 
 def combined_primary(tracker):
-    (z,) = [v for k, _, v in tracker.history if k == "final/divergence_activation"]
+    (z,) = [v for k, _, v in tracker.history if k == "final/divergence_adjoint"]
     return z
 
 

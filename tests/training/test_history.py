@@ -20,7 +20,7 @@ def test_best_and_area_of_a_curve():
         metrics = {"val/loss": loss, "val/auc": auc}
         if epoch == 3:
             metrics["divergence/gradient"] = 1.5
-        history.add(epoch, [], metrics, [], "diagnosis")
+        history.add(epoch, [], metrics, {}, "diagnosis")
     assert history.metrics() == {
         "best/val_auc": 0.9,
         "best/val_loss": 1.0,
@@ -44,7 +44,8 @@ def test_mean_spectra_are_dense_and_by_rank_position():
                 spectrum("b", group="control group", status="non-finite"),
             )
             records.append(EpochRecord(epoch, "train", shown, (), fold))
-        history.add(epoch, records, {}, [0, epoch], "diagnosis")
+        best = {(0, 0): 0, (1, 0): epoch}
+        history.add(epoch, records, {}, best, "diagnosis")
     arrays = history.arrays()
     assert arrays["layers"].tolist() == ["a", "b"]
     assert arrays["quantities"].tolist() == ["gradient", "adjoint"]
@@ -75,7 +76,8 @@ def test_divergences_are_of_the_primary_grouping():
         divergence("a", value=9.0, grouping="sex"),
         divergence("b", value=np.nan),
     )
-    history.add(0, [EpochRecord(0, "train", (), rows)], {}, [0], "diagnosis")
+    shown = [EpochRecord(0, "train", (), rows)]
+    history.add(0, shown, {}, {(0, 0): 0}, "diagnosis")
     found = history.divergences[0]
     assert found["a", "gradient"] == pytest.approx(0.3)
     assert np.isnan(found["b", "gradient"])
@@ -100,7 +102,8 @@ def test_what_a_run_says_of_itself(small, tmp_path):
         told["keys"]
     )
     coverage = pd.read_csv(folder / "coverage.tsv", sep="\t")
-    assert list(coverage) == ["fold", "parameter", "layer", "method", "split", "why"]
+    columns = ["fold", "seed", "parameter", "layer", "method", "split", "why"]
+    assert list(coverage) == columns
     assert len(coverage) == 2 * 6
     assert set(coverage["method"]) == {"rows"}
     gaps = pd.read_csv(folder / "additivity.tsv", sep="\t")
