@@ -336,6 +336,14 @@ def test_several_seeds_are_spread_and_effects_are_told(
     assert "training.seeds=0" in err
 
 
+def test_a_model_for_other_people_is_refused(command, cohort_files):
+    words = fnc(cohort_files)[: -len(QUICK)]
+    code, _, err = command(*words, "--model", "gru")
+    assert code == 2
+    assert "The model 'gru' takes time courses" in err
+    assert not Path("runs").exists()
+
+
 def test_an_unusable_store_is_one_sentence(command, cohort_files):
     code, _, err = command(*fnc(cohort_files), "--tracking", "gopher://x")
     assert code == 2

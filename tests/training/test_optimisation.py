@@ -245,6 +245,9 @@ def test_a_last_batch_of_one_joins_the_one_before_under_batch_statistics():
     }
     assert all(sum(found) == people and min(found) > 1 for found in sizes.values())
     assert any(people % size == 1 for size in sizes)
+    split_with(fold, people - 1)
+    assert np.isfinite(fold.train_epoch(0)[1])
+    assert max(fold.monitor.additivity.values()) < 1e-5
 
 
 def split_with(fold, size):
