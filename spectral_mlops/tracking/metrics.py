@@ -5,6 +5,7 @@ compared and never which run: ``<section>/<name>``, short, what differs last.
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
@@ -223,14 +224,18 @@ def _summaries(
 ) -> dict[str, dict[str, list[float]]]:
     """Collect each charted summary of batches and folds, by key and layer."""
     spectra = [s for record in records for s in record.spectra if s.status == "ok"]
-    shaped = {(s.layer, s.quantity) for s in spectra if not s.degenerate}
+    shaped: set[tuple[str, Quantity]] = set()
+    for s in spectra:
+        if (s.layer, s.quantity) not in shaped and not s.degenerate:
+            shaped.add((s.layer, s.quantity))
     usable = [s for s in spectra if (s.layer, s.quantity) in shaped]
+    usable.sort(key=_quantity_order)
+    groups = [names.group(s.grouping, s.group) for s in usable]
     cells: dict[str, dict[str, list[float]]] = {}
     for section, (summary, scale) in CHARTED.items():
-        for s in sorted(usable, key=_quantity_order):
-            value = s.summaries.get(summary, np.nan) * s.factor_of(scale)
-            if np.isfinite(value):
-                group = names.group(s.grouping, s.group)
+        for s, group in zip(usable, groups, strict=True):
+            value = s.summaries.get(summary, math.nan) * s.factor_of(scale)
+            if math.isfinite(value):
                 cell = cells.setdefault(f"{section}_{SHORT[s.quantity]}/{group}", {})
                 cell.setdefault(s.layer, []).append(value)
     return cells
