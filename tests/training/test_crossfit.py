@@ -31,11 +31,11 @@ def test_the_parts_are_combined_by_twice_their_mean(small):
     assert table["held_out"].tolist() == [28, 28]
     alone = train(parts[1], MemoryTracker()).metrics
     assert table["p"][1] == alone["final/primary_p"]
-    assert table["z"][1] == alone["final/divergence_activation"]
+    assert table["z"][1] == alone[f"final/divergence_{plan.primary_quantity}"]
     together = min(1.0, 2 * float(np.mean(table["p"])))
     assert f"p = {together:.3f}".replace("0.", ".", 1) in said
     results[0] = replace(results[0], metrics={})
-    assert "No test of activation" in crossfit_table(plan, parts, results)[1]
+    assert "No test of adjoint" in crossfit_table(plan, parts, results)[1]
 
 
 def test_more_parts_than_people_of_a_group_are_refused(small):
