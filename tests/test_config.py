@@ -59,7 +59,8 @@ def test_an_unknown_key_at_the_top():
     message = refusal({"trainin": {}})
     assert message == (
         "run.toml: unknown key 'trainin'; known here are cohort, model, training, "
-        "spectra, comparison, controls, tracking. Did you mean 'training'?"
+        "spectra, comparison, controls, confounds, baselines, tracking. Did you mean "
+        "'training'?"
     )
 
 

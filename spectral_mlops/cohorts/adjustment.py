@@ -3,7 +3,8 @@
 Fitted on the training people of a fold, applied to anyone. Nothing unless asked for.
 """
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,7 +76,53 @@ class Adjustment:
             features = self.confounds.transform(features, people)
         return features
 
+    def to_arrays(self) -> dict[str, NDArray[np.generic]]:
+        """Return plain arrays to store, as `from_arrays` takes them."""
+        arrays: dict[str, NDArray[np.generic]] = {}
+        if self.sites is not None:
+            arrays["sites"] = np.array([self.sites.column, *self.sites.sites])
+            arrays |= {f"sites_{name}": getattr(self.sites, name) for name in _SITES}
+        if self.confounds is not None:
+            design = self.confounds.design
+            arrays["design"] = np.array(json.dumps([design.numbers, design.levels]))
+            arrays["centre"] = self.confounds.centre
+            arrays["slopes"] = self.confounds.slopes
+        return arrays
 
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> "Adjustment":
+        """Rebuild an adjustment from `to_arrays`.
+
+        Raises:
+            InputError: If an array is missing or damaged.
+        """
+        floats = {
+            name: np.asarray(array, dtype=np.float64)
+            for name, array in arrays.items()
+            if name not in ("sites", "design")
+        }
+        sites, confounds = None, None
+        try:
+            if "sites" in arrays:
+                column, *names = (str(name) for name in arrays["sites"])
+                parts = [floats[f"sites_{name}"] for name in _SITES]
+                sites = ComBat(column, tuple(names), *parts)
+            if "design" in arrays:
+                numbers, levels = json.loads(str(arrays["design"]))
+                design = Design(
+                    {name: (mean, sd) for name, (mean, sd) in numbers.items()},
+                    {name: tuple(known) for name, known in levels.items()},
+                )
+                parts = [floats["centre"], floats["slopes"]]
+                confounds = ConfoundRegression(design, *parts)
+        except (KeyError, ValueError) as error:
+            raise InputError(
+                f"A stored adjustment is not complete ({error}); train again."
+            ) from error
+        return cls(sites, confounds)
+
+
+_SITES = ("mean", "spread", "shift", "scale")
 _NONE = np.zeros((0, 0), dtype=np.float32)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from spectral_mlops.cohorts import FeatureScaler
+from spectral_mlops.cohorts import Adjustment, FeatureScaler
 from spectral_mlops.inference.comparison import (
     Comparison,
     headline,
@@ -82,6 +82,7 @@ class RunResult:
             reached a parameter, on the first watched batch of every network.
         weights: State dict of the chosen checkpoint, of each network.
         scalers: What each fold's features were scaled with before the network.
+        adjustments: What was taken out of each fold's features before that.
         init: On the probe at the untrained networks, averaged like ``divergences``.
         controls: What the primary outcome was held against (`controls_table`), if
             it was.
@@ -131,6 +132,7 @@ class RunResult:
     gaps: pd.DataFrame = field(default_factory=pd.DataFrame)
     history: History = field(default_factory=History)
     performance: pd.DataFrame = field(default_factory=pd.DataFrame)
+    adjustments: list[Adjustment] = field(default_factory=list)
 
 
 class _EpochOfNetworks:
@@ -321,6 +323,7 @@ def _finish(
         additivity=metrics["final/additivity"],
         weights=[one.best_weights for one in networks],
         scalers=[fold[0].scaler for fold in by_fold(networks, networks)],
+        adjustments=[fold[0].adjustment for fold in by_fold(networks, networks)],
         init=[],
         controls=table,
         verdict=verdict,

@@ -262,6 +262,10 @@ def _leave_checkpoints(folder: Path, result: RunResult) -> None:
     for fold, one in enumerate(result.scalers):
         scaler: dict[str, Any] = {**one.to_arrays()}
         np.savez(folder / f"fold-{fold}-scaler.npz", **scaler)
+    for fold, other in enumerate(result.adjustments):
+        arrays: dict[str, Any] = {**other.to_arrays()}
+        if arrays:
+            np.savez(folder / f"fold-{fold}-adjustment.npz", **arrays)
 
 
 def _predictions(validation: Sequence[Predictions]) -> pd.DataFrame:

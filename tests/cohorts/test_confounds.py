@@ -177,3 +177,17 @@ def test_time_courses_have_no_confounds(people):
     with pytest.raises(InputError, match=r"not the same in two people"):
         check_adjustment(cohort, ["age"], None, [])
     check_adjustment(cohort, [], None, [])
+
+
+def test_an_adjustment_is_stored_without_pickles(cohort, tmp_path):
+    rows, held = np.arange(30), np.arange(30, 40)
+    fitted = Adjustment.fit(cohort, rows, ["age", "sex"], "site")
+    np.savez(tmp_path / "a.npz", **fitted.to_arrays())
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as arrays:
+        again = Adjustment.from_arrays(arrays)
+        lacking = {name: arrays[name] for name in arrays if name != "slopes"}
+    np.testing.assert_array_equal(fitted.apply(cohort, held), again.apply(cohort, held))
+    assert Adjustment().to_arrays() == {}
+    assert Adjustment.from_arrays({}) == Adjustment()
+    with pytest.raises(InputError, match=r"not complete \('slopes'\); train again"):
+        Adjustment.from_arrays(lacking)

@@ -301,6 +301,8 @@ def test_runs_with_confounds_and_other_splits(small, tmp_path, changes):
     everyone = done.result.groups.set_index("group")["n"]
     assert everyone["all"] == 56 - len(plan.probe.ids)
     assert (tmp_path / "run" / "performance.tsv").exists()
+    stored = list((tmp_path / "run" / "checkpoints").glob("*-adjustment.npz"))
+    assert len(stored) == ("confounds" in changes) * len(plan.folds)
     again = read_plan(tmp_path / "run", Path())
     assert (again.probe, again.folds) == (plan.probe, plan.folds)
 
