@@ -31,7 +31,7 @@ def test_misspelt_setting_names_the_nearest():
 
 def test_unknown_preset_lists_the_presets():
     component = Component(name="simulated", settings={"preset": "hard"})
-    with pytest.raises(InputError, match=r"'null', 'realistic' or 'easy'"):
+    with pytest.raises(InputError, match=r"'easy', 'confounded' or 'dirty'"):
         check_cohort(component)
 
 
