@@ -6,7 +6,7 @@ relabelled, and what that can show) and `inference` (z and p).
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -52,12 +52,17 @@ class Subject:
     refused: str = ""
 
 
-def compare(seen: Subject, null: Null) -> list[Comparison]:
+def compare(
+    seen: Subject, null: Null, solved: "Solved | None" = None
+) -> list[Comparison]:
     """Compare groups at every layer and quantity.
 
     Args:
         seen: What was watched.
         null: How groups are compared.
+        solved: Spectra under relabellings, kept for other statistics of the same
+            watched batches under the same null; filled here. Only where everyone's
+            labels move together is all of it kept.
 
     Returns:
         One comparison per layer, quantity, grouping and pair of groups; for the
@@ -65,7 +70,7 @@ def compare(seen: Subject, null: Null) -> list[Comparison]:
         over its pairs.
     """
     find_statistic(null.statistic)
-    comparing = _Comparing(seen, null)
+    comparing = _Comparing(seen, null, {} if solved is None else solved)
     return [
         row
         for grouping, sizes in _sizes(seen.spectra).items()
@@ -74,6 +79,8 @@ def compare(seen: Subject, null: Null) -> list[Comparison]:
 
 
 Pairs = list[tuple[str, str]]
+Solved = dict[tuple[str, int, int, str, str], Relabelled]
+"""By grouping, kept batch, number of relabellings, layer and quantity."""
 
 
 @dataclass(eq=False)
@@ -82,9 +89,7 @@ class _Comparing:
 
     seen: Subject
     null: Null
-    relabelled: dict[tuple[int, int, str, str], Relabelled] = field(
-        default_factory=dict
-    )
+    relabelled: Solved
 
     def __post_init__(self) -> None:
         self.cells = _cells(self.seen.spectra)
@@ -150,7 +155,8 @@ class _Comparing:
         self, labels: dict[str, str], pair: tuple[str, str] | None, grouping: str
     ) -> People:
         """Draw the relabellings of a pair's people, or of everyone."""
-        self.relabelled.clear()  # they are of others
+        if pair is not None:
+            self.relabelled.clear()  # they are of others
         moved = {
             person: label
             for person, label in labels.items()
@@ -195,7 +201,8 @@ class _Comparing:
         groups = sorted({group for pair in pairs for group in pair})
         refusal = people.refusal(grouping, groups) if self._wanted else ""
         number = 0 if refusal or not self._wanted else people.relabelled.number
-        found, reason = self._under(people, pairs, layer, quantity, number)
+        cell = grouping, layer, quantity
+        found, reason = self._under(people, pairs, cell, number)
         if found is None:
             return described, "none", reason
         if not number or np.isnan(found[0]):
@@ -226,9 +233,17 @@ class _Comparing:
         return (np.array([np.mean(values)]), "") if values else (nothing, reasons[0])
 
     def _under(
-        self, people: People, pairs: Pairs, layer: str, quantity: str, number: int
+        self, people: People, pairs: Pairs, cell: tuple[str, str, str], number: int
     ) -> tuple[Values | None, str]:
-        """Mean over kept batches and pairs under each relabelling, ``[number + 1]``."""
+        """Mean over kept batches and pairs under each relabelling, ``[number + 1]``.
+
+        Args:
+            people: Who is relabelled.
+            pairs: Of groups.
+            cell: Grouping, layer and quantity.
+            number: Of relabellings.
+        """
+        grouping, layer, quantity = cell
         found = []
         for i, seen in enumerate(self.seen.observed):
             kept = seen.layers.get(layer)
@@ -236,7 +251,7 @@ class _Comparing:
             if part is None:
                 why = kept.reasons.get(quantity) if kept else None
                 return None, why or "nothing was kept of this layer for a null"
-            key = (i, number, layer, quantity)
+            key = (grouping, i, number, layer, quantity)
             if key not in self.relabelled:
                 codes = people.columns(seen.people, number)
                 self.relabelled[key] = Relabelled(part, codes)

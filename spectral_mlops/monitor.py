@@ -6,7 +6,7 @@ weights and statistics untouched) is where inference happens.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from itertools import chain
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from spectral_mlops.common_size import Subsampled, at_common_size, subsampled
-from spectral_mlops.compare import Subject, compare
+from spectral_mlops.compare import Solved, Subject, compare
 from spectral_mlops.errors import CaptureError, InputError
 from spectral_mlops.hooks.context import capture
 from spectral_mlops.hooks.coverage import CoverageRow
@@ -134,6 +134,36 @@ class EpochSpectra:
         how = replace(how, everyone=relabel == "everyone")
         self._compared = self._compare(how)
         return self._compared
+
+    def comparisons_by(
+        self, statistics: Sequence[str], permutations: int = 199, seed: int = 0
+    ) -> dict[str, list[Comparison]]:
+        """`comparisons` by several statistics, everyone's labels moving together.
+
+        Spectra under relabellings, which take nearly all of the time, are solved
+        once for all of them.
+
+        Args:
+            statistics: Names; the first one is what `to_records` holds afterwards.
+            permutations: See `comparisons`.
+            seed: See `comparisons`.
+
+        Returns:
+            Of each statistic what `comparisons` gives with ``relabel="everyone"``.
+
+        Raises:
+            CaptureError: If a null is asked for after `release`.
+            InputError: If a name is unknown, or none is given.
+        """
+        if not statistics:
+            raise InputError("statistics=[]: name at least one statistic.")
+        found: dict[str, list[Comparison]] = {}
+        solved: Solved = {}
+        for name in dict.fromkeys(statistics):
+            how = self._null(permutations, "auto", seed, name)
+            found[name] = self._compare(replace(how, everyone=True), solved)
+        self._compared = found[statistics[0]]
+        return found
 
     def omnibus(
         self,
@@ -272,9 +302,9 @@ class EpochSpectra:
             self.spectra, self._observed, self.source, self.batches, self._refused
         )
 
-    def _compare(self, null: Null) -> list[Comparison]:
+    def _compare(self, null: Null, solved: Solved | None = None) -> list[Comparison]:
         """Compare, with adjoints re-formed where they were."""
-        found = compare(self._subject, null)
+        found = compare(self._subject, null, solved)
         if self.reformed is None or not self._observed:
             return found
         return self.reformed.in_place_of(found, self._observed[0].groupings, null)

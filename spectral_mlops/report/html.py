@@ -28,6 +28,7 @@ from spectral_mlops.report.html_people import (
 )
 from spectral_mlops.report.html_tables import number, settings_html, tables_section
 from spectral_mlops.report.stored import StoredRun
+from spectral_mlops.report.trends import trend_cells
 
 LEVEL = 0.05
 PICTURES = 2_000_000
@@ -62,7 +63,14 @@ def report_page(run: StoredRun) -> str:
         _head(run),
         '<nav class="choose" id="choose"></nav>',
         _section("spectra", "Spectra", "spectra ridge", run.spectra.empty),
-        _section("trajectories", "Over training", "rank norm apart", run.spectra.empty),
+        _section(
+            "trajectories",
+            "Over training",
+            "rank norm rank-apart norm-apart apart"
+            if data["trends"]
+            else "rank norm apart",
+            run.spectra.empty,
+        ),
         _section(
             "maps",
             "Where and when groups differ",
@@ -89,6 +97,7 @@ def report_data(run: StoredRun, frame: Frame) -> dict[str, Any]:
     maps, notes = divergence_maps(
         run.divergences, run.tables.get("epochs", pd.DataFrame()), frame
     )
+    trends, left_out = trend_cells(run.tables.get("trends", pd.DataFrame()), frame)
     primary = next(iter(frame.groupings), "")
     where = connectomes(run.maps)
     return {
@@ -102,9 +111,10 @@ def report_data(run: StoredRun, frame: Frame) -> dict[str, Any]:
         "styles": group_styles(frame.groupings),
         "level": LEVEL,
         "summaries": SUMMARIES,
-        "notes": [*frame.notes, *notes],
+        "notes": [*frame.notes, *notes, *left_out],
         "spectra": spectra_cells(run.spectra, frame),
         "trajectories": trajectory_cells(run.spectra, frame),
+        "trends": trends,
         "maps": maps,
         "performance": performance(run.metrics, frame.groupings.get(primary, ())),
         "people": people_of(run.tables.get("groups")),

@@ -18,6 +18,9 @@ WORDS = {
     "layers": "Per layer at the end. p max is adjusted over layers (max-T). Effective "
     "ranks depend on how many people of a group are in a batch.",
     "epochs": "The probe over training. p max is adjusted over epochs and layers.",
+    "trends": "How far the groups' effective ranks (absolute difference) and norms of "
+    "gradients (absolute log ratio of unbiased squares) are apart on the probe, with 5 "
+    "and 95 % of relabelled values. p max is adjusted over epochs and layers.",
     "effects": "How large the differences are, at a common number of people.",
     "coverage": "Every parameter, how it was watched, or why not.",
     "additivity": "How exactly the groups' gradients add up to the gradient, relative "

@@ -19,6 +19,7 @@ from spectral_mlops.tracking.shards import Kind, table_of
 TABLES = (
     "layers",
     "epochs",
+    "trends",
     "controls",
     "coverage",
     "additivity",

@@ -22,7 +22,7 @@ from spectral_mlops.training.kept import plain, rebuilt
 from spectral_mlops.training.plan import Plan
 
 PLACE = "checkpoints/last.pt"
-VERSION = 3
+VERSION = 4
 EVERY = 5.0
 """Seconds between checkpoints; writing one takes some hundredths of a second."""
 
@@ -75,7 +75,7 @@ class Checkpoints:
             epoch: The last one that is done, and logged.
             networks: All of them.
             null_epochs: As decided.
-            along: Comparisons on the probe, by epoch.
+            along: Comparisons on the probe, by epoch, of all statistics.
             history: Curves and mean spectra so far.
         """
         state = self._of | {

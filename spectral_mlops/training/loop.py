@@ -7,7 +7,7 @@ are averaged relabelling by relabelling before z is formed (`networks`).
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -43,6 +43,7 @@ from spectral_mlops.training.outcome import outcome_of
 from spectral_mlops.training.performance import Predictions
 from spectral_mlops.training.plan import Plan
 from spectral_mlops.training.trajectories import trajectory_table
+from spectral_mlops.training.trends import compare_everyone, only, trend_table
 from spectral_mlops.training.verdict import controls_table, verdict_of
 
 OnEpoch = Callable[[int, Mapping[str, float]], None]
@@ -90,6 +91,7 @@ class RunResult:
             empty where there is no probe.
         trajectories: Epochs of the probe adjusted over epochs and layers, and their
             clusters (`trajectory_table`).
+        trends: How far groups' ranks and norms are apart there (`trend_table`).
         directions: Of the first layer at chosen epochs, all networks.
         angles: Between groups there, under the relabellings of the probe.
         influence: Of each group's steps on each group's loss, all epochs and networks.
@@ -122,6 +124,7 @@ class RunResult:
     controls: pd.DataFrame | None
     verdict: str
     trajectories: pd.DataFrame = field(default_factory=pd.DataFrame)
+    trends: pd.DataFrame = field(default_factory=pd.DataFrame)
     directions: list[Direction] = field(default_factory=list)
     angles: list[RelabelledAngle] = field(default_factory=list)
     influence: list[Influence] = field(default_factory=list)
@@ -201,7 +204,8 @@ def train(
         training_comparisons = [_compare(plan, x, with_null) for x in seen]
         probed = [one.probe(epoch) for one in networks] if with_null else []
         held_out = [x for x in probed if x is not None]
-        together = _on_probe(plan, networks, held_out).together
+        found_now = _on_probe(plan, networks, held_out)
+        together = found_now.together
         if with_null:
             null_epochs.decide(clock() - learned, learned - began)
         shown = _EpochOfNetworks(
@@ -215,7 +219,8 @@ def train(
         if epoch == 0:
             metrics |= _null_cost(null_epochs)
         if held_out:
-            along[epoch] = [x for x in together if x.grouping == plan.primary]
+            every = (*together, *found_now.trends)
+            along[epoch] = [x for x in every if x.grouping == plan.primary]
         best = {(one.number, one.seed): one.best_epoch for one in networks}
         history.add(epoch, shown.to_records(), metrics, best, plan.primary)
         tracker.log(shown, metrics)
@@ -246,7 +251,8 @@ def train(
         found,
         metrics=found.metrics | _null_cost(null_epochs),
         init=[row for row in rows if row.grouping == plan.primary],
-        trajectories=trajectory_table(along),
+        trajectories=trajectory_table(only(along, plan.config.comparison.divergence)),
+        trends=trend_table(along),
         coverage=_coverage(networks),
         gaps=_gaps(networks),
         history=history,
@@ -342,18 +348,12 @@ def _beside(key: str) -> bool:
     return "_sd" in key or key.startswith(("baseline/", "controls/"))
 
 
-def _compare(
-    plan: Plan,
-    spectra: EpochSpectra,
-    with_null: bool,
-    relabel: Literal["pair", "everyone"] = "pair",
-) -> list[Comparison]:
+def _compare(plan: Plan, spectra: EpochSpectra, with_null: bool) -> list[Comparison]:
     settings = plan.config.comparison
     return spectra.comparisons(
         settings.permutations if with_null else 0,
         seed=settings.seed,
         divergence=settings.divergence,
-        relabel=relabel,
     )
 
 
@@ -365,11 +365,13 @@ class _OnProbe(NamedTuple):
         pairs: With those of each pair alone, which is what is recorded; the very same
             list where there is one pair.
         everyone: ``together`` of each network.
+        trends: Like ``together``, by other statistics (`trends.TRENDS`).
     """
 
     together: list[Comparison]
     pairs: list[Comparison]
     everyone: list[list[Comparison]]
+    trends: list[Comparison]
 
 
 def _on_probe(
@@ -377,14 +379,15 @@ def _on_probe(
 ) -> _OnProbe:
     """Compare groups on the probe; nothing where there is none."""
     if not held_out:
-        return _OnProbe([], [], [])
-    everyone = [_compare(plan, x, True, "everyone") for x in held_out]
+        return _OnProbe([], [], [], [])
+    everyone, others = compare_everyone(plan, held_out)
     together = mean_comparisons(networks, everyone)
+    trends = mean_comparisons(networks, others)
     primary = [item for item in together if item.grouping == plan.primary]
     if len(plan.groupings) > 1 or len(_groups(primary)) > 2:
         pairs = [_compare(plan, x, True) for x in held_out]
-        return _OnProbe(together, mean_comparisons(networks, pairs), everyone)
-    return _OnProbe(together, together, everyone)
+        return _OnProbe(together, mean_comparisons(networks, pairs), everyone, trends)
+    return _OnProbe(together, together, everyone, trends)
 
 
 def _spread(

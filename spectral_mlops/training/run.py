@@ -34,6 +34,7 @@ LEFT = (
     "layers.tsv",
     "effects.tsv",
     "epochs.tsv",
+    "trends.tsv",
     "controls.tsv",
     "coverage.tsv",
     "additivity.tsv",
@@ -155,6 +156,8 @@ def run(
         tracker.log_table(result.effects, "effects")
     if len(result.trajectories):
         tracker.log_table(result.trajectories, "epochs")
+    if len(result.trends):
+        tracker.log_table(result.trends, "trends")
     if len(result.performance):
         tracker.log_table(result.performance, "performance")
     _leave_results(folder, result, layers)
@@ -233,6 +236,8 @@ def _leave_results(folder: Path, result: RunResult, layers: pd.DataFrame) -> Non
         result.controls.to_csv(folder / "controls.tsv", sep="\t", index=False)
     if len(result.trajectories):
         result.trajectories.to_csv(folder / "epochs.tsv", sep="\t", index=False)
+    if len(result.trends):
+        result.trends.to_csv(folder / "trends.tsv", sep="\t", index=False)
     if len(result.performance):
         path = folder / "performance.tsv"
         result.performance.to_csv(path, sep="\t", index=False)

@@ -12,6 +12,7 @@ from spectral_mlops.report.input_maps import InputMaps
 from tests.report.pages import HOSTILE, stored
 from tests.report.test_html import SITES
 from tests.report.test_html_compare import finished
+from tests.report.test_trends import table_of
 
 pytestmark = pytest.mark.browser
 
@@ -68,7 +69,7 @@ def opened(browser):
     page.close()
 
 
-def whole():
+def whole(**tables):
     """A run with all there is to draw, and names as bad as can be."""
     rng = np.random.default_rng(0)
     stack = rng.normal(size=(2, 6, 6))
@@ -81,7 +82,8 @@ def whole():
     controls["p"] = np.linspace(0.9, 0.1, 12)
     return stored(
         groups=(HOSTILE, "<b>b</b>", "c"), layers=(HOSTILE, "out"), name=HOSTILE,
-        verdict=HOSTILE, maps=maps, tables={"controls": controls},
+        verdict=HOSTILE, maps=maps,
+        tables={"controls": controls, **tables},
     )  # fmt: skip
 
 
@@ -90,14 +92,38 @@ def choose(frame, menu, label):
 
 
 def test_a_report_draws_everything_in_the_frame_and_asks_for_nothing(opened):
-    frame, wrong = opened(report_page(whole()))
+    apart = table_of((HOSTILE, "<b>b</b>"), (HOSTILE, "out"))
+    frame, wrong = opened(report_page(whole(trends=apart)))
+    choose(frame, "quantity", "gradient")
     plots = frame.evaluate(PLOTS)
     empty = [name for name, drawn in plots if not drawn]
     assert empty == ["plot-counts"]  # of cost/pending the run has none
-    assert len(plots) == 13
+    assert len(plots) == 15
     assert frame.evaluate("window.hit") is None
     names = frame.locator("#plot-spectra .legendtext").all_text_contents()
     assert "<b>b</b>" in names  # Plotly reads tags in names unless they are escaped
+    assert wrong() == []
+
+
+NAMES = """id => [...document.querySelectorAll(`#plot-${id} .legendtext`)].map(
+  (text) => text.textContent)"""
+
+
+def test_ranks_and_norms_apart_have_bands_and_stars(opened):
+    frame, wrong = opened(report_page(stored(tables={"trends": table_of()})))
+    choose(frame, "quantity", "gradient")
+    for plot in ("rank-apart", "norm-apart"):
+        names = frame.evaluate(NAMES, plot)
+        assert names == [
+            "relabelled: 5 to 95 %", "relabelled: mean", "control – patient",
+            "p max ≤ 0.05",
+        ]  # fmt: skip
+    choose(frame, "layer", "out")
+    assert frame.locator("#plot-rank-apart .nothing").count() == 1
+    assert "p max ≤ 0.05" not in frame.evaluate(NAMES, "norm-apart")
+    choose(frame, "quantity", "activation")
+    nothing = frame.locator("#plot-norm-apart .nothing").inner_text()
+    assert "gradients alone" in nothing
     assert wrong() == []
 
 

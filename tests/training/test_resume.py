@@ -30,6 +30,7 @@ RESULTS = (
     "predictions.tsv",
     "layers.tsv",
     "epochs.tsv",
+    "trends.tsv",
     "effects.tsv",
     "performance.tsv",
     "directions/angles.tsv",

@@ -121,12 +121,60 @@ function report(data) {
         xaxis: { title: { text: "epoch" } }, yaxis: { title: { text: data.summaries[name] } },
       });
     }
+    const trends = [trend("rank-apart", "effective_rank_difference", "Effective ranks apart", "|difference of effective ranks|"),
+      trend("norm-apart", "unbiased_norm_ratio", "Norms apart (unbiased; gradients alone)", "larger norm / smaller norm")];
     apart();
     const note = byId("trajectories-note");
     if (note) {
-      note.textContent = `Bands of ranks and norms: SD over folds, which is variability and no evidence; no null is `
-        + `recorded for them, and they depend on how many people of a group there are (on average ${sizes}). ` + (mapOf(state.source) || { reasons: [] }).reasons.filter((r) => r.startsWith("descriptive")).map(sentence).join(" ");
+      const told = data.trends.length
+        ? "what relabelling gives for them stands in the two plots of how far they are apart, always on the probe "
+          + `(${STAR}: p max ≤ ${data.level}, adjusted over epochs and layers; exploratory), ` : "no null is recorded for them, ";
+      note.textContent = `Bands of ranks and norms per group: SD over folds, which is variability and no evidence; ${told}`
+        + `and they depend on how many people of a group there are (on average ${sizes}). `
+        + trends.flat().map(sentence).join(" ") + " "
+        + (mapOf(state.source) || { reasons: [] }).reasons.filter((r) => r.startsWith("descriptive")).map(sentence).join(" ");
     }
+  }
+
+  // Two groups' ranks or norms apart on the probe, in the band of the same relabellings.
+  function trend(id, statistic, title, axis) {
+    const pair = pairs()[state.pair];
+    const c = pair && state.grouping === data.primary && data.trends.find((t) => t.statistic === statistic
+      && t.quantity === state.quantity && t.layer === state.layer && t.group_a === pair.group_a && t.group_b === pair.group_b);
+    const whole = `${title}: ${short(state.layer)}, ${state.quantity}, probe`;
+    if (!c) {
+      draw(id, whole, []);
+      return [];
+    }
+    const traces = [];
+    const inside = c.epochs.map((_, i) => i).filter((i) => known(c.null_05[i]) && known(c.null_95[i]));
+    const of = (field) => inside.map((i) => c[field][i]);
+    const xs = inside.map((i) => c.epochs[i]);
+    if (inside.length === 1) {
+      traces.push({ x: [xs[0], xs[0]], y: [c.null_05[inside[0]], c.null_95[inside[0]]], mode: "lines", hoverinfo: "skip",
+        line: { color: "rgba(90,98,110,0.35)", width: 14 }, name: "relabelled: 5 to 95 %" });
+    } else if (inside.length) {
+      traces.push({ x: [...xs, ...xs.slice().reverse()], y: [...of("null_95"), ...of("null_05").reverse()], fill: "toself",
+        mode: "lines", line: { width: 0 }, fillcolor: "rgba(90,98,110,0.18)", name: "relabelled: 5 to 95 %", hoverinfo: "skip" },
+      { x: xs, y: of("null_mean"), mode: "lines", line: { color: "#5a626e", width: 1, dash: "dash" },
+        name: "relabelled: mean", hovertemplate: "%{y:.4g}" });
+    }
+    const hover = c.epochs.map((e, i) => `epoch ${e}: ${fmt(c.value[i])}`
+      + (known(c.z[i]) ? `, z ${fmt(c.z[i])}` : "") + (known(c.p_max[i]) ? `, p max ${fmt(c.p_max[i])}` : ""));
+    traces.push({ x: c.epochs, y: c.value, text: hover, hovertemplate: "%{text}<extra></extra>", mode: "lines+markers",
+      line: { color: "#1b1f24", width: 2 }, marker: { color: "#1b1f24", size: 5 },
+      name: `${short(c.group_a)} – ${short(c.group_b)}` });
+    traces.push(...stars(c.epochs, c.value, c.p_max));
+    draw(id, whole, traces, { xaxis: { title: { text: "epoch" } }, yaxis: { title: { text: axis } } });
+    return c.reasons;
+  }
+
+  // Stars on what is significant after adjusting.
+  function stars(x, y, p) {
+    const marks = x.map((_, i) => i).filter((i) => known(y[i]) && known(p[i]) && p[i] <= data.level);
+    return marks.length ? [{ x: marks.map((i) => x[i]), y: marks.map((i) => y[i]), mode: "markers",
+      marker: { symbol: "star", size: 14, color: "#D55E00", line: { color: "#fff", width: 1 } },
+      name: `p max ≤ ${data.level}`, hoverinfo: "skip" }] : [];
   }
 
   const rooted = (m) => m.divergence.startsWith("js");
@@ -162,12 +210,7 @@ function report(data) {
     traces.push({ x: m.epochs, y, text: hover, hovertemplate: "%{text}<extra></extra>", mode: "lines+markers",
       line: { color: "#1b1f24", width: 2 }, marker: { color: "#1b1f24", size: 5 },
       name: `${short(m.group_a)} – ${short(m.group_b)}` });
-    const marks = m.epochs.map((_, i) => i).filter((i) => known(m.p_max[row][i]) && m.p_max[row][i] <= data.level);
-    if (marks.length) {
-      traces.push({ x: marks.map((i) => m.epochs[i]), y: marks.map((i) => y[i]), mode: "markers",
-        marker: { symbol: "star", size: 14, color: "#D55E00", line: { color: "#fff", width: 1 } },
-        name: `p max ≤ ${data.level}`, hoverinfo: "skip" });
-    }
+    traces.push(...stars(m.epochs, y, m.p_max[row]));
     const inCluster = m.epochs.map((_, i) => i).filter((i) => known(m.cluster_p[row][i]) && m.cluster_p[row][i] <= data.level);
     if (inCluster.length) {
       traces.push({ x: m.epochs, y: m.epochs.map((_, i) => (inCluster.includes(i) ? 0 : null)), mode: "lines+markers",
