@@ -790,6 +790,7 @@ class SpectralMonitor:
             "step": self._step,
             "steps": self._steps,
             "additivity": self.additivity,
+            "coverage": self.coverage and [tuple(row) for row in self.coverage],
             "trained_on": sorted(self._trained_on),
         }
 
@@ -797,7 +798,8 @@ class SpectralMonitor:
         """Go on where `state_dict` was taken."""
         self._epoch, self._step = state["epoch"], state["step"]
         self._steps = state["steps"]
-        self.additivity = state["additivity"]
+        self.additivity, rows = state["additivity"], state["coverage"]
+        self.coverage = rows and [CoverageRow(*row) for row in rows]
         self._trained_on = set(state["trained_on"])
 
     # -- held-out people ---------------------------------------------------------

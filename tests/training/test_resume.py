@@ -34,6 +34,10 @@ RESULTS = (
     "effects.tsv",
     "performance.tsv",
     "directions/angles.tsv",
+    "coverage.tsv",
+    "additivity.tsv",
+    "groups.tsv",
+    "performance.tsv",
     "verdict.txt",
 )
 
