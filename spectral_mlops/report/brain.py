@@ -1,8 +1,8 @@
 """Directions of input space on the brain: connectomes, slices, NIfTI.
 
 Colours are those of ColorBrewer's red–blue scale, which most colour-blind people tell
-apart; white is zero, grey is where nothing is known. All panels of a figure share one
-scale.
+apart; white is zero, grey is where nothing is known (on slices, which nilearn draws,
+white too). All panels of a figure share one scale.
 """
 
 import gzip
@@ -87,13 +87,13 @@ def volume_figure(
     title: str = "",
     note: str = "",
 ) -> "Figure":
-    """Draw the first direction over voxels: three slices per group.
+    """Draw the first direction over voxels: nilearn's three slices per group.
 
     The slices go through the largest absolute loading of the last group; letters say
-    which side is left and which posterior.
+    which side is left.
 
     Args:
-        volumes: Group to maps, shape ``[k, x, y, z]``, axes RAS; NaN is grey.
+        volumes: Group to maps, shape ``[k, x, y, z]``, axes RAS; NaN is white, as zero.
         affine: From voxels to mm.
         shares: Group to each direction's share of energy.
         title: Above all panels.
@@ -108,35 +108,68 @@ def volume_figure(
     if not volumes or any(len(maps) == 0 for maps in volumes.values()):
         raise InputError("There is no map to draw.")
     firsts = {group: maps[:1] for group, maps in volumes.items()}
-    figure, axes, limit = _panels(firsts, len(firsts), 3, title, note, 0.85)
+    figure, axes, limit = _panels(firsts, len(firsts), 1, title, note, 0.85, wide=3)
     last = np.nan_to_num(list(firsts.values())[-1][0])
     at = np.unravel_index(np.abs(last).argmax(), last.shape)
-    place = (affine @ [*at, 1.0])[:3]
+    place = tuple(float(x) for x in (affine @ [*at, 1.0])[:3])
+    where = ", ".join(f"{c} = {x:.0f} mm" for c, x in zip("xyz", place, strict=True))
     image: Any = None
     for row, (group, maps) in enumerate(firsts.items()):
-        for axis, letter in enumerate("xyz"):
-            panel = axes[row, axis]
-            cut = np.take(maps[0], at[axis], axis=axis).T
-            image = _draw(panel, cut, limit, origin="lower")
-            panel.set_xticks([])
-            panel.set_yticks([])
-            where = f"{letter} = {place[axis]:.0f} mm".replace("-", "−")
-            words = [where]
-            if axis == 0:
-                share = (shares or {}).get(group)
-                words.insert(0, f"{group}: {_rank(0, share)}")
-            panel.set_title("\n".join(words), fontsize=8.5, loc="left")
-            for side, word in enumerate("LR" if axis else "PA"):
-                panel.text(
-                    0.02 + 0.96 * side,
-                    0.02,
-                    word,
-                    fontsize=7,
-                    ha="right" if side else "left",
-                    transform=panel.transAxes,
-                )
+        frame = axes[row, 0]
+        words = f"{group}: {_rank(0, (shares or {}).get(group))}"
+        said = f"{words}\n{where}".replace("-", "−") if row == 0 else words
+        frame.set_title(said, fontsize=8.5, loc="left")
+        image = _slices(figure, frame, maps[0], affine, place, limit)
     _scale(figure, axes, image, firsts, limit)
     return figure
+
+
+def _slices(
+    figure: "Figure",
+    frame: "Axes",
+    values: Array,
+    affine: Array,
+    place: tuple[float, ...],
+    limit: float,
+) -> Any:
+    """Let nilearn draw three slices over a frame, and follow it when it moves.
+
+    nilearn places slices once; the frame gets its place when the figure is drawn.
+    """
+    import nibabel
+    from nilearn.plotting import plot_stat_map
+
+    image: Any = nibabel.Nifti1Image(  # type: ignore[no-untyped-call]
+        np.nan_to_num(values).astype(np.float32), affine
+    )
+    display = plot_stat_map(
+        image,
+        bg_img=None,
+        figure=figure,
+        axes=frame,
+        cut_coords=place,
+        colorbar=False,
+        cmap=COLOURS,
+        vmin=-limit,
+        vmax=limit,
+        black_bg=False,
+        annotate=False,
+        draw_cross=False,  # it is thick, and hides the voxel that it is about
+    )
+    display.annotate(size=7, positions=False)
+    display.draw_cross(cut_coords=place, color="0.3", linewidth=0.6)
+
+    def follow(inner: Any) -> Any:
+        def locate(axes: Any, renderer: Any) -> Any:
+            display.rect = frame.get_position().extents
+            return inner(axes, renderer).shrunk(0.94, 1.0)  # a gap between slices
+
+        return locate
+
+    slices = [cut.ax for cut in display.axes.values()]
+    for axes in slices:
+        axes.set_axes_locator(follow(axes.get_axes_locator()))
+    return slices[0].images[0]
 
 
 def direction_to_nifti(
@@ -221,13 +254,17 @@ def _panels(
     title: str,
     note: str,
     height: float = 1.0,
+    wide: int = 1,
 ) -> tuple["Figure", NDArray[Any], float]:
-    """Return a figure, its axes ``[rows, columns]`` and where the scale ends."""
+    """Return a figure, its axes ``[rows, columns]`` and where the scale ends.
+
+    A panel is ``wide`` times as wide as a square one.
+    """
     from matplotlib.figure import Figure
 
     side = 2.7
     figure = Figure(
-        figsize=(side * columns + 1.3, side * height * rows + 1.1),
+        figsize=(side * columns * wide + 1.3, side * height * rows + 1.1),
         layout="constrained",
     )
     axes = figure.subplots(rows, columns, squeeze=False)

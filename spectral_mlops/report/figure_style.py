@@ -187,6 +187,12 @@ def label_of(*groups: str) -> str:
     return f" {words}" if words.startswith("_") else words
 
 
+def say_nothing(panel: "Axes") -> None:
+    """Say in a panel that there is nothing to draw."""
+    panel.text(0.5, 0.5, "none", color="0.5", ha="center", transform=panel.transAxes)
+    panel.set_yticks([])
+
+
 def whole_ticks(axes: "Axes", count: int = 5) -> None:
     """Mark whole numbers only: there is no half an epoch."""
     from matplotlib.ticker import MaxNLocator

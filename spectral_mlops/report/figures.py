@@ -9,6 +9,7 @@ from spectral_mlops.report import (
     figures_divergence,
     figures_people,
     figures_spectra,
+    figures_trends,
 )
 from spectral_mlops.report.figure_style import FIGURES, SETTINGS, TWO_COLUMNS, Page
 from spectral_mlops.report.stored import StoredRun
@@ -18,7 +19,7 @@ __all__ = ["FIGURES", "FORMATS", "draw_figure"]
 FORMATS = ("pdf", "svg", "png")
 WIDTHS = (40.0, 400.0)
 """Narrowest and widest figure, mm."""
-PARTS = (figures_spectra, figures_divergence, figures_people)
+PARTS = (figures_spectra, figures_divergence, figures_trends, figures_people)
 """Where figures are; imported, they stand in `FIGURES`."""
 _METADATA: dict[str, dict[str, Any]] = {
     "pdf": {"CreationDate": None},

@@ -19,6 +19,7 @@ from spectral_mlops.report.figure_style import (
     numbers,
     plain,
     plain_layer,
+    say_nothing,
     shown_of,
     whole_ticks,
 )
@@ -89,7 +90,7 @@ def draw_trajectories(stored: StoredRun, page: Page) -> "Figure":
             if panel.has_data():
                 whole_ticks(panel)
             else:
-                _say_nothing(panel)
+                say_nothing(panel)
     label_panels(axes, quantities, layers, "epoch")
     people = "probe" if probe else "training batches"
     words = f"divergence ({plain(maps[0]['divergence'])}), {people}"
@@ -183,11 +184,6 @@ def _marks(panel: "Axes", one: dict[str, Any], values: Array, high: float) -> No
             fontsize=9,
             color="white" if dark else "black",
         )
-
-
-def _say_nothing(panel: "Axes") -> None:
-    panel.text(0.5, 0.5, "none", color="0.5", ha="center", transform=panel.transAxes)
-    panel.set_yticks([])
 
 
 def _curve(panel: "Axes", one: dict[str, Any], layer: int, colour: str) -> None:

@@ -174,7 +174,8 @@ def _figure(stem: Path, plan: Plan, drawn: _Drawn, title: str) -> list[Path]:
         return save_figure(figure, stem)
     if space.affine is None:
         return []
-    figure = volume_figure(vectors, space.affine, shares, title, NOTE)
+    note = NOTE.replace("Grey: not a feature.", "White: zero, or not a feature.")
+    figure = volume_figure(vectors, space.affine, shares, title, note)
     written = save_figure(figure, stem)
     files: dict[str, str] = {}
     for group, maps in vectors.items():

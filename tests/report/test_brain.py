@@ -127,13 +127,35 @@ def test_slices_go_through_the_largest_loading():
     affine[:3, 3] = -10
     figure = volume_figure(maps, affine, {"a": [0.4, 0.2], "everyone": [0.3, 0.1]}, "T")
     panels = [axes for axes in figure.axes if axes.images]
-    assert [p.get_title("left") for p in panels[3:]] == [
-        "everyone: 1st direction, 30% of energy\nx = 6 mm", "y = −2 mm", "z = −6 mm"
-    ]  # fmt: skip
+    assert len(panels) == 6
+    for panel in panels[:3]:
+        assert panel.images[0].get_array().min() >= 0
     for panel in panels[3:]:
-        assert panel.images[0].get_array().min() == -0.9
-    assert "40% of energy" in panels[0].get_title("left")
+        assert panel.images[0].get_array().min() == np.float32(-0.9)
+    frames = [axes for axes in figure.axes if axes.get_title("left")]
+    assert [frame.get_title("left") for frame in frames] == [
+        "a: 1st direction, 40% of energy\nx = 6 mm, y = −2 mm, z = −6 mm",
+        "everyone: 1st direction, 30% of energy",
+    ]
     assert not overlaps(figure)
+    for row, frame in enumerate(frames):  # slices are where their frame came to lie
+        outside = frame.get_position().padded(1e-6)
+        for panel in panels[3 * row : 3 * row + 3]:
+            box = panel.get_window_extent().transformed(figure.transFigure.inverted())
+            assert outside.x0 <= box.x0 < box.x1 <= outside.x1
+            assert outside.y0 <= box.y0 < box.y1 <= outside.y1
+
+
+def test_slices_know_left_from_right():
+    """Nilearn shows the brain's left on the left, whichever way the voxels run."""
+    whole = np.full((1, 6, 5, 4), 0.1)
+    whole[0, 0] = -0.9
+    for affine, left in ((np.diag([4.0, 4, 4, 1]), 0), (np.diag([-4.0, 4, 4, 1]), -1)):
+        figure = volume_figure({"a": whole}, affine)
+        front = [axes for axes in figure.axes if axes.images][1]
+        drawn = front.images[0].get_array()
+        assert (drawn[:, left] == np.float32(-0.9)).all()
+        assert {text.get_text() for text in front.texts} == {"L", "R"}
 
 
 def test_an_image_has_every_loading_at_its_voxel(tmp_path):

@@ -19,10 +19,13 @@ from spectral_mlops.report.figures import FIGURES, FORMATS, draw_figure
 from spectral_mlops.report.input_maps import InputMaps
 from spectral_mlops.report.stored import StoredRun
 from spectral_mlops.tracking import MemoryTracker
+from tests.report.test_trends import table_of
 from tests.tracking.factory import Epoch, divergence, spectrum
 
 HOSTILE = ["$x^2$", "</text><script>", "a\nb", "患者", "x" * 300, "_^{", "%s \\frac"]
 QUANTITIES = ("gradient", "activation", "adjoint")
+DRAWN_OF_ANY = {*FIGURES} - {"directions", "directions-activation", "trends"}
+"""Figures that ask for neither directions nor a probe."""
 
 
 def stored_of(
@@ -90,12 +93,20 @@ def stored_of(
         divergences=tracker.to_frame("divergences"),
         metrics=metrics.assign(time=0),
         final={},
-        tables={"epochs": joint} if probe else {},
+        tables={"epochs": joint, "trends": trends_of(layers, groups, epochs)}
+        if probe
+        else {},
         verdict="",
         directions=[],
         influence=[],
         maps=maps_of(groups),
     )
+
+
+def trends_of(layers, groups, epochs):
+    """One pair apart at the first epoch; the last layer has norms alone."""
+    table = table_of((groups[0], groups[-1]), layers, range(epochs))
+    return table.assign(p_max=np.where(table.epoch == 0, 0.01, 0.5))
 
 
 def maps_of(groups):
@@ -169,7 +180,9 @@ def test_hostile_names_are_drawn_as_they_are(name, tmp_path):
     draw_figure(strange, name, tmp_path / "a.pdf")
 
 
-@pytest.mark.parametrize("name", [n for n in FIGURES if "directions" not in n])
+@pytest.mark.parametrize(
+    "name", [n for n in FIGURES if "directions" not in n and n != "trends"]
+)
 def test_one_epoch_without_a_probe(name, tmp_path):
     little = stored_of(epochs=1, probe=False)
     draw_figure(little, name, tmp_path / "a.pdf", "pdf", 180)
@@ -223,6 +236,26 @@ def test_effective_ranks_are_those_of_the_records(stored):
             assert value == pytest.approx(sum(folds) / len(folds), rel=1e-3)
     stars = [text for text in panel.texts if text.get_text() == "*"]
     assert [star.xy[0] for star in stars] == [0]
+
+
+def test_ranks_and_norms_apart_are_those_of_the_table(stored):
+    from spectral_mlops.report.figure_style import Page
+
+    figure = FIGURES.get("trends")(stored, Page(180.0))
+    panels = np.array(figure.axes).reshape(2, 4)
+    rank, norm = panels[0, 0], panels[0, 3]
+    assert norm.get_title() == "norm, gradient"
+    assert list(rank.lines[0].get_ydata()) == [1.5] * 3
+    assert norm.lines[0].get_ydata() == pytest.approx([np.exp(0.75)] * 3, rel=1e-3)
+    (band,) = rank.collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == (0.5, 2.0)
+    faces = [line.get_markerfacecolor() for line in rank.lines[1:]]
+    assert faces == [rank.lines[0].get_color(), "white", "white"]
+    assert [len(panels[1, i].lines) > 0 for i in range(4)] == [False] * 3 + [True]
+    lacking = replace(stored, tables={})
+    with pytest.raises(InputError, match="no table trends"):
+        FIGURES.get("trends")(lacking, Page(180.0))
 
 
 def test_what_cannot_be_drawn_is_said(stored, tmp_path):

@@ -171,7 +171,7 @@ def test_a_simulated_brain_gets_images(small, tmp_path):
         "preset": "easy", "people": 48, "components": 7, "modality": "volume",
         "volumes": True, "voxel_mm": 12.0, "folder": str(tmp_path / "cohort"),
     }  # fmt: skip
-    plan, _, done = finish(
+    plan, tracker, done = finish(
         small,
         tmp_path,
         cohort={"settings": cohort},
@@ -180,7 +180,8 @@ def test_a_simulated_brain_gets_images(small, tmp_path):
     )
     folder = done.folder / "directions"
     for group in ("control", "patient", "everyone"):
-        assert (folder / f"gradient-{group}-2.nii.gz").is_file()
+        name = f"gradient-{group}-2.nii.gz"
+        assert tracker.files[f"directions/{name}"] == (folder / name).read_bytes()
     image = nibabel.load(folder / "activation-control-1.nii.gz")
     assert image.shape == plan.cohort.features.shape[1:]
     assert np.array_equal(image.affine, plan.cohort.space.affine)
