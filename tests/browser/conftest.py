@@ -1,6 +1,5 @@
 """Three finished runs in a real MLflow, and a browser that looks at them."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -17,7 +16,6 @@ from spectral_mlops.tracking import open_tracker, view_experiment
 from spectral_mlops.training import make_plan, run
 from tests.tracking.servers import LOOPBACK, Server, running, sqlite_server
 
-CHROMIUM = shutil.which("chromium")
 COLOURS = ("#0072B2", "#D55E00", "#009E73")
 """One per run, as a person may choose them; MLflow's own come from the run's id."""
 QUIET_PAGE = {
@@ -104,20 +102,6 @@ def runs(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     view = view_experiment("widths", server.address)
     number = view.where.partition("/experiments/")[2].partition("/")[0]
     return Runs(server.address, number, numbers, view.where)
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no chromium here")
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here")
-    with playwright.sync_playwright() as started:
-        # Without a sandbox, which root has none of; it sees our own pages alone.
-        opened = started.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox"]
-        )
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

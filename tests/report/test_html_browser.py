@@ -1,7 +1,5 @@
 """Pages in a browser, in a sandboxed frame as MLflow shows them."""
 
-import shutil
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -28,21 +26,6 @@ PLOTS = """[...document.querySelectorAll(".plot")].map(
 ROWS = """[...document.querySelectorAll("#tables tbody tr")].filter(
   (row) => !row.hidden).length"""
 DRAWN = "() => document.querySelectorAll('.plot .main-svg').length"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    if program is None:
-        pytest.skip("there is no Chromium here")
-    api = pytest.importorskip("playwright.sync_api")
-    with api.sync_playwright() as playwright:
-        # Root, as in a container, has no sandbox of the program's own.
-        browser = playwright.chromium.launch(
-            executable_path=program, args=["--no-sandbox"]
-        )
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
