@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-SCRIPTS = ("parts", "report", "compare")
+SCRIPTS = ("parts", "report", "compare", "sweep")
 """Files of ``page/`` in their order; each draws what it finds data of."""
 
 
