@@ -125,7 +125,8 @@ def importance_table(importances: pd.DataFrame) -> pd.DataFrame:
     named = importances.assign(
         column=importances["target"] + ", " + importances["evaluator"]
     )
-    order = list(dict.fromkeys(named.sort_values("evaluator")["column"]))
+    order = list(dict.fromkeys(named["column"]))  # AUC and divergence side by side
+    order.sort(key=lambda name: name.rpartition(", ")[2].lower())
     table = named.pivot_table(
         index="setting", columns="column", values="importance", sort=False
     )[order]
@@ -188,9 +189,12 @@ def _accurate(study: StudyPage) -> str:
 
 
 def _shown(study: StudyPage) -> pd.DataFrame:
-    """Return the table of trials: the primary divergence once."""
+    """Return the table of trials, what they are judged by first."""
+    first = ["trial", "state", "auc", "divergence", "p", "allowed", "front"]
+    last = ["infeasible", "error", "run"]
     twice = f"divergence.{study.quantity}"
-    return study.trials.drop(columns=[twice], errors="ignore")
+    rest = [c for c in study.trials if c not in (*first, *last, twice)]
+    return study.trials.reindex(columns=[*first, *rest, *last])
 
 
 def _section(name: str, title: str, plots: str) -> str:

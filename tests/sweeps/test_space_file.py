@@ -203,3 +203,17 @@ def test_without_a_file_flags_alone_count():
     assert read_sweep(None, {"objective": "auc,divergence"})[1].objective == (
         "auc,divergence"
     )
+
+
+def test_the_space_of_the_readme_is_one():
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (block,) = (
+        part.partition("```")[0]
+        for part in text.split("```toml\n")[1:]
+        if part.startswith("[sweep]")
+    )
+    space, judged = read_sweep(written(block), {})
+    assert judged.objective == "constrained"
+    for corner in space.corners:
+        training = corner["training"]
+        assert ("momentum" in training) == (training["optimizer"] == "sgd")

@@ -64,11 +64,12 @@ function sweep(data) {
       const values = trials.map(x).filter(known);
       const numbers = values.every((v) => typeof v === "number");
       const log = numbers && Math.min(...values) > 0 && Math.max(...values) / Math.min(...values) > 20;
-      layout[axisName("x", i)] = { ...AXIS, domain: places[i].x, anchor: axisOf("y", i), type: !numbers ? "category" : log ? "log" : "linear" };
-      layout[axisName("y", i)] = { ...AXIS, domain: places[i].y, anchor: axisOf("x", i), title: { text: i % 3 ? "" : label },
+      layout[axisName("x", i)] = { ...AXIS, domain: places[i].x, anchor: axisOf("y", i), automargin: false, type: !numbers ? "category" : log ? "log" : "linear" };
+      layout[axisName("y", i)] = { ...AXIS, domain: places[i].y, anchor: axisOf("x", i), automargin: false,
+        showticklabels: i % 3 === 0, title: { text: i % 3 ? "" : label },
         matches: i ? "y" : undefined };
       layout.annotations.push(heading(short(name, 34), i));
-      for (const trace of points((t) => (typeof x(t) === "string" ? safe(x(t)) : x(t)), y)) {
+      for (const trace of points((t) => (typeof x(t) === "string" ? short(x(t), 12) : x(t)), y)) {
         const first = !traces.some((t) => t.legendgroup === trace.name);
         traces.push({ ...trace, legendgroup: trace.name, showlegend: first, xaxis: axisOf("x", i), yaxis: axisOf("y", i) });
       }
