@@ -32,7 +32,7 @@ from spectral_mlops.sweeps.draw import (
 from spectral_mlops.sweeps.objective import Judgement
 from spectral_mlops.sweeps.seen import Seen
 from spectral_mlops.sweeps.space import Space, built_in
-from spectral_mlops.sweeps.space_file import Objective
+from spectral_mlops.sweeps.space_file import MAY_VARY, Objective
 from spectral_mlops.sweeps.study import open_study, trials_table
 from spectral_mlops.tracking import Tracker, open_tracker
 from spectral_mlops.training import Plan, make_plan, run
@@ -202,7 +202,8 @@ class Sweep:
         """Draw a trial's settings; all else is the study's."""
         try:
             study = self.plan.config.model_dump(mode="json")
-            study["model"] = self.config.model.model_dump(mode="json")
+            for vary in MAY_VARY:  # the plan has those of the space's first corner
+                study[vary] = getattr(self.config, vary).model_dump(mode="json")
             study["tracking"]["profile"] = "sweep"
             base = validate(RunConfig, study, "study")
             drawn = self.space.suggest(trial)
@@ -235,6 +236,9 @@ class Sweep:
         for name, value in seen.attributes().items():
             trial.set_user_attr(name, value)
         tracker.close(RUN_STATUS[state])
+        if "mlflow.run_id" not in trial.user_attrs:
+            with suppress(TrackingError):  # a store that was away may be back
+                trial.set_user_attr("mlflow.run_id", tracker.run_id)
         self.undelivered += tracker.undelivered
         self.where = tracker.where
         self.study.tell(trial, values, state=state)

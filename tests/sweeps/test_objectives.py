@@ -143,6 +143,18 @@ def test_the_same_seed_draws_the_same_trials(make):
     assert drawn[0][0] != drawn[0][1]
 
 
+def test_a_branch_leaves_nothing_to_the_trials_of_another(make):
+    momentum = {"training.momentum": {"low": 0.5, "high": 0.9}}
+    space = {
+        "training.optimizer": {"choices": ["sgd", "adam"], "when": {"sgd": momentum}}
+    }
+    sweep = make(space, {"training": {"epochs": 1}})
+    sweep.study.enqueue_trial({"training.optimizer": "adam"})
+    assert sweep.run_trial() == TrialState.COMPLETE
+    (trial,) = sweep.study.get_trials()
+    assert trial.params == {"training.optimizer": "adam"}
+
+
 def test_settings_that_do_not_go_together_fail_one_trial(make):
     sweep = make()
     impossible = {"training": {"epochs": 0}}
