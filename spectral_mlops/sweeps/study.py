@@ -1,9 +1,11 @@
 """Studies in Optuna's storage: made, opened again, read as a table."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import optuna
 import pandas as pd
+from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from spectral_mlops.errors import InputError
@@ -52,7 +54,7 @@ def read_study(name: str, storage: str) -> optuna.Study:
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        names = optuna.get_all_study_names(storage=storage)
+        names = [] if _no_file(storage) else optuna.get_all_study_names(storage=storage)
         if name in names:
             return optuna.load_study(study_name=name, storage=storage)
     except (SQLAlchemyError, ValueError, ImportError) as error:
@@ -61,6 +63,13 @@ def read_study(name: str, storage: str) -> optuna.Study:
         f"There is no study '{name}' in {redacted(storage)}; there is "
         f"{', '.join(names) or 'none'}.{nearest(name, names)}"
     )
+
+
+def _no_file(storage: str) -> bool:
+    """Tell an SQLite file that is not there, which opening would make."""
+    url = make_url(storage)
+    file = url.database if url.get_backend_name() == "sqlite" else None
+    return bool(file) and not Path(str(file)).exists()
 
 
 def trials_table(study: optuna.Study, quantities: Sequence[str]) -> pd.DataFrame:

@@ -166,6 +166,9 @@ def test_a_study_without_finished_trials_has_a_page(state):
 
 
 def test_an_unknown_study_names_those_there_are():
+    with pytest.raises(InputError, match="there is none"):
+        write_study("known", STORAGE, Path("x.html"))
+    assert not Path("optuna.db").exists()
     known_study(1)
     with pytest.raises(InputError, match=r"there is known.* Did you mean 'known'"):
         write_study("knwon", STORAGE, Path("x.html"))
