@@ -190,3 +190,31 @@ def test_what_no_trial_could_use_is_refused_before_anything_is_written(
         make(space, **how)
     assert not Path("optuna.db").exists()
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("objective", ["auc", "auc,divergence", "constrained"])
+def test_past_its_first_trials_the_sampler_goes_where_trials_are_allowed(objective):
+    """Made up: ``tanh`` is below the confounds, divergence rises with the rate."""
+    judged = Judgement(objective, 0.0, "adjoint")
+    study = optuna.create_study(
+        directions=judged.directions,
+        sampler=judged.sampler(0, grouped=True),
+        pruner=judged.pruner(True),
+    )
+    space = data_space(SPACE, "x")
+    for _ in range(40):
+        trial = study.ask()
+        drawn = space.suggest(trial)
+        relu = drawn["model"]["settings"]["activation"] == "relu"
+        auc = 0.7 if relu else 0.4
+        z = math.log10(drawn["training"]["learning_rate"]) + 3.5
+        for name, far in judged.constraints(auc, z, 0.5).items():
+            trial.set_constraint(name, far)
+        study.tell(trial, judged.values(auc, z))
+    late = study.get_trials()[20:]
+    named = [trial.params["model.settings.activation"] for trial in late]
+    assert named.count("relu") > 12
+    if objective == "constrained":
+        rates = [trial.params["training.learning_rate"] for trial in late]
+        assert sum(rate <= 10**-3.5 for rate in rates) > 12
+    assert all(trial.constraints["confounds"] <= 0 for trial in study.best_trials)
