@@ -456,14 +456,39 @@ def simulate(
     console.print(f"{people} people, preset {preset}, seed {seed}: {folder}")
 
 
-@app.command()
+sweeps = typer.Typer()
+app.add_typer(sweeps, name="sweep")
+Storage = Annotated[str, typer.Option(help="Optuna storage of the study.")]
+
+
+@sweeps.callback(invoke_without_command=True)
 def sweep(
+    context: typer.Context,
     config: ConfigFile = None,
+    space: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML file of what a trial may change; if not given: depth, width, "
+            "learning rate and dropout of the mlp.",
+            show_default=False,
+        ),
+    ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            help="auc, with divergence tracked beside it; 'auc,divergence', both; or "
+            "constrained, AUC of trials whose divergence is at most --tau. If not "
+            "given: as the space's file says, else auc.",
+            show_default=False,
+        ),
+    ] = None,
+    tau: Annotated[
+        float | None,
+        typer.Option(help="constrained: largest divergence, z. If not given: 2."),
+    ] = None,
     trials: Annotated[int, typer.Option(min=1, help="Trials to add.")] = 20,
     study: Annotated[str, typer.Option(help="Name; goes on if it exists.")] = "sweep",
-    storage: Annotated[
-        str, typer.Option(help="Optuna storage of the study.")
-    ] = "sqlite:///optuna.db",
+    storage: Storage = "sqlite:///optuna.db",
     prune: Annotated[
         bool, typer.Option(help="Stop trials below the median AUC.")
     ] = True,
@@ -483,11 +508,14 @@ def sweep(
     threads: Threads = 1,
     runs: Runs = Path("runs"),
 ) -> None:
-    """Search depth, width, learning rate and dropout; track divergence beside AUC.
+    """Search architectures and settings; divergence is tracked beside AUC.
 
     Each trial is a complete MLflow run; each trial keeps its run id and the
-    divergence per quantity in its user attributes.
+    divergence per quantity in its user attributes. The study ends in a page and a
+    summary run; 'sweep report STUDY' makes the page anew.
     """
+    if context.invoked_subcommand is not None:
+        return
     flags = _flags(
         {
             "cohort.name": cohort,
@@ -507,8 +535,11 @@ def sweep(
     settings = _settings(config, flags)
     _prepare_torch(device, threads)
     from spectral_mlops.report.console import show_trials
-    from spectral_mlops.sweeps import Sweep
+    from spectral_mlops.sweeps import Sweep, leave_summary, read_sweep
 
+    asked = {"objective": objective, "tau": tau}
+    given = {name: value for name, value in asked.items() if value is not None}
+    searched, judged = read_sweep(space, given)
     with _bar() as bar:
         search = Sweep(
             settings,
@@ -517,6 +548,9 @@ def sweep(
             runs=runs,
             device=device,
             prune=prune,
+            space=searched,
+            objective=judged.objective,
+            tau=judged.tau,
             progress=_reporter(bar),
         )
     for note in search.plan.notes:
@@ -536,11 +570,40 @@ def sweep(
             bar.advance(task)
     show_trials(console, search.table())
     console.print(f"Study '{study}' in {storage}", highlight=False)
+    with console.status("drawing"):
+        page = leave_summary(search)
+    console.print(f"Its page: {page}", highlight=False, soft_wrap=True)
     console.print(f"Look at it:  {search.where}", highlight=False, soft_wrap=True)
     if set(states) == {"FAIL"}:
         raise typer.Exit(FAILED)
     if search.undelivered:
         raise typer.Exit(UNDELIVERED)
+
+
+@sweeps.command("report")
+def sweep_report(
+    study: Annotated[str, typer.Argument(help="Name of a study.")],
+    storage: Storage = "sqlite:///optuna.db",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="The page. If not given: sweep-STUDY.html here.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Write a study's page: one HTML file that needs neither network nor server.
+
+    Which settings drive accuracy and which divergence, what is traded for what,
+    which trials are accurate with no detected divergence, and all trials.
+    """
+    from spectral_mlops.sweeps import write_study
+
+    with console.status("drawing"):
+        page = write_study(study, storage, out or Path(f"sweep-{study}.html"))
+    console.print(f"Open it in a browser:  {page}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -201,20 +201,24 @@ def show_trials(console: Console, trials: pd.DataFrame) -> None:
     Args:
         console: Where to.
         trials: Columns ``trial, state, auc``, one per parameter,
-            ``divergence.<quantity>``, ``run`` and ``error``.
+            ``divergence.<quantity>``, ``run``, ``error`` and maybe ``infeasible``.
     """
     table = plain_table("Trials: validation AUC, settings, divergence on the probe (z)")
-    shown = trials.drop(columns=["run", "error"])
+    shown = trials.drop(columns=["run", "error", "infeasible"], errors="ignore")
     for name in map(str, shown.columns):
-        head = name.replace("divergence.", "z ")
+        head = name.replace("model.settings.", "").replace("training.", "")
+        head = head.replace("divergence.", "z ")
         table.add_column(head[:5] if head.startswith("z ") else head, justify="right")
     for row in shown.itertuples(index=False):
         table.add_row(*(cell(value) for value in row))
     console.print(table)
-    failed = trials[trials["error"].notna()]
-    for number, error in zip(failed["trial"], failed["error"], strict=True):
-        line = f"  – trial {number}: {error}"
-        console.print(line, style="dim", highlight=False, markup=False)
+    for column, before in (("infeasible", "not allowed, "), ("error", "")):
+        if column not in trials:
+            continue
+        said = trials[trials[column].notna()]
+        for number, words in zip(said["trial"], said[column], strict=True):
+            line = f"  – trial {number}: {before}{words}"
+            console.print(line, style="dim", highlight=False, markup=False)
 
 
 def _spread(metrics: Mapping[str, float], quantity: str) -> str:

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-SCRIPTS = ("parts", "report", "compare")
-"""Files of ``page/`` in their order; each draws what it finds data of."""
+SCRIPTS = ("parts", "report", "compare", "sweep")
+"""Files of ``page/`` in their order; all but the first draw the data of their name."""
 
 
 def write_page(page: str, out: Path) -> Path:
@@ -39,7 +39,8 @@ def page_of(title: str, sections: Sequence[str], data: Mapping[str, Any]) -> str
     Returns:
         The whole page, with Plotly inside where there is something to draw.
     """
-    scripts = [_plotly(), *(asset(f"{name}.js") for name in SCRIPTS)] if data else []
+    own = [asset(f"{name}.js") for name in SCRIPTS if name in ("parts", *data)]
+    scripts = [_plotly(), *own] if data else []
     hashes = " ".join(f"'sha256-{_digest(script)}'" for script in scripts) or "'none'"
     policy = (
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "

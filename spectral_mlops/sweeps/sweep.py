@@ -4,6 +4,7 @@ Every trial is a complete run of its own, flat, found by tags. All trials share 
 probe and one set of relabellings; a study made with another probe is refused.
 """
 
+import math
 import os
 import uuid
 from collections.abc import Callable, Mapping
@@ -14,16 +15,29 @@ from typing import Any, Literal
 import optuna
 import pandas as pd
 from optuna.trial import TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
-from spectral_mlops.config import RunConfig, merge, validate
-from spectral_mlops.errors import InputError, SpectralError, TrackingError
-from spectral_mlops.sweeps.space import suggest
+from spectral_mlops.config import RunConfig, validate
+from spectral_mlops.errors import (
+    InputError,
+    SpectralError,
+    TrackingError,
+    UnknownNameError,
+)
+from spectral_mlops.sweeps.draw import (
+    UnusableDraw,
+    plan_with,
+    settle,
+    settled_corners,
+)
+from spectral_mlops.sweeps.objective import Judgement
+from spectral_mlops.sweeps.seen import Seen
+from spectral_mlops.sweeps.space import Space, built_in
+from spectral_mlops.sweeps.space_file import MAY_VARY, Objective
+from spectral_mlops.sweeps.study import open_study, trials_table
 from spectral_mlops.tracking import Tracker, open_tracker
 from spectral_mlops.training import Plan, make_plan, run
 from spectral_mlops.training.loop import OnEpoch
 
-WARM_UP_EPOCHS = 5
 RUN_STATUS: dict[TrialState, Literal["FINISHED", "KILLED", "FAILED"]] = {
     TrialState.COMPLETE: "FINISHED",
     TrialState.PRUNED: "KILLED",
@@ -41,11 +55,17 @@ class Sweep:
         storage: Optuna storage, ``sqlite:///optuna.db`` for a file here.
         runs: Folder below which each trial has its own.
         device: Where tensors live.
-        prune: Stop trials whose validation AUC is below the median's.
+        prune: Stop trials whose validation AUC is below the median's; one objective
+            only.
+        space: What a trial may change; the built-in space if not given.
+        objective: How trials are judged (`Judgement`).
+        tau: Largest divergence of ``constrained``, z.
         progress: Told about loading people.
 
     Raises:
-        InputError: If the study was made with another probe or other people.
+        InputError: If the space cannot be used, if there is no divergence to judge
+            by, or if the study was made with other people, another space or another
+            objective.
     """
 
     def __init__(
@@ -57,6 +77,9 @@ class Sweep:
         runs: Path,
         device: str = "cpu",
         prune: bool = True,
+        space: Space | None = None,
+        objective: Objective = "auc",
+        tau: float = 2.0,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         if os.environ.get("MLFLOW_RUN_ID"):
@@ -64,35 +87,27 @@ class Sweep:
                 "MLFLOW_RUN_ID is set, and every trial is a run of its own: unset it."
             )
         self.config, self.runs, self.device = config, runs, device
-        self.plan = make_plan(config, Path.cwd(), progress)
+        self.space = space or built_in()
+        corners = settled_corners(self.space, config)
+        # Planned with a model of the space: the one in the settings may be for others.
+        first = corners[0] if corners else config
+        self.plan = make_plan(first, Path.cwd(), progress)
+        for corner in corners:
+            plan_with(self.plan, corner)
+        self.judgement = Judgement(objective, tau, self.plan.primary_quantity)
+        if self.judgement.needs_divergence and self.plan.probe is None:
+            raise InputError(
+                f"--objective {objective} needs a probe. {self.plan.probe_note}"
+            )
         self.undelivered = 0
         self.where = ""
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        pruner = (
-            optuna.pruners.MedianPruner(
-                n_startup_trials=4, n_warmup_steps=WARM_UP_EPOCHS
-            )
-            if prune
-            else optuna.pruners.NopPruner()
-        )
-        try:
-            self.study = optuna.create_study(
-                study_name=study,
-                storage=storage,
-                direction="maximize",
-                pruner=pruner,
-                load_if_exists=True,
-            )
-        except (SQLAlchemyError, ValueError, ImportError) as error:
-            raise InputError(
-                f"--storage {storage}: Optuna cannot use it ({error}); a file here is "
-                "sqlite:///optuna.db."
-            ) from error
-        self._same_people()
+        self.study = open_study(study, storage, self.judgement, prune)
+        self._same("people", self._people())
+        self._same("search", self._search())
         # A seed of its own for each visit, or a study that goes on would draw its
         # first trials again.
         seed = config.training.seed + len(self.study.get_trials(deepcopy=False))
-        self.study.sampler = optuna.samplers.TPESampler(seed=seed)
+        self.study.sampler = self.judgement.sampler(seed, self.space.grouped)
 
     def run_trial(self, on_epoch: OnEpoch | None = None) -> TrialState:
         """Draw settings, train, and tell the study how it ended.
@@ -116,9 +131,10 @@ class Sweep:
         tracking = self.config.tracking
         folder = self.runs / f"{self._name(trial)}-{uid[:8]}"
         tracker = open_tracker(tracking.uri, tracking.experiment, folder)
-        state, value = TrialState.FAIL, None
+        state, values = TrialState.FAIL, None
+        seen = Seen(self.plan.quantities, self.judgement.quantity)
         try:
-            value = self._train(trial, uid, tracker, folder, on_epoch)
+            values = self._train(trial, uid, tracker, folder, seen, on_epoch)
             state = TrialState.COMPLETE
         except optuna.TrialPruned:
             state = TrialState.PRUNED
@@ -127,30 +143,12 @@ class Sweep:
             if isinstance(error, SpectralError):
                 raise
         finally:
-            self._end(trial, tracker, state, value)
+            self._end(trial, tracker, state, values, seen)
         return state
 
     def table(self) -> pd.DataFrame:
         """One row per trial: state, AUC, settings, divergence, run."""
-        rows = []
-        for trial in self.study.get_trials(deepcopy=False):
-            attributes = trial.user_attrs
-            rows.append(
-                {
-                    "trial": trial.number,
-                    "state": trial.state.name,
-                    "auc": trial.value,
-                    **trial.params,
-                    **{
-                        key: attributes.get(key)
-                        for quantity in self.plan.quantities
-                        for key in [f"divergence.{quantity}"]
-                    },
-                    "run": attributes.get("mlflow.run_id"),
-                    "error": attributes.get("error"),
-                }
-            )
-        return pd.DataFrame(rows)
+        return trials_table(self.study, self.plan.quantities)
 
     def _train(
         self,
@@ -158,33 +156,23 @@ class Sweep:
         uid: str,
         tracker: Tracker,
         folder: Path,
+        seen: Seen,
         on_epoch: OnEpoch | None,
-    ) -> float:
-        """Train one complete run and keep what belongs beside the trial."""
-        base = merge(
-            self.plan.config.model_dump(mode="json"), {"tracking": {"profile": "sweep"}}
-        )
-        drawn = merge(base, suggest(trial))
-        config = validate(RunConfig, drawn, f"trial {trial.number}")
-        plan = Plan(
-            config,
-            self.plan.cohort,
-            self.plan.classes,
-            self.plan.groupings,
-            self.plan.probe,
-            self.plan.probe_note,
-            self.plan.folds,
-        )
+    ) -> list[float]:
+        """Train one complete run, and return what it is worth."""
+        plan = self._plan(trial)
 
         def each_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
             if epoch == 0:
                 with suppress(TrackingError):  # a store that is away gives none yet
                     trial.set_user_attr("mlflow.run_id", tracker.run_id)
-            self._keep_divergence(trial, metrics, "divergence/")
-            trial.report(metrics["val/auc"], epoch)
+            seen.epoch(epoch, metrics)
+            if not self.judgement.both:
+                trial.report(metrics["val/auc"], epoch)
             if on_epoch is not None:
                 on_epoch(epoch, metrics)
-            if trial.should_prune():
+            if not self.judgement.both and trial.should_prune():
+                self._constrain(trial, seen)
                 raise optuna.TrialPruned
 
         finished = run(
@@ -203,8 +191,35 @@ class Sweep:
             figures=False,
             checkpoints=False,
         )
-        self._keep_divergence(trial, finished.result.metrics, "final/divergence_")
-        return finished.result.metrics["final/auc"]
+        metrics = finished.result.metrics
+        seen.end(metrics)
+        if "baseline/confounds_auc" in metrics:
+            self.study.set_user_attr("confounds_auc", metrics["baseline/confounds_auc"])
+        self._constrain(trial, seen)
+        return self.judgement.values(seen.auc, seen.divergence)
+
+    def _plan(self, trial: optuna.Trial) -> Plan:
+        """Draw a trial's settings; all else is the study's."""
+        try:
+            study = self.plan.config.model_dump(mode="json")
+            for vary in MAY_VARY:  # the plan has those of the space's first corner
+                study[vary] = getattr(self.config, vary).model_dump(mode="json")
+            study["tracking"]["profile"] = "sweep"
+            base = validate(RunConfig, study, "study")
+            drawn = self.space.suggest(trial)
+            config = settle(base, drawn, f"trial {trial.number}")
+            return plan_with(self.plan, config)
+        except (InputError, UnknownNameError) as error:
+            raise UnusableDraw(str(error)) from error
+
+    def _constrain(self, trial: optuna.Trial, seen: Seen) -> None:
+        """Say once whether the trial is allowed: Optuna takes no second answer."""
+        alone = self.study.user_attrs.get("confounds_auc", math.nan)
+        about = (seen.auc, seen.divergence, alone)
+        for name, far in self.judgement.constraints(*about).items():
+            trial.set_constraint(name, far)
+        if said := self.judgement.why_not(*about):
+            trial.set_user_attr("infeasible", said)
 
     def _name(self, trial: optuna.Trial) -> str:
         return f"{self.study.study_name}-{trial.number:05d}"
@@ -214,36 +229,46 @@ class Sweep:
         trial: optuna.Trial,
         tracker: Tracker,
         state: TrialState,
-        value: float | None,
+        values: list[float] | None,
+        seen: Seen,
     ) -> None:
-        """End the run as the trial ended, then tell the study."""
+        """Keep what was seen, end the run as the trial ended, tell the study."""
+        for name, value in seen.attributes().items():
+            trial.set_user_attr(name, value)
         tracker.close(RUN_STATUS[state])
+        if "mlflow.run_id" not in trial.user_attrs:
+            with suppress(TrackingError):  # a store that was away may be back
+                trial.set_user_attr("mlflow.run_id", tracker.run_id)
         self.undelivered += tracker.undelivered
         self.where = tracker.where
-        self.study.tell(trial, value, state=state)
+        self.study.tell(trial, values, state=state)
 
-    def _keep_divergence(
-        self, trial: optuna.Trial, metrics: Mapping[str, float], prefix: str
-    ) -> None:
-        """Keep the latest divergence per quantity, also of trials that are pruned."""
-        for quantity in self.plan.quantities:
-            value = metrics.get(f"{prefix}{quantity}")
-            if value is not None and value == value:
-                trial.set_user_attr(f"divergence.{quantity}", value)
-
-    def _same_people(self) -> None:
-        """Write down whom the study is about, or refuse others."""
+    def _people(self) -> dict[str, str]:
+        """Whom the study is about."""
         settings = self.config.comparison
-        mine = {
+        return {
             "cohort": self.plan.cohort.digest,
             "probe": self.plan.probe.digest if self.plan.probe else "none",
             "set of relabellings": (
                 f"{settings.permutations}, seed {settings.seed}, {settings.divergence}"
             ),
         }
-        known: dict[str, Any] = self.study.user_attrs.get("people", {})
+
+    def _search(self) -> dict[str, str]:
+        """What it searches, and for what."""
+        judged = self.judgement
+        tau = f" ≤ {judged.tau:g}" if judged.objective == "constrained" else ""
+        return {
+            "search space": self.space.digest,
+            "objective": f"{judged.objective}{tau}",
+            "primary quantity": judged.quantity,
+        }
+
+    def _same(self, about: str, mine: dict[str, str]) -> None:
+        """Write down what the study is about, or refuse what is not that."""
+        known: dict[str, Any] = self.study.user_attrs.get(about, {})
         if not known:
-            self.study.set_user_attr("people", mine)
+            self.study.set_user_attr(about, mine)
             return
         for what, digest in mine.items():
             if known[what] != digest:

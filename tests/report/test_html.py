@@ -84,7 +84,7 @@ def test_names_stay_names():
     )  # fmt: skip
     page = Read(report_page(run))
     scripts = [tag for tag, _ in page.tags if tag == "script"]
-    assert len(scripts) == 5  # data, Plotly and three of ours
+    assert len(scripts) == 4  # data, Plotly and two of ours
     for tag, attributes in page.tags:
         assert not any(name.startswith("on") for name in attributes)
         assert "src" not in attributes or attributes["src"].startswith("data:")

@@ -1,0 +1,86 @@
+"use strict";
+// The page of a study: a trial is a point, blue if it is on the front.
+function sweep(data) {
+  const trials = data.trials;
+  const z = (t) => t.z;
+  const words = `z on the probe, ${data.quantity}`;
+  const kinds = [
+    ["on the front", (t) => t.front, "#0072B2", "circle"],
+    ["finished", (t) => t.finished && t.allowed && !t.front, "#56B4E9", "circle-open"],
+    ["not allowed", (t) => t.finished && !t.allowed, "#D55E00", "x"],
+    ["stopped early", (t) => !t.finished, "#9aa1a9", "cross"],
+  ];
+  const points = (x, y, there = trials) => kinds.map(([name, test, color, symbol]) => {
+    const some = there.filter((t) => test(t) && known(x(t)) && known(y(t)));
+    return { x: some.map(x), y: some.map(y), name, text: some.map((t) => `trial ${t.trial}`), mode: "markers",
+      marker: { color, symbol, size: 9 }, hovertemplate: "%{text}: %{x:.4g}, %{y:.4g}" };
+  }).filter((trace) => trace.x.length);
+  const level = (at, axis) => ({ type: "line", line: { color: "#9aa1a9", dash: "dot" }, ...(axis === "x"
+    ? { x0: at, x1: at, y0: 0, y1: 1, yref: "paper" } : { y0: at, y1: at, x0: 0, x1: 1, xref: "paper" }) });
+
+  function drive() {
+    const settings = [...new Set(data.importances.map((row) => row.setting))].reverse();
+    const colours = { "AUC": "#0072B2", "divergence": "#D55E00" };
+    const methods = [...new Set(data.importances.map((row) => row.evaluator))];
+    const targets = [...new Set(data.importances.map((row) => row.target))];
+    const places = panels(Math.max(1, methods.length), 2, 0.12, 0.02);
+    const layout = { annotations: [], barmode: "group", height: 150 + 50 * settings.length };
+    const traces = [];
+    methods.forEach((method, i) => {
+      layout[axisName("x", i)] = { ...AXIS, domain: places[i].x, anchor: axisOf("y", i), title: { text: "importance" } };
+      layout[axisName("y", i)] = { ...AXIS, domain: places[i].y, anchor: axisOf("x", i), showticklabels: !i,
+        matches: i ? "y" : undefined };
+      layout.annotations.push(heading(method, i));
+      for (const target of targets) {
+        const rows = data.importances.filter((row) => row.target === target && row.evaluator === method);
+        const of = new Map(rows.map((row) => [row.setting, row.importance]));
+        traces.push({ type: "bar", orientation: "h", y: settings.map((s) => short(s, 40)),
+          x: settings.map((s) => (of.has(s) ? of.get(s) : null)), name: target, legendgroup: target, showlegend: !i,
+          marker: { color: colours[target] }, xaxis: axisOf("x", i), yaxis: axisOf("y", i), hovertemplate: "%{y}: %{x:.3f}" });
+      }
+    });
+    draw("drive", "Which settings drive AUC, and which divergence", traces, layout);
+  }
+
+  function tradeoff() {
+    const shapes = [level(data.detected, "x"), ...(known(data.confounds) ? [level(data.confounds, "y")] : [])];
+    const front = trials.filter((t) => t.front).sort((a, b) => Math.max(0, a.z) - Math.max(0, b.z));
+    const traces = points(z, (t) => t.auc);
+    if (front.length > 1) traces.unshift({ x: front.map((t) => t.z), y: front.map((t) => t.auc), mode: "lines",
+      line: { color: "#0072B2", width: 1, shape: "hv" }, showlegend: false, hoverinfo: "skip" });
+    draw("tradeoff", "AUC of validation people against divergence of the groups", traces, {
+      shapes, xaxis: { title: { text: words } }, yaxis: { title: { text: "AUC" } } });
+    byId("tradeoff-note").textContent = `On the front: no other trial allowed is as good in both; z below 0 counts as 0. Dotted: z = ${data.detected}`
+      + (known(data.confounds) ? ", and the AUC that confounds alone reach." : ".");
+  }
+
+  function slices(id, title, y, label) {
+    const count = data.parameters.length;
+    const places = panels(Math.max(1, count), 3, 0.08, 0.24);
+    const layout = { annotations: [], height: 90 + 280 * places[0].rows };
+    const traces = [];
+    data.parameters.forEach((name, i) => {
+      const x = (t) => t.values[i];
+      const values = trials.map(x).filter(known);
+      const numbers = values.every((v) => typeof v === "number");
+      const log = numbers && Math.min(...values) > 0 && Math.max(...values) / Math.min(...values) > 20;
+      layout[axisName("x", i)] = { ...AXIS, domain: places[i].x, anchor: axisOf("y", i), automargin: false, type: !numbers ? "category" : log ? "log" : "linear" };
+      layout[axisName("y", i)] = { ...AXIS, domain: places[i].y, anchor: axisOf("x", i), automargin: false,
+        showticklabels: i % 3 === 0, title: { text: i % 3 ? "" : label },
+        matches: i ? "y" : undefined };
+      layout.annotations.push(heading(short(name, 34), i));
+      for (const trace of points((t) => (typeof x(t) === "string" ? short(x(t), 12) : x(t)), y)) {
+        const first = !traces.some((t) => t.legendgroup === trace.name);
+        traces.push({ ...trace, legendgroup: trace.name, showlegend: first, xaxis: axisOf("x", i), yaxis: axisOf("y", i) });
+      }
+    });
+    draw(id, title, traces, layout);
+  }
+
+  drive();
+  tradeoff();
+  slices("slices-auc", "AUC, setting by setting", (t) => t.auc, "AUC");
+  slices("slices-z", `Divergence, setting by setting (${words})`, z, "z");
+  byId("slices-note").textContent = "Settings of a branch are named after the choice they belong to.";
+}
+if (DATA.sweep) sweep(DATA.sweep);

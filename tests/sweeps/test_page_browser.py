@@ -1,0 +1,33 @@
+"""The page of a study in a browser, sandboxed as MLflow shows it."""
+
+import pytest
+
+from spectral_mlops.report.sweep_page import study_page
+from spectral_mlops.sweeps.answers import answers
+from tests.report.test_html_browser import PLOTS, browser, opened
+from tests.sweeps.test_answers import known_study
+
+pytestmark = pytest.mark.browser
+__all__ = ["browser", "opened"]  # fixtures, found here by name
+
+
+def test_every_plot_is_drawn_and_nothing_is_fetched(opened):
+    frame, wrong = opened(study_page(answers(known_study())))
+    drawn = dict(frame.evaluate(PLOTS))
+    assert drawn == dict.fromkeys(
+        ["plot-drive", "plot-tradeoff", "plot-slices-auc", "plot-slices-z"], True
+    )
+    assert wrong() == []
+    assert frame.evaluate("window.hit") is None
+    points = frame.evaluate(
+        "document.getElementById('plot-tradeoff').data.flatMap("
+        "(t) => t.mode === 'markers' ? t.x : []).length"
+    )
+    assert points == 40
+
+
+def test_few_trials_leave_words_in_place_of_plots(opened):
+    frame, wrong = opened(study_page(answers(known_study(3, "few"))))
+    assert "nothing recorded" in frame.inner_text("#plot-drive")
+    assert "there are 3" in frame.inner_text("#drive")
+    assert wrong() == []
