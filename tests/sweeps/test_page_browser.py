@@ -4,11 +4,11 @@ import pytest
 
 from spectral_mlops.report.sweep_page import study_page
 from spectral_mlops.sweeps.answers import answers
-from tests.report.test_html_browser import PLOTS, browser, opened
+from tests.report.test_html_browser import PLOTS, opened
 from tests.sweeps.test_answers import known_study
 
 pytestmark = pytest.mark.browser
-__all__ = ["browser", "opened"]  # fixtures, found here by name
+__all__ = ["opened"]  # a fixture, found here by name
 
 
 def test_every_plot_is_drawn_and_nothing_is_fetched(opened):
