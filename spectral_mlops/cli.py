@@ -515,6 +515,7 @@ def sweep(
     summary run; 'sweep report STUDY' makes the page anew.
     """
     if context.invoked_subcommand is not None:
+        _refuse_flags_before(context)
         return
     flags = _flags(
         {
@@ -928,6 +929,23 @@ def _store_only(tracking: str | None) -> str | None:
             "sqlite:///mlflow.db."
         )
     return tracking
+
+
+def _refuse_flags_before(context: typer.Context) -> None:
+    """Refuse options that a sub-command behind them would not see."""
+    from spectral_mlops.errors import InputError
+
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name, source in sources.items()
+        if source is not None and source.name == "COMMANDLINE"
+    ]
+    if given:
+        raise InputError(
+            f"{', '.join(given)} stands before '{context.invoked_subcommand}', which "
+            "knows nothing of it: leave it out, or give it behind."
+        )
 
 
 def _flags(values: Mapping[str, Any]) -> dict[str, Any]:

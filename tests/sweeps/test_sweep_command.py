@@ -102,3 +102,9 @@ def test_sub_commands_are_no_file_arguments(command):
     code, _, err = command("sweep", "reprot")
     assert code == 2
     assert "No such command 'reprot'" in err
+
+
+def test_options_before_a_sub_command_are_refused(command):
+    code, _, err = command("sweep", "--trials", 4, "report", "two")
+    assert code == 2
+    assert "--trials stands before 'report'" in err
