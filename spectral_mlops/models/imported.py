@@ -31,15 +31,12 @@ def is_imported(name: str) -> bool:
     return ":" in name
 
 
-def find_function(name: str) -> tuple[Callable[..., nn.Module], tuple[Layout, ...]]:
-    """Import a function, from the current folder too.
+def import_function(name: str, what: str) -> Callable[..., Any]:
+    """Import a function of the user's own, from the current folder too.
 
     Args:
         name: ``module:function`` or ``package.module:function``.
-
-    Returns:
-        The function ``(inputs, outputs, **settings) -> nn.Module``, and what its model
-        takes: its attribute ``takes``, any features as they stand if it has none.
+        what: What it is for, in a message.
 
     Raises:
         InputError: If it cannot be imported, or is no function.
@@ -53,7 +50,7 @@ def find_function(name: str) -> tuple[Callable[..., nn.Module], tuple[Layout, ..
         module = importlib.import_module(module_name)
     except Exception as error:
         raise InputError(
-            f"model '{name}': importing {module_name} failed: "
+            f"{what} '{name}': importing {module_name} failed: "
             f"{type(error).__name__}: {error}."
         ) from error
     finally:
@@ -62,9 +59,26 @@ def find_function(name: str) -> tuple[Callable[..., nn.Module], tuple[Layout, ..
     function = getattr(module, attribute, None)
     if not callable(function):
         raise InputError(
-            f"model '{name}': {module_name} has no function '{attribute}'; write "
+            f"{what} '{name}': {module_name} has no function '{attribute}'; write "
             "module:function."
         )
+    return function
+
+
+def find_function(name: str) -> tuple[Callable[..., nn.Module], tuple[Layout, ...]]:
+    """Import a function, from the current folder too.
+
+    Args:
+        name: ``module:function`` or ``package.module:function``.
+
+    Returns:
+        The function ``(inputs, outputs, **settings) -> nn.Module``, and what its model
+        takes: its attribute ``takes``, any features as they stand if it has none.
+
+    Raises:
+        InputError: If it cannot be imported, or is no function.
+    """
+    function = import_function(name, "model")
     takes = getattr(function, "takes", AS_THEY_STAND)
     layouts = (takes,) if isinstance(takes, str) else tuple(takes)
     if unknown := [layout for layout in layouts if layout not in LAYOUTS]:

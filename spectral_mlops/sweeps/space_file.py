@@ -7,10 +7,8 @@ which draw a list of widths. Where ``model.name`` is ``lstm`` alone applies
 function: ``space = "module:function"``.
 """
 
-import importlib
 import inspect
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +18,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from spectral_mlops.config import Settings, merge, read_toml, validate
 from spectral_mlops.errors import InputError
+from spectral_mlops.models.imported import import_function
 from spectral_mlops.sweeps.space import Draw, Space, corners_of, digest_of, nested
 
 Objective = Literal["auc", "auc,divergence", "constrained"]
@@ -189,7 +188,7 @@ def function_space(name: str) -> Space:
     Raises:
         InputError: If it cannot be imported.
     """
-    function = _function(name)
+    function = import_function(name, "space")
 
     def draw(trial: Any) -> dict[str, Any]:
         drawn = function(trial)
@@ -298,31 +297,6 @@ def _check_names(tree: Tree, where: str) -> None:
 def _text(value: Any) -> str:
     """Return a choice as a TOML key would write it."""
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _function(name: str) -> Callable[[Any], Any]:
-    module_name, _, attribute = name.partition(":")
-    here = str(Path.cwd())
-    known = here in sys.path
-    if not known:
-        sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise InputError(
-            f"space '{name}': importing {module_name} failed: "
-            f"{type(error).__name__}: {error}."
-        ) from error
-    finally:
-        if not known:
-            sys.path.remove(here)
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        raise InputError(
-            f"space '{name}': {module_name} has no function '{attribute}'; write "
-            "module:function."
-        )
-    return function
 
 
 def _source(function: Callable[..., Any]) -> str:
