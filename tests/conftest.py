@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from spectral_mlops import cli
+from spectral_mlops.cli import terminal
 from spectral_mlops.cohorts import simulate
 from spectral_mlops.config import RunConfig, merge, validate
 
@@ -53,6 +55,24 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def uri(migrated: Path, tmp_path: Path) -> str:
     shutil.copyfile(migrated, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Call the command line in this process; gives exit code, output, error output."""
+    for console in (terminal.console, terminal.problems):
+        monkeypatch.setattr(console, "width", 300)
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["spectral-mlops", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        shown = capsys.readouterr()
+        return int(end.value.code or 0), shown.out, shown.err
+
+    return call
 
 
 @pytest.fixture(scope="session")

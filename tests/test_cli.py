@@ -42,20 +42,13 @@ def cohort_files(tmp_path_factory):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys, uri):
-    """Call the command in this process; gives exit code, output, error output."""
-    monkeypatch.setenv("COLUMNS", "300")
+def command(command, uri):
+    """The command line, with a store of this test's own where none is given."""
 
     def call(*words):
-        monkeypatch.setattr(sys, "argv", ["spectral-mlops", *map(str, words)])
-        monkeypatch.setattr(cli, "console", cli.Console(width=300))
-        monkeypatch.setattr(cli, "problems", cli.Console(stderr=True, width=300))
         if words[0] in ("train", "sweep") and "--tracking" not in words:
-            sys.argv += ["--tracking", uri]
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        shown = capsys.readouterr()
-        return end.value.code or 0, shown.out, shown.err
+            words = (*words, "--tracking", uri)
+        return command(*words)
 
     return call
 
@@ -358,7 +351,7 @@ def test_an_interrupted_run_is_marked_and_keeps_what_it_had(
     def stop(metrics):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_describe", stop)
+    monkeypatch.setattr(cli.train, "describe", stop)
     code, _, err = command(*fnc(cohort_files))
     assert code == 130
     (folder,) = Path("runs").iterdir()

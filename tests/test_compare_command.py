@@ -1,5 +1,6 @@
 """The command ``compare`` as a person uses it."""
 
+import functools
 import json
 import shutil
 import subprocess
@@ -20,21 +21,9 @@ from spectral_mlops.training.retrain_tracking import headline_metrics
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
-    """Call the command in this process; gives exit code, output, error output."""
-
-    def call(*words):
-        monkeypatch.setattr(
-            sys, "argv", ["spectral-mlops", "compare", *map(str, words)]
-        )
-        monkeypatch.setattr(cli, "console", cli.Console(width=200))
-        monkeypatch.setattr(cli, "problems", cli.Console(stderr=True, width=200))
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        shown = capsys.readouterr()
-        return end.value.code or 0, shown.out, shown.err
-
-    return call
+def command(command):
+    """The command ``compare``."""
+    return functools.partial(command, "compare")
 
 
 @pytest.fixture

@@ -1,33 +1,13 @@
 """The page as a run leaves it, and as the command makes it anew."""
 
 import json
-import sys
 from pathlib import Path
 
-import pytest
-
-from spectral_mlops import cli
 from spectral_mlops.report import html
 from spectral_mlops.report.stored import read_stored
 from spectral_mlops.tracking import MemoryTracker, open_tracker
 from spectral_mlops.training import make_plan, run
 from tests.report.test_html import Read
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Call the command in this process; gives exit code, output, error output."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["spectral-mlops", *map(str, words)])
-        monkeypatch.setattr(cli, "console", cli.Console(width=200))
-        monkeypatch.setattr(cli, "problems", cli.Console(stderr=True, width=200))
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        shown = capsys.readouterr()
-        return end.value.code or 0, shown.out, shown.err
-
-    return call
 
 
 def data_of(page):

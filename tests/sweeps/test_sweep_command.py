@@ -1,12 +1,10 @@
 """The command: a space from a file, a page, a summary run, and the page anew."""
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
-from spectral_mlops import cli
 from spectral_mlops.tracking import open_store
 
 SPACE = """
@@ -18,20 +16,6 @@ low = 1e-3
 high = 1e-2
 log = true
 """
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["spectral-mlops", *map(str, words)])
-        monkeypatch.setattr(cli, "console", cli.Console(width=300))
-        monkeypatch.setattr(cli, "problems", cli.Console(stderr=True, width=300))
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        shown = capsys.readouterr()
-        return end.value.code or 0, shown.out, shown.err
-
-    return call
 
 
 @pytest.fixture

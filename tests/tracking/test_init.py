@@ -3,19 +3,19 @@
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import optuna
 import pytest
-from alembic import command
+from alembic import command as migrations
 from alembic.script import ScriptDirectory
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.utils import _get_alembic_config
 from mlflow.store.tracking.dbmodels.initial_models import Base
 from sqlalchemy import create_engine
 
-from spectral_mlops import cli
 from spectral_mlops.errors import InputError, TrackingError
 from spectral_mlops.sweeps import prepare_storage
 from spectral_mlops.tracking import MlflowTracker, open_store, prepare_store
@@ -36,7 +36,7 @@ def old(tmp_path: Path) -> str:
     revisions = [*ScriptDirectory.from_config(config).walk_revisions()]
     with engine.begin() as connection:
         config.attributes["connection"] = connection
-        command.upgrade(config, revisions[1].revision)
+        migrations.upgrade(config, revisions[1].revision)
     engine.dispose()
     return uri
 
@@ -140,17 +140,13 @@ def test_unusable_optuna_storage_gets_one_sentence(storage: str) -> None:
 
 @pytest.mark.slow
 def test_processes_that_start_at_once_after_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, command: Callable[..., tuple[int, str, str]]
 ) -> None:
     uri, storage = (f"sqlite:///{tmp_path / name}.db" for name in ("mlflow", "optuna"))
     words = ["init", "--tracking", uri, "--storage", storage, "--experiment", "all"]
     for said in ("made", "ready"):
-        monkeypatch.setattr("sys.argv", ["spectral-mlops", *words])
-        monkeypatch.setattr(cli, "console", cli.Console(width=300))
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        assert not end.value.code
-        out = capsys.readouterr().out
+        status, out, _ = command(*words)
+        assert status == 0
         assert f"MLflow store {uri}: {said}" in out
         assert "Experiment 'all': files go to file://" in out
         assert f"Optuna storage {storage}: ready" in out
@@ -162,8 +158,8 @@ def test_processes_that_start_at_once_after_it(
         "assert tracker.undelivered == 0\n"
         f"optuna.storages.RDBStorage({storage!r})\n"
     )
-    command = [sys.executable, "-c", code]
-    workers = [subprocess.Popen(command, cwd=ROOT) for _ in range(3)]
+    starter = [sys.executable, "-c", code]
+    workers = [subprocess.Popen(starter, cwd=ROOT) for _ in range(3)]
     assert [worker.wait() for worker in workers] == [0, 0, 0]
     store = open_store(uri)
     runs = store.client.search_runs([store.experiment("all").experiment_id])

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -115,7 +115,9 @@ def test_killed_under_another_process(
 
 
 def test_never_there_then_brought_up(
-    server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    server: Server,
+    command: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     said: list[str] = []
@@ -130,23 +132,16 @@ def test_never_there_then_brought_up(
     assert f"({left} undelivered: spectral-mlops sync " in tracker.where
     assert len(load_run("run")) == 4 * 54
 
-    def sync() -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["spectral-mlops", "sync"])
-        monkeypatch.setattr(cli, "console", cli.Console(width=300))
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return int(end.value.code or 0), capsys.readouterr().out
-
-    code, out = sync()
+    code, out, _ = command("sync")
     assert code == cli.UNDELIVERED
     assert re.search(rf"0 delivered, {left} undelivered \(.*cannot be used", out)
     server.start()
-    code, out = sync()
+    code, out, _ = command("sync")
     assert code == 0
     assert f"run: {left} delivered" in out
     assert f"{uri}/#/experiments/1/runs/" in out
     check_complete(Path("run"), uri, 4)
-    assert "Nothing waits" in sync()[1]
+    assert "Nothing waits" in command("sync")[1]
 
 
 def test_comes_up_while_training_goes_on(server: Server) -> None:

@@ -4,7 +4,6 @@ import socket
 
 import pytest
 
-from spectral_mlops import cli
 from spectral_mlops.errors import InputError
 from spectral_mlops.tracking import MlflowTracker, open_store, view_experiment
 from spectral_mlops.tracking import view as module
@@ -168,27 +167,19 @@ def test_server_that_does_not_tell_its_version():
     assert module._version(store) == ""
 
 
-def test_command(monkeypatch, capsys, uri):
+def test_command(command, monkeypatch, uri):
     open_store(uri).experiment("there")
 
-    def call(*words):
-        monkeypatch.setattr("sys.argv", ["spectral-mlops", "view", *words])
-        monkeypatch.setattr(cli, "console", cli.Console(width=300))
-        monkeypatch.setattr(cli, "problems", cli.Console(stderr=True, width=300))
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return end.value.code or 0, *capsys.readouterr()
-
-    code, out, err = call("there", "--tracking", uri)
+    code, out, err = command("view", "there", "--tracking", uri)
     assert (code, err) == (0, "")
     assert "?compareRunsMode=CHART&viewStateShareKey=spectral" in out
-    code, _, err = call("absent", "--tracking", uri)
+    code, _, err = command("view", "absent", "--tracking", uri)
     assert code == 2
     assert "no experiment 'absent'" in err
-    code, _, err = call("--tracking", "spool")
+    code, _, err = command("view", "--tracking", "spool")
     assert code == 2
     assert "--tracking spool: give the address" in err
     monkeypatch.setattr(module, "mlflow_version", "5.0.0")
-    code, _, err = call("there", "--tracking", uri)
+    code, _, err = command("view", "there", "--tracking", uri)
     assert code == 0
     assert "MLflow 5.0.0" in err

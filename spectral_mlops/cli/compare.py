@@ -1,0 +1,99 @@
+"""The command that compares finished runs."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from spectral_mlops.cli import options
+from spectral_mlops.cli.settings import prepare_torch
+from spectral_mlops.cli.terminal import UNDELIVERED, console, progress_bar, reporter
+
+if TYPE_CHECKING:
+    pass
+
+
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of finished runs, as in runs/.")
+    ],
+    retrain: Annotated[
+        int | None,
+        typer.Option(
+            help="Train each run again so many times on permuted targets (19 or "
+            "more), and test it against those; goes on where it was stopped."
+        ),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(help="Processes that retrain, one thread each.")
+    ] = 1,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="The page of several runs. If not given: compare.html here.",
+            show_default=False,
+        ),
+    ] = None,
+    device: options.Device = "cpu",
+    tracking: Annotated[
+        str | None,
+        typer.Option(
+            help="MLflow store that the test is logged to; the run's own if not given."
+        ),
+    ] = None,
+    trust: options.Trust = False,
+) -> None:
+    """Show finished runs side by side, or test one against retrained networks.
+
+    Runs that differ in their seed alone are also tested together. Of two runs or
+    more one page is written too: spectra by group across runs, divergence against
+    accuracy, settings that differ.
+
+    With --retrain the question is: was it the training on these labels?
+    Everything is trained again on targets permuted over people, within site,
+    strata and fold; p says how rare so large a divergence of the groups is
+    then. Of several networks per fold it is the first. Results stay in
+    RUN/retrain, and are logged to the run's own MLflow run; asking for more later
+    adds to them. Start it in the folder that the run was trained in.
+    """
+    if retrain is None:
+        from spectral_mlops.report.runs import read_run
+        from spectral_mlops.report.runs_console import show_runs
+
+        finished = [read_run(folder) for folder in runs]
+        show_runs(console, finished)
+        if len(runs) > 1 or out is not None:
+            from spectral_mlops.report.html_compare import write_comparison
+            from spectral_mlops.report.stored import read_stored
+
+            with console.status("drawing"):
+                whole = [read_stored(folder) for folder in runs]
+                page = write_comparison(finished, whole, out or Path("compare.html"))
+            console.print(f"Open it in a browser:  {page}", highlight=False)
+        return
+    prepare_torch(device, 1)
+    from spectral_mlops.report.runs_console import show_retrained
+    from spectral_mlops.training.retrain import SOURCES, retrain_test
+    from spectral_mlops.training.retrain_tracking import deliver
+
+    arrived = True
+    for folder in runs:
+        with progress_bar() as bar:
+            result = retrain_test(
+                folder,
+                retrain,
+                Path.cwd(),
+                workers=workers,
+                device=device,
+                progress=reporter(bar),
+                trust=trust,
+            )
+        show_retrained(console, result.table, SOURCES, result.sentences)
+        delivered = deliver(result, folder, tracking)
+        arrived &= delivered.arrived
+        for said in (f"Kept in {result.folder}", delivered.said):
+            console.print(said, highlight=False, soft_wrap=True, markup=False)
+    if not arrived:
+        raise typer.Exit(UNDELIVERED)
