@@ -76,8 +76,8 @@ def test_ten_thousand_watched_steps_hold_no_more_than_two_thousand():
     """Collected every 100 steps, resident memory settles and then stays.
 
     453.9 MiB after 200 steps, 456.7 after 1,000, 458.2 after 2,000, 459.5 after 10,000
-    and after 20,000 (torch 2.13, two cores that were busy otherwise); a kilobyte kept of
-    each step would be 7.8 MiB between the two that are compared.
+    and after 20,000 (torch 2.13, two cores that were busy otherwise); a kilobyte kept
+    of each step would be 7.8 MiB between the two that are compared.
     """
     early, late = printed(STEPS)
     assert late - early < 6, (early, late)
