@@ -23,13 +23,13 @@ from spectral_mlops.hooks.context import capture
 from spectral_mlops.hooks.coverage import CoverageRow
 from spectral_mlops.hooks.distributed import Ranks, ranks_of
 from spectral_mlops.hooks.groups import Groups, Labels, read_fixed, refuse_unlisted
+from spectral_mlops.hooks.layer_rows import LayerRows, LoneMatrix, Wanted
 from spectral_mlops.hooks.measure import (
     ReducedBatch,
     measure,
     reduce_batch,
     spectra_of,
 )
-from spectral_mlops.hooks.measured import LayerRows, LoneMatrix, Wanted
 from spectral_mlops.hooks.observed import keep_layers
 from spectral_mlops.hooks.survey import Survey
 from spectral_mlops.hooks.window import Window

@@ -18,11 +18,13 @@ from torch import Tensor
 from torch.linalg import matrix_rank
 
 from spectral_mlops.errors import InputError
-from spectral_mlops.hooks.measured import LayerRows
+from spectral_mlops.hooks.layer_rows import LayerRows
 from spectral_mlops.hooks.rows import Rows
 from spectral_mlops.inference.comparison import EVERY_GROUP, Comparison
 from spectral_mlops.records import DEGENERATE, Quantity
-from spectral_mlops.spectra.kept import GradientRows, KeptRows, compress
+from spectral_mlops.spectra.batched import compress
+from spectral_mlops.spectra.kept import KeptRows
+from spectral_mlops.spectra.kept_gradients import GradientRows
 from spectral_mlops.spectra.null import MAX_ROWS
 from spectral_mlops.spectra.statistics import (
     OfSpectra,

@@ -14,7 +14,7 @@ import pandas as pd
 
 from spectral_mlops.errors import InputError
 from spectral_mlops.inference.nuisance import freedman_lane
-from spectral_mlops.spectra.kept import KeptGradient
+from spectral_mlops.spectra.kept_gradients import KeptGradient
 from spectral_mlops.validity import (
     Families,
     Observed,

@@ -23,9 +23,9 @@ from spectral_mlops.hooks.additivity import (
 )
 from spectral_mlops.hooks.coverage import CoverageRow, coverage_table
 from spectral_mlops.hooks.groups import Groups, Labelling, Labels, read_labelling
+from spectral_mlops.hooks.layer_rows import GATES, LayerRows, LoneMatrix, Wanted
 from spectral_mlops.hooks.layers.normalization import uses_batch_statistics
 from spectral_mlops.hooks.measure import measure
-from spectral_mlops.hooks.measured import GATES, LayerRows, LoneMatrix, Wanted
 from spectral_mlops.hooks.recorder import Recorder, Watched
 from spectral_mlops.hooks.replay import OUTSIDE, ByGroup, Replay
 from spectral_mlops.hooks.rows import MAX_BYTES, Contributions, Factored, widen

@@ -32,15 +32,8 @@ from spectral_mlops.hooks.replay import (
     pull_by_group,
     will_execute,
 )
-from spectral_mlops.hooks.rows import (
-    Call,
-    Contributions,
-    Inner,
-    RandomState,
-    RowRule,
-    first,
-    widen,
-)
+from spectral_mlops.hooks.rows import Contributions, widen
+from spectral_mlops.hooks.rules import Call, Inner, RandomState, RowRule, first
 from spectral_mlops.hooks.survey import (
     Site,
     Survey,

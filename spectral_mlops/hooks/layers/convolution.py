@@ -14,17 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spectral_mlops.hooks.rows import (
-    MAX_BYTES,
-    Call,
-    Factored,
-    RowRule,
-    first,
-    refuse_above,
-    register_rows,
-    size_of,
-    widen,
-)
+from spectral_mlops.hooks.rows import MAX_BYTES, Factored, refuse_above, widen
+from spectral_mlops.hooks.rules import Call, RowRule, first, register_rows, size_of
 
 
 @dataclass(frozen=True)
