@@ -1,6 +1,6 @@
-"""Held-out people: what is passed, in what mode, and a label-free output."""
+"""Held-out people: in what mode they are passed, by what output, and what it shows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -8,7 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from spectral_mlops.errors import InputError
+from spectral_mlops.hooks.context import capture
 from spectral_mlops.hooks.groups import Groups, Labels, label_texts
+from spectral_mlops.hooks.layer_rows import LayerRows, LoneMatrix, Measurable
+
+LossFunction = Callable[[Any, Any], Tensor]
 
 
 class ProbeBatch(NamedTuple):
@@ -86,3 +90,49 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             for name, buffer in model.named_buffers():
                 if not torch.equal(buffer, buffers[name]):
                     buffer.copy_(buffers[name])
+
+
+class Probe:
+    """One set of held-out people, to be passed once or more.
+
+    Args:
+        model: Left as it is.
+        batches: Of the people.
+        watch: Gives a context for one batch; told whether its adjoints are to be
+            label-free.
+        pooled: Whether to measure all people together, too.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[ProbeBatch],
+        watch: Callable[[ProbeBatch, bool], capture],
+        pooled: bool,
+    ) -> None:
+        self._model, self._batches = model, batches
+        self._watch, self._pooled = watch, pooled
+
+    def passed(self, scalar_of: LossFunction, label_free: bool = False) -> Measurable:
+        """Pass all batches once, as one set of people.
+
+        Args:
+            scalar_of: Of ``(outputs, targets)``; what adjoints are derivatives of.
+            label_free: Whether it looks at no targets.
+        """
+        trained = [p for p in self._model.parameters() if p.requires_grad]
+        layers: dict[str, LayerRows] = {}
+        lone: dict[str, LoneMatrix] = {}
+        with undisturbed(self._model), torch.enable_grad():
+            for batch in self._batches:
+                with self._watch(batch, label_free) as captured:
+                    scalar = scalar_of(self._model(batch.inputs), batch.targets)
+                    torch.autograd.grad(scalar, trained, allow_unused=True)
+                found = captured.measurable(self._pooled)
+                for layer in found.layers:
+                    before = layers.setdefault(layer.layer, LayerRows(layer.layer, []))
+                    before.calls.extend(layer.calls)
+                for matrix in found.lone:
+                    name = matrix.parameter
+                    lone[name] = lone[name].plus(matrix) if name in lone else matrix
+        return found._replace(layers=list(layers.values()), lone=list(lone.values()))

@@ -23,13 +23,20 @@ from spectral_mlops.hooks.additivity import (
 )
 from spectral_mlops.hooks.coverage import CoverageRow, coverage_table
 from spectral_mlops.hooks.groups import Groups, Labelling, Labels, read_labelling
-from spectral_mlops.hooks.layer_rows import GATES, LayerRows, LoneMatrix, Wanted
+from spectral_mlops.hooks.layer_rows import (
+    GATES,
+    LayerRows,
+    LoneMatrix,
+    Measurable,
+    Wanted,
+)
 from spectral_mlops.hooks.layers.normalization import uses_batch_statistics
 from spectral_mlops.hooks.measure import measure
-from spectral_mlops.hooks.recorder import Recorder, Watched
+from spectral_mlops.hooks.recorder import Recorder
 from spectral_mlops.hooks.replay import OUTSIDE, ByGroup, Replay
 from spectral_mlops.hooks.rows import MAX_BYTES, Contributions, Factored, widen
 from spectral_mlops.hooks.survey import Survey, replayed_parameters, ruled_parameters
+from spectral_mlops.hooks.watched import Watched
 from spectral_mlops.records import POOLED, QUANTITIES, Spectrum, check_quantities
 from spectral_mlops.registry import nearest
 
@@ -188,7 +195,7 @@ class capture:
             # The product with one is a copy of the scale that update() leaves alone.
             device = next((p.device for p in self.model.parameters()), None)
             self._scale = self._scaler.scale(torch.ones((), device=device))
-            self._recorder.scale = self._scale
+            self._recorder.arrivals.scale = self._scale
         if self._entered:
             raise CaptureError("One context is one batch: make a new capture of each.")
         self._entered = True
@@ -208,7 +215,7 @@ class capture:
         trace: TracebackType | None,
     ) -> None:
         self._detach()
-        if error is None and self._recorder.reaching:
+        if error is None and self._recorder.arrivals.reaching:
             self._warn_of_mixing()
             if self._strict:
                 self._refuse_gaps()
@@ -412,9 +419,7 @@ class capture:
         """
         return measure(*self.measurable(pooled, step))
 
-    def measurable(
-        self, pooled: bool = True, step: int = 0
-    ) -> tuple[list[LayerRows], list[LoneMatrix], Wanted, frozenset[str]]:
+    def measurable(self, pooled: bool = True, step: int = 0) -> Measurable:
         """What `measure` and `reduce_batch` take, of this batch.
 
         Raises:
@@ -434,16 +439,16 @@ class capture:
         elsewhere = self.survey.gradient_elsewhere.union(
             *(self.survey.holders[name] for name in self._replay.parameters)
         )
-        return layers, lone, wanted, elsewhere
+        return Measurable(layers, lone, wanted, elsewhere)
 
     @property
     def lasts(self) -> bool:
         """Whether nobody else can write to what was kept of this batch."""
-        return not self._recorder.exposed
+        return not self._recorder.inputs.exposed
 
     def unchanged(self) -> bool:
         """Whether nobody wrote to what was kept of this batch."""
-        return all(call.unchanged() for call in self._recorder.calls)
+        return all(call.unchanged() for call in self._recorder.arrivals.calls)
 
     def _lone_matrices(self) -> list[LoneMatrix]:
         """Gradients of matrices without factors of their own, by group, for spectra.
@@ -452,7 +457,7 @@ class capture:
         Vectors (biases, scales, shifts) have group gradients and no spectrum.
         """
         tied = self.survey.tied
-        if not (tied or self._replay.parameters or self._recorder.masked):
+        if not (tied or self._replay.parameters or self._recorder.arrivals.masked):
             return []
         wanted = {
             row.parameter
@@ -473,7 +478,7 @@ class capture:
     def coverage(self) -> list[CoverageRow]:
         """Every parameter of the model and how it is watched."""
         recorder = self._recorder
-        reached = {c.site.name for c in recorder.calls if c.rows}
+        reached = {c.site.name for c in recorder.arrivals.calls if c.rows}
         reached |= self._replay.reached | self._masked()
         switched = self.survey.switched_on() if self._entered else {}
         return coverage_table(
@@ -550,8 +555,8 @@ class capture:
     def _arrived(self) -> list[Watched]:
         """Return the calls an adjoint reached (a recomputed forward has none)."""
         recorder = self._recorder
-        calls = [call for call in recorder.calls if call.rows]
-        if not (calls or self._replay.gradients or recorder.masked):
+        calls = [call for call in recorder.arrivals.calls if call.rows]
+        if not (calls or self._replay.gradients or recorder.arrivals.masked):
             learns = any(p.requires_grad for p in self.model.parameters())
             if not (self._first_labelling.size and learns):  # nothing to reach
                 return []
@@ -593,7 +598,7 @@ class capture:
                             for local, gradient in found.items()
                             if local in names
                         })  # fmt: skip
-        for source in (self._replay.gradients, self._recorder.masked):
+        for source in (self._replay.gradients, self._recorder.arrivals.masked):
             for grouping, by_group in source.items():
                 for group, gradients in by_group.items():
                     _add(result, grouping, group, {
@@ -641,7 +646,7 @@ class capture:
     def _reaching(self) -> dict[str, Tensor]:
         return {
             name: precise(gradient) / self._scale
-            for name, gradient in self._recorder.reaching.items()
+            for name, gradient in self._recorder.arrivals.reaching.items()
         }
 
     def _reasons(self) -> dict[str, str]:
@@ -658,16 +663,16 @@ class capture:
             name: "" if name in reached else obstacle
             for name in self._replay.parameters
         }
-        arrived = self._recorder.reaching.keys() - reached
+        arrived = self._recorder.arrivals.reaching.keys() - reached
         for name in arrived & obstacles.keys():
             obstacles[name] = obstacles[name] or OUTSIDE
         for site in self._sites:
-            why = self._recorder.lost.get(site.name)
+            why = self._recorder.arrivals.lost.get(site.name)
             if why:
                 obstacles |= dict.fromkeys(site.parameters.values(), why)
         watched = {
             name
-            for call in self._recorder.calls
+            for call in self._recorder.arrivals.calls
             if call.rows
             for name in call.site.parameters.values()
         }
@@ -679,7 +684,7 @@ class capture:
         """Names of the parameters of layers that cannot be seen into."""
         return {
             name
-            for groups in self._recorder.masked.values()
+            for groups in self._recorder.arrivals.masked.values()
             for gradients in groups.values()
             for name in gradients
         }

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -75,6 +76,22 @@ class Wanted:
     gates: str = "stacked"
     loss_scale: float = 1.0
     step: int = 0
+
+
+class Measurable(NamedTuple):
+    """All that is to be measured of one batch, or of several together.
+
+    Attributes:
+        layers: Their rows.
+        lone: Matrices without factors.
+        wanted: What is measured.
+        elsewhere: Layers whose product of factors is no parameter's gradient.
+    """
+
+    layers: list[LayerRows]
+    lone: list[LoneMatrix]
+    wanted: Wanted
+    elsewhere: frozenset[str]
 
 
 class People:

@@ -576,7 +576,7 @@ def test_attention_seen_inside_is_attention_computed_again(monkeypatch, dropout,
             )
             for group in "ab"
         }
-        before = len(captured._recorder.calls[0].rows)
+        before = len(captured._recorder.arrivals.calls[0].rows)
         assert before  # several passes add up: rows of both groups' passes
     found = captured.group_gradients()
     for group, expected in gradients.items():
