@@ -51,6 +51,8 @@ class Recorder:
         replay: Of the parameters that no rule covers.
 
     Attributes:
+        survey: See above.
+        begun: Whether it was ever attached.
         arrivals: What the backward pass brought.
         coarse: Whether a call was made under autocast.
         unbatched: Why the calls of a layer are no rows of samples, by its name.
@@ -73,7 +75,8 @@ class Recorder:
         self.coarse = False
         self.unbatched: dict[str, str] = {}
         self.hidden: dict[str, str] = {}
-        self._survey = survey
+        self.survey = survey
+        self.begun = False
         self._model, self._sites = survey.model, survey.sites
         self._batch_dim, self._folded = batch_dim, folded
         self._parameters, self._replay = parameters, replay
@@ -86,6 +89,7 @@ class Recorder:
 
     def attach(self) -> None:
         """Put the hooks on; `detach` must follow, whatever happens."""
+        self.begun = True
         self._attach_modules()
         self.arrivals.attach(self._parameters)
 
@@ -135,7 +139,7 @@ class Recorder:
             end = register_module_forward_hook(self._on_end, always_call=True)
             self._on_modules.append(end)
             return
-        self._refuse_functional(self._survey.swapped())
+        self._refuse_functional(self.survey.swapped())
         self.arrivals.labellings.add(id(self.labelling))
         self.inputs.note(tensors_in((args, kwargs)), self.labelling.size)
         sizes = batch_sizes((args, kwargs), self._batch_dim)
@@ -174,7 +178,7 @@ class Recorder:
         Looked for once in the life of a survey: a function of a layer's weight (the
         usual way to tie an output to an embedding) is no call of the layer.
         """
-        survey = self._survey
+        survey = self.survey
         if survey.outside is None:
             batch = {self.labelling.size, self.labelling.size * self._folded}
             shown = [x for x in tensors_in(output) if batch & set(x.shape)]
@@ -245,7 +249,7 @@ class Recorder:
             recomputed=torch._C._current_graph_task_id() != -1,
         )
         self.arrivals.calls.append(call)
-        if self._survey.outside is None:
+        if self.survey.outside is None:
             call.edges = edges_between(returned, tensors_in(given))
             call.nodes = tuple(x.grad_fn for x in returned if x.grad_fn is not None)
         call.inside = self._inside_of(call, given, returned)
@@ -284,7 +288,7 @@ class Recorder:
         if isinstance(x, Tensor) and self.inputs.is_no_batch(x, n):
             return "called on something that is no batch"
         folded = isinstance(x, Tensor) and x.is_floating_point() and n and not size % n
-        seen = self._survey.without_batch
+        seen = self.survey.without_batch
         if site.name in seen or not (size in (n, n * self._folded) or folded):
             why = f"called on {size} rows, which are not those of {n} samples"
             return seen.setdefault(site.name, why)
