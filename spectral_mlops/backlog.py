@@ -7,16 +7,10 @@ import torch
 
 from spectral_mlops.hooks.context import capture
 from spectral_mlops.hooks.distributed import Ranks
-from spectral_mlops.hooks.measure import (
-    ReducedBatch,
-    reduce_batch,
-    spectra_of,
-)
+from spectral_mlops.hooks.measure import ReducedBatch, reduce_batch, spectra_of
 from spectral_mlops.hooks.window import Window
 from spectral_mlops.observe import observe
-from spectral_mlops.records import (
-    Spectrum,
-)
+from spectral_mlops.records import Spectrum
 from spectral_mlops.spectra.reduced import Reduced
 from spectral_mlops.spectra.solver import Solver
 from spectral_mlops.validity import Observed

@@ -11,12 +11,7 @@ from spectral_mlops.compare import Solved, Subject, compare
 from spectral_mlops.errors import CaptureError, InputError
 from spectral_mlops.inference.comparison import Comparison, to_divergences
 from spectral_mlops.inference.effects import detectable_of
-from spectral_mlops.records import (
-    Divergence,
-    EpochRecord,
-    Spectrum,
-    as_columns,
-)
+from spectral_mlops.records import Divergence, EpochRecord, Spectrum, as_columns
 from spectral_mlops.reformed import Reformed
 from spectral_mlops.subjects import adjusted, subject_scalars
 from spectral_mlops.validity import Families, Null, Observed, Strata

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from spectral_mlops.backlog import Backlog
 from spectral_mlops.epoch_spectra import EpochSpectra
@@ -21,12 +21,9 @@ from spectral_mlops.hooks.context import capture
 from spectral_mlops.hooks.coverage import CoverageRow
 from spectral_mlops.hooks.distributed import Ranks, ranks_of
 from spectral_mlops.hooks.groups import Groups, Labels, read_fixed, refuse_unlisted
-from spectral_mlops.hooks.measure import measure
 from spectral_mlops.hooks.window import Window
-from spectral_mlops.observe import observe
-from spectral_mlops.probe import LossFunction, Probe, ProbeBatch, classes_of, margin
+from spectral_mlops.probe import LossFunction, Probe, ProbeBatch
 from spectral_mlops.records import QUANTITIES, Quantity, check_quantities
-from spectral_mlops.reformed import reform
 from spectral_mlops.schedule import Schedule, Steps, read_schedule
 from spectral_mlops.validity import Strata, read_families
 
@@ -352,47 +349,11 @@ class SpectralMonitor:
             InputError: If there are no batches, the loss is missing, or somebody
                 was watched in training by this monitor.
         """
-        if adjoint not in ("margin", "loss", "reformed"):
-            raise InputError(
-                f"adjoint='{adjoint}': choose 'margin', 'loss' or 'reformed'."
-            )
-        if adjoint != "margin" and loss_function is None:
-            raise InputError(f"adjoint='{adjoint}' needs the loss_function.")
         held = [ProbeBatch(*batch) for batch in batches]
-        if not held:
-            raise InputError("probe: there are no batches of held-out people.")
-        classes = classes_of(held) if adjoint == "reformed" else {}
-
-        def scalar_of(outputs: Any, targets: Any) -> Tensor:
-            if adjoint == "margin" or loss_function is None:
-                return margin(outputs).sum()
-            return loss_function(outputs, targets)
-
-        free = adjoint == "margin"
         probe = Probe(self.model, held, self._watch_held_out, self._pooled)
-        found = probe.passed(scalar_of, label_free=free)
-        seen = observe(found, trained_on=False, label_free=free)
-        result = EpochSpectra(
-            epoch,
-            "probe",
-            measure(*found),
-            1,
-            [] if seen is None else [seen],
-            self._strata,
-            families=self._families,
+        return probe.spectra(
+            loss_function, epoch, adjoint, self._strata, self._families
         )
-        if adjoint == "reformed" and found.layers:
-
-            def at(value: float) -> LossFunction:
-                return lambda outputs, y: scalar_of(outputs, torch.full_like(y, value))
-
-            by_class = {
-                name: probe.passed(at(value)).layers for name, value in classes.items()
-            }
-            result.reformed = reform(
-                found.layers, by_class, self._strata, self._families
-            )
-        return result
 
     def _watch_held_out(self, batch: ProbeBatch, label_free: bool) -> capture:
         """Return a context for one batch of the probe.

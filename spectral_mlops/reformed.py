@@ -36,6 +36,7 @@ from spectral_mlops.validity import (
     Families,
     Null,
     People,
+    Strata,
     draw_people,
     same_partition,
     uneven_rows,
@@ -89,7 +90,7 @@ class Reformed:
     subjects: list[str]
     targets: list[str]
     layers: dict[str, ReformedLayer]
-    strata: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    strata: Strata = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     families: Families = field(default_factory=dict)
 
@@ -338,7 +339,7 @@ class Reformed:
 def reform(
     true: Sequence[LayerRows],
     by_class: Mapping[str, Sequence[LayerRows]],
-    strata: Mapping[str, Mapping[str, str]] | None = None,
+    strata: Strata | None = None,
     families: Families | None = None,
 ) -> Reformed:
     """Put together what the passes of all classes showed.

@@ -18,11 +18,7 @@ from spectral_mlops.hooks.replay import (
 )
 from spectral_mlops.hooks.rows import Contributions, widen
 from spectral_mlops.hooks.rules import Call
-from spectral_mlops.hooks.survey import (
-    Site,
-    Survey,
-    trained_parameters,
-)
+from spectral_mlops.hooks.survey import Site, Survey, trained_parameters
 from spectral_mlops.hooks.watched import Watched
 
 

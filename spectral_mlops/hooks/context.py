@@ -12,21 +12,13 @@ from torch import Tensor, nn
 
 import spectral_mlops.hooks.layers  # noqa: F401  (registers the row rules)
 from spectral_mlops.errors import CaptureError, InputError
-from spectral_mlops.hooks.additivity import (
-    remainders,
-    tolerance,
-)
+from spectral_mlops.hooks.additivity import remainders, tolerance
 from spectral_mlops.hooks.coverage import CoverageRow
 from spectral_mlops.hooks.factors import group_factors
 from spectral_mlops.hooks.findings import Findings
 from spectral_mlops.hooks.folding import read_folding
 from spectral_mlops.hooks.groups import Groups, Labelling, Labels, read_labelling
-from spectral_mlops.hooks.layer_rows import (
-    GATES,
-    LayerRows,
-    Measurable,
-    Wanted,
-)
+from spectral_mlops.hooks.layer_rows import GATES, LayerRows, Measurable, Wanted
 from spectral_mlops.hooks.layers.normalization import uses_batch_statistics
 from spectral_mlops.hooks.measure import measure
 from spectral_mlops.hooks.recorder import Recorder

@@ -6,16 +6,11 @@ import torch
 from torch import Tensor
 
 from spectral_mlops.errors import CaptureError, UnknownNameError
-from spectral_mlops.hooks.additivity import (
-    gaps,
-    precise,
-)
+from spectral_mlops.hooks.additivity import gaps, precise
 from spectral_mlops.hooks.coverage import CoverageRow, coverage_table
 from spectral_mlops.hooks.folding import Folding
 from spectral_mlops.hooks.groups import Labelling
-from spectral_mlops.hooks.layer_rows import (
-    LoneMatrix,
-)
+from spectral_mlops.hooks.layer_rows import LoneMatrix
 from spectral_mlops.hooks.recorder import Recorder
 from spectral_mlops.hooks.replay import OUTSIDE, ByGroup, Replay
 from spectral_mlops.hooks.rows import Factored, widen

@@ -9,10 +9,7 @@ from torch import Tensor, nn
 
 from spectral_mlops.hooks.autocast import autocast_is_on
 from spectral_mlops.hooks.nested import map_tensors, tensors_in
-from spectral_mlops.hooks.survey import (
-    Site,
-    Survey,
-)
+from spectral_mlops.hooks.survey import Site, Survey
 from spectral_mlops.hooks.watched import Watched
 
 COPIED_BYTES = 4 * 2**20

@@ -24,16 +24,9 @@ from spectral_mlops.hooks.groups import Labelling
 from spectral_mlops.hooks.hook import Hook
 from spectral_mlops.hooks.inputs import Inputs, named
 from spectral_mlops.hooks.nested import batch_sizes, tensors_in
-from spectral_mlops.hooks.replay import (
-    RUNNING,
-    Replay,
-)
+from spectral_mlops.hooks.replay import RUNNING, Replay
 from spectral_mlops.hooks.rules import Inner, RandomState, RowRule, first
-from spectral_mlops.hooks.survey import (
-    Site,
-    Survey,
-    trained_parameters,
-)
+from spectral_mlops.hooks.survey import Site, Survey, trained_parameters
 from spectral_mlops.hooks.watched import Watched
 
 

@@ -4,10 +4,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 
 from spectral_mlops.errors import CaptureError, InputError
-from spectral_mlops.hooks.additivity import (
-    disagreements,
-    tolerance,
-)
+from spectral_mlops.hooks.additivity import disagreements, tolerance
 from spectral_mlops.hooks.coverage import CoverageRow
 from spectral_mlops.hooks.findings import Findings
 from spectral_mlops.hooks.layers.normalization import uses_batch_statistics

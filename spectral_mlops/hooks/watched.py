@@ -11,9 +11,7 @@ from spectral_mlops.hooks.groups import Labelling
 from spectral_mlops.hooks.nested import tensors_in
 from spectral_mlops.hooks.rows import Contributions
 from spectral_mlops.hooks.rules import Inner, RandomState
-from spectral_mlops.hooks.survey import (
-    Site,
-)
+from spectral_mlops.hooks.survey import Site
 
 
 @dataclass(eq=False)
