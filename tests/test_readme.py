@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from spectral_mlops import capture, load_run
 from spectral_mlops.cohorts import check_cohort
 from spectral_mlops.config import RunConfig, read_toml, validate
-from spectral_mlops.hooks.rows import ROW_RULES
+from spectral_mlops.hooks.rules import ROW_RULES
 from spectral_mlops.tracking import open_store
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
