@@ -228,9 +228,8 @@ def train(
             before = _EpochOfNetworks([*zip(networks, untrained, strict=True)])
             tracker.log(before, _headlines(plan, init.together, "init/divergence_{}"))
             untrained = []
-        waiting = checkpoints if tracker.durable and not ending else None
-        if waiting is not None and waiting.due():
-            waiting.save(epoch, networks, null_epochs, along, history)
+        if checkpoints and not ending and checkpoints.due() and tracker.durable:
+            checkpoints.save(epoch, networks, null_epochs, along, history)
         if on_epoch is not None:
             on_epoch(epoch, metrics)
         if ending:

@@ -134,7 +134,7 @@ def run(
     write_splits(folder / "splits", plan.probe, plan.folds)
     for path in (settings, versions):
         tracker.log_file(path)
-    for path in sorted((folder / "splits").rglob("*.tsv")):
+    for path in sorted((folder / "splits").rglob("*.*")):
         inside = path.parent.relative_to(folder)
         tracker.log_file(path, inside.as_posix())
     kept = Checkpoints(folder, plan) if checkpoints else None
