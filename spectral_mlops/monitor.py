@@ -718,6 +718,10 @@ class SpectralMonitor:
         self._batches += 1
         self._spend(began)
 
+    def discard(self) -> None:
+        """End the step begun by `start` without taking in what it showed."""
+        self._abandon()
+
     def relabel(
         self,
         groups: Groups,
