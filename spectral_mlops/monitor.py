@@ -247,6 +247,10 @@ class SpectralMonitor:
                 self.additivity = captured.additivity_error()
                 self.coverage = captured.coverage()
 
+    def discard(self) -> None:
+        """End the step begun by `start` without taking in what it showed."""
+        self._abandon()
+
     def relabel(
         self,
         groups: Groups,

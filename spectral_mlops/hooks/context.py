@@ -24,6 +24,7 @@ from spectral_mlops.hooks.measure import measure
 from spectral_mlops.hooks.recorder import Recorder
 from spectral_mlops.hooks.replay import ByGroup, Replay
 from spectral_mlops.hooks.rows import MAX_BYTES
+from spectral_mlops.hooks.shares import Share
 from spectral_mlops.hooks.strict import refuse_gaps, refuse_uncovered, warn_of_mixing
 from spectral_mlops.hooks.survey import Survey, replayed_parameters, ruled_parameters
 from spectral_mlops.records import QUANTITIES, Spectrum, check_quantities
@@ -316,6 +317,17 @@ class capture:
             *(self.survey.holders[name] for name in self._replay.parameters)
         )
         return Measurable(layers, lone, wanted, elsewhere)
+
+    def share(self) -> Share:
+        """What this context recorded, for one on another process to `take_in`."""
+        return Share.of(self._recorder, self._replay)
+
+    def take_in(self, share: Share) -> None:
+        """Add samples of the same batch that another process passed (`hooks.shares`).
+
+        Needs ``loss_scale=``: the mean over a part is not that over the batch.
+        """
+        share.add_to(self._recorder, self._replay, self._sites)
 
     @property
     def lasts(self) -> bool:
