@@ -116,4 +116,9 @@ Trust = Annotated[
     ),
 ]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder for the run's own files.")]
-Storage = Annotated[str, typer.Option(help="Optuna storage of the study.")]
+Storage = Annotated[
+    str,
+    typer.Option(
+        envvar="OPTUNA_STORAGE", help="Optuna storage of the study.", show_envvar=False
+    ),
+]

@@ -1,8 +1,9 @@
 """The commands of studies."""
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,8 +19,11 @@ from spectral_mlops.cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    pass
+    from rich.progress import Progress
 
+    from spectral_mlops.sweeps import Sweep
+
+NEW_TRIALS = 20
 
 sweeps = typer.Typer()
 
@@ -49,7 +53,24 @@ def sweep(
         float | None,
         typer.Option(help="constrained: largest divergence, z. If not given: 2."),
     ] = None,
-    trials: Annotated[int, typer.Option(min=1, help="Trials to add.")] = 20,
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Trials to add. If not given: what a study still wants; 20 if that "
+            "is none.",
+            show_default=False,
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Processes that run trials, each with its share of the cores. If not "
+            "given: this one alone. 0: only make the study, for workers elsewhere.",
+            show_default=False,
+        ),
+    ] = None,
     study: Annotated[str, typer.Option(help="Name; goes on if it exists.")] = "sweep",
     storage: options.Storage = "sqlite:///optuna.db",
     prune: Annotated[
@@ -70,12 +91,22 @@ def sweep(
     device: options.Device = "cpu",
     threads: options.Threads = 1,
     runs: options.Runs = Path("runs"),
+    trust: options.Trust = False,
+    heartbeat: Annotated[
+        float,
+        typer.Option(
+            min=0.1,
+            help="Of a new study: seconds between two signs of life of a worker; one "
+            "that misses three is taken for dead.",
+        ),
+    ] = 60.0,
 ) -> None:
     """Search architectures and settings; divergence is tracked beside AUC.
 
     Each trial is a complete MLflow run; each trial keeps its run id and the
     divergence per quantity in its user attributes. The study ends in a page and a
-    summary run; 'sweep report STUDY' makes the page anew.
+    summary run; 'sweep report STUDY' makes the page anew. A study goes on by its
+    name alone, with the settings it was begun with.
     """
     if context.invoked_subcommand is not None:
         _refuse_flags_before(context)
@@ -96,52 +127,137 @@ def sweep(
             "tracking.experiment": experiment,
         }
     )
-    settings = read_settings(config, flags)
     prepare_torch(device, threads)
     from spectral_mlops.report.console import show_trials
-    from spectral_mlops.sweeps import Sweep, leave_summary, read_sweep
+    from spectral_mlops.sweeps import Sweep, draining, leave_summary, read_sweep, work
+    from spectral_mlops.sweeps.recipe import can_be_joined
 
     asked = {"objective": objective, "tau": tau}
     given = {name: value for name, value in asked.items() if value is not None}
-    searched, judged = read_sweep(space, given)
+    alone = not (config or space or given or flags.keys() - {"tracking"} or experiment)
+    joined = alone and can_be_joined(study, storage)
     with progress_bar() as bar:
-        search = Sweep(
-            settings,
-            study=study,
-            storage=storage,
-            runs=runs,
-            device=device,
-            prune=prune,
-            space=searched,
-            objective=judged.objective,
-            tau=judged.tau,
-            progress=reporter(bar),
-        )
+        if joined:
+            search = Sweep.of_study(
+                study,
+                storage,
+                runs=runs,
+                tracking=tracking,
+                device=device,
+                trust=trust,
+                progress=reporter(bar),
+            )
+        else:
+            settings = read_settings(config, flags)
+            searched, judged = read_sweep(space, given)
+            search = Sweep(
+                settings,
+                study=study,
+                storage=storage,
+                runs=runs,
+                device=device,
+                prune=prune,
+                space=searched,
+                objective=judged.objective,
+                tau=judged.tau,
+                progress=reporter(bar),
+                heartbeat=heartbeat,
+            )
     for note in search.plan.notes:
         console.print(note, highlight=False)
-    with progress_bar() as bar:
-        task = bar.add_task("trials", total=trials)
-        latest: dict[str, float] = {}
-
-        def on_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
-            latest.update(metrics)
-            bar.update(task, description=describe(latest))
-
-        states = []
-        for _ in range(trials):
-            latest.clear()
-            states.append(search.run_trial(on_epoch).name)
-            bar.advance(task)
+    left = search.tickets.counts()
+    search.want(trials or (0 if left["free"] + left["taken"] else NEW_TRIALS))
+    if workers == 0:
+        _say_how_to_join(search, study)
+        return
+    with progress_bar() as bar, draining() as stop:
+        states = work(search, stop=stop, **_shown(bar, search))
     show_trials(console, search.table())
     console.print(f"Study '{study}' in {storage}", highlight=False)
     with console.status("drawing"):
         page = leave_summary(search)
     console.print(f"Its page: {page}", highlight=False, soft_wrap=True)
     console.print(f"Look at it:  {search.where}", highlight=False, soft_wrap=True)
-    if set(states) == {"FAIL"}:
+    if states and {state.name for state in states} == {"FAIL"}:
         raise typer.Exit(FAILED)
     if search.undelivered:
         raise typer.Exit(UNDELIVERED)
+
+
+@sweeps.command("worker")
+def worker(
+    study: Annotated[str, typer.Option(help="Name of a study that 'sweep' made.")],
+    storage: options.Storage = "sqlite:///optuna.db",
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Trials of this worker at most, of those that the study wants.",
+            show_default=False,
+        ),
+    ] = None,
+    tracking: options.TrackingUri = None,
+    runs: options.Runs = Path("runs"),
+    device: options.Device = "cpu",
+    threads: options.Threads = 1,
+    trust: options.Trust = False,
+) -> None:
+    """Run trials of a study beside other workers, here or elsewhere.
+
+    All else is the study's own; its people must be found from this folder. Ends when
+    the study has all the trials it wants. SIGTERM lets the running trial end, a second
+    one, and Ctrl-C, interrupt it: another worker will run one in its place.
+    """
+    prepare_torch(device, threads)
+    from spectral_mlops.sweeps import Sweep, draining, work
+
+    with draining() as stop, progress_bar() as bar:
+        search = Sweep.of_study(
+            study,
+            storage,
+            runs=runs,
+            tracking=tracking,
+            device=device,
+            trust=trust,
+            progress=reporter(bar),
+        )
+        states = work(search, most=trials, stop=stop, **_shown(bar, search, trials))
+    ended = ", ".join(f"{n} {s}" for s, n in Counter(x.name for x in states).items())
+    console.print(
+        f"Trials of this worker: {ended or 'none'}. The study wants "
+        f"{search.tickets.counts()['free']} more.",
+        highlight=False,
+    )
+    if search.undelivered:
+        raise typer.Exit(UNDELIVERED)
+
+
+def _say_how_to_join(search: "Sweep", study: str) -> None:
+    console.print(
+        f"Study '{study}' wants {search.tickets.counts()['free']} trials. Workers run "
+        f"them:  spectral-mlops sweep worker --study {study} --storage …",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _shown(bar: "Progress", search: "Sweep", most: int | None = None) -> dict[str, Any]:
+    """Return what a worker is to call so that a bar shows its trials."""
+    free = search.tickets.counts()["free"]
+    task = bar.add_task("trials", total=min(free, most or free))
+    latest: dict[str, float] = {}
+
+    def on_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
+        del epoch
+        latest.update(metrics)
+        bar.update(task, description=describe(latest))
+
+    def on_trial(state: object) -> None:
+        del state
+        latest.clear()
+        bar.advance(task)
+
+    return {"on_epoch": on_epoch, "on_trial": on_trial}
 
 
 @sweeps.command("report")

@@ -5,5 +5,14 @@ from spectral_mlops.sweeps.space_file import read_sweep
 from spectral_mlops.sweeps.storage import prepare_storage
 from spectral_mlops.sweeps.summary import leave_summary
 from spectral_mlops.sweeps.sweep import Sweep
+from spectral_mlops.sweeps.worker import draining, work
 
-__all__ = ["Sweep", "leave_summary", "prepare_storage", "read_sweep", "write_study"]
+__all__ = [
+    "Sweep",
+    "draining",
+    "leave_summary",
+    "prepare_storage",
+    "read_sweep",
+    "work",
+    "write_study",
+]

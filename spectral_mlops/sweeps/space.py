@@ -47,6 +47,7 @@ class Space:
             least once, to be checked before the first trial.
         grouped: Whether settings may be drawn in some trials only.
         model: The model that settings belong to, if it is none of the space's own.
+        content: What it was made from, plain data (`space_file.space_of`).
     """
 
     source: str
@@ -55,6 +56,7 @@ class Space:
     corners: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
     grouped: bool = True
     model: str | None = None
+    content: Any = field(default=None, repr=False)
 
 
 def built_in() -> Space:

@@ -19,7 +19,14 @@ from pydantic import Field, PositiveInt, model_validator
 from spectral_mlops.config import Settings, merge, read_toml, validate
 from spectral_mlops.errors import InputError
 from spectral_mlops.models.imported import import_function
-from spectral_mlops.sweeps.space import Draw, Space, corners_of, digest_of, nested
+from spectral_mlops.sweeps.space import (
+    Draw,
+    Space,
+    built_in,
+    corners_of,
+    digest_of,
+    nested,
+)
 
 Objective = Literal["auc", "auc,divergence", "constrained"]
 Scalar = bool | int | float | str
@@ -175,7 +182,7 @@ def data_space(tables: Mapping[str, Mapping[str, Any]], where: str) -> Space:
     def draw(trial: Any) -> dict[str, Any]:
         return nested(dict(_drawn(tree, trial, "")))
 
-    return Space(where, digest_of(tables), draw, corners_of(draw))
+    return Space(where, digest_of(tables), draw, corners_of(draw), content=tables)
 
 
 def function_space(name: str) -> Space:
@@ -201,7 +208,21 @@ def function_space(name: str) -> Space:
         return nested(drawn)
 
     digest = digest_of([name, _source(function)])
-    return Space(f"space '{name}'", digest, draw, _first_draws(draw, name))
+    first = _first_draws(draw, name)
+    return Space(f"space '{name}'", digest, draw, first, content=name)
+
+
+def space_of(content: Any, where: str) -> Space:
+    """Return the space of a `Space.content`.
+
+    Raises:
+        InputError: If it cannot be used here.
+    """
+    if content is None:
+        return built_in()
+    if isinstance(content, str):
+        return function_space(content)
+    return data_space(content, where)
 
 
 def _first_draws(draw: Draw, name: str) -> tuple[Mapping[str, Any], ...]:

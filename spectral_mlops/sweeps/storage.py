@@ -4,7 +4,15 @@ import optuna
 from sqlalchemy.exc import SQLAlchemyError
 
 from spectral_mlops.errors import InputError
+from spectral_mlops.sweeps.tickets import connection_settings, make_table
 from spectral_mlops.tracking.store import redacted
+
+
+def open_storage(storage: str) -> optuna.storages.RDBStorage:
+    """Open a database, so that others may use it at the same time."""
+    return optuna.storages.RDBStorage(
+        storage, engine_kwargs=connection_settings(storage)
+    )
 
 
 def prepare_storage(storage: str) -> str:
@@ -24,6 +32,7 @@ def prepare_storage(storage: str) -> str:
     try:
         opened = optuna.storages.RDBStorage(storage, skip_compatibility_check=True)
         try:
+            make_table(opened.engine)
             return _up_to_date(opened)
         finally:
             opened.remove_session()

@@ -11,6 +11,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from spectral_mlops.errors import InputError
 from spectral_mlops.registry import nearest
 from spectral_mlops.sweeps.objective import Judgement, experimental
+from spectral_mlops.sweeps.stale import why_failed
+from spectral_mlops.sweeps.storage import open_storage
 from spectral_mlops.tracking.checks import redacted
 
 
@@ -32,7 +34,7 @@ def open_study(
     try:
         study = optuna.create_study(
             study_name=name,
-            storage=storage,
+            storage=open_storage(storage),
             directions=judgement.directions,
             pruner=judgement.pruner(prune),
             load_if_exists=True,
@@ -54,9 +56,13 @@ def read_study(name: str, storage: str) -> optuna.Study:
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        names = [] if _no_file(storage) else optuna.get_all_study_names(storage=storage)
+        if _no_file(storage):
+            names = []
+        else:
+            opened = open_storage(storage)
+            names = optuna.get_all_study_names(storage=opened)
         if name in names:
-            return optuna.load_study(study_name=name, storage=storage)
+            return optuna.load_study(study_name=name, storage=opened)
     except (SQLAlchemyError, ValueError, ImportError) as error:
         raise _unusable(storage, error) from error
     raise InputError(
@@ -99,7 +105,7 @@ def trials_table(study: optuna.Study, quantities: Sequence[str]) -> pd.DataFrame
                 },
                 "run": attributes.get("mlflow.run_id"),
                 "infeasible": attributes.get("infeasible"),
-                "error": attributes.get("error"),
+                "error": why_failed(trial),
             }
         )
     return pd.DataFrame(rows)

@@ -10,10 +10,11 @@ import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 import pandas as pd
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from spectral_mlops.config import RunConfig, validate
@@ -29,21 +30,18 @@ from spectral_mlops.sweeps.draw import (
     settle,
     settled_corners,
 )
+from spectral_mlops.sweeps.ended import TAKEN_OVER, Ended, TakenOver, said
 from spectral_mlops.sweeps.objective import Judgement
+from spectral_mlops.sweeps.recipe import Recipe, known_store
 from spectral_mlops.sweeps.seen import Seen
 from spectral_mlops.sweeps.space import Space, built_in
 from spectral_mlops.sweeps.space_file import MAY_VARY, Objective
-from spectral_mlops.sweeps.study import open_study, trials_table
+from spectral_mlops.sweeps.stale import INTERRUPTED
+from spectral_mlops.sweeps.study import open_study, read_study, trials_table
+from spectral_mlops.sweeps.tickets import INTERVAL, Hold, Tickets
 from spectral_mlops.tracking import Tracker, open_tracker
 from spectral_mlops.training import Plan, make_plan, run
 from spectral_mlops.training.loop import OnEpoch
-
-RUN_STATUS: dict[TrialState, Literal["FINISHED", "KILLED", "FAILED"]] = {
-    TrialState.COMPLETE: "FINISHED",
-    TrialState.PRUNED: "KILLED",
-    TrialState.FAIL: "FAILED",
-}
-"""How the state of a trial reads in MLflow."""
 
 
 class Sweep:
@@ -61,6 +59,7 @@ class Sweep:
         objective: How trials are judged (`Judgement`).
         tau: Largest divergence of ``constrained``, z.
         progress: Told about loading people.
+        heartbeat: Seconds between two signs of life of a worker, of a new study.
 
     Raises:
         InputError: If the space cannot be used, if there is no divergence to judge
@@ -81,6 +80,7 @@ class Sweep:
         objective: Objective = "auc",
         tau: float = 2.0,
         progress: Callable[[str, int, int], None] | None = None,
+        heartbeat: float = INTERVAL,
     ) -> None:
         if os.environ.get("MLFLOW_RUN_ID"):
             raise InputError(
@@ -104,19 +104,89 @@ class Sweep:
         self.study = open_study(study, storage, self.judgement, prune)
         self._same("people", self._people())
         self._same("search", self._search())
+        self.tickets = Tickets(self.study, storage, heartbeat)
+        self._options = {"prune": prune}
         # A seed of its own for each visit, or a study that goes on would draw its
         # first trials again.
-        seed = config.training.seed + len(self.study.get_trials(deepcopy=False))
-        self.study.sampler = self.judgement.sampler(seed, self.space.grouped)
+        self._sample(len(self.study.get_trials(deepcopy=False)))
 
-    def run_trial(self, on_epoch: OnEpoch | None = None) -> TrialState:
+    @classmethod
+    def of_study(
+        cls,
+        study: str,
+        storage: str,
+        *,
+        runs: Path,
+        tracking: str | None = None,
+        device: str = "cpu",
+        trust: bool = False,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> "Sweep":
+        """Join a study that exists, with all that it keeps of itself (`want`).
+
+        Args:
+            study: Name.
+            storage: See `Sweep`.
+            runs: See `Sweep`.
+            tracking: The study's store if not given; needed if its address has a
+                password, which is never written down.
+            device: See `Sweep`.
+            trust: Whether code that the study names may run.
+            progress: See `Sweep`.
+
+        Raises:
+            InputError: If there is no such study, it cannot be gone on with from this
+                folder (other people, another function), or it names code without
+                ``trust``.
+        """
+        recipe = Recipe.of(read_study(study, storage))
+        if recipe is None:
+            raise InputError(
+                f"Study '{study}' was not made by 'spectral-mlops sweep', or has no "
+                "trials to run yet: start it with 'spectral-mlops sweep --study "
+                f"{study} --workers 0'."
+            )
+        recipe.check_trust(study, trust)
+        judged = recipe.sweep_settings()
+        return cls(
+            recipe.config(tracking),
+            study=study,
+            storage=storage,
+            runs=runs,
+            device=device,
+            space=recipe.made_space(),
+            objective=judged.objective,
+            tau=judged.tau,
+            progress=progress,
+            **recipe.options,
+        )
+
+    def want(self, trials: int) -> None:
+        """Ask for trials more, and keep what workers need to join.
+
+        Args:
+            trials: How many; none are fine.
+        """
+        settings = self.config.model_dump(mode="json")
+        settings["tracking"] |= known_store(self.config)
+        judged = {"objective": self.judgement.objective, "tau": self.judgement.tau}
+        Recipe(settings, self.space.content, judged, self._options).keep(self.study)
+        if trials:
+            self.tickets.add(trials)
+
+    def run_trial(
+        self, on_epoch: OnEpoch | None = None, hold: Hold | None = None
+    ) -> TrialState:
         """Draw settings, train, and tell the study how it ended.
 
         A trial that fails leaves its error in the user attribute ``error``, ends
-        its MLflow run as FAILED, and the study goes on.
+        its MLflow run as FAILED, and the study goes on. One that is interrupted fails
+        with the error ``interrupted``, and its run is KILLED.
 
         Args:
             on_epoch: Called with the epoch and its metrics.
+            hold: The ticket it is run for; spent at the end, given back at an
+                interrupt. It alone decides the seed of what is drawn.
 
         Returns:
             The state the trial ended in.
@@ -125,26 +195,44 @@ class Sweep:
             SpectralError: What no other trial would do better: a store or a
                 setting that cannot be used.
         """
+        if hold is not None:
+            self._sample(hold.number)
         trial = self.study.ask()
+        if hold is not None:
+            hold.bind(trial.number)
         uid = uuid.uuid4().hex
         trial.set_user_attr("uid", uid)
         tracking = self.config.tracking
         folder = self.runs / f"{self._name(trial)}-{uid[:8]}"
         tracker = open_tracker(tracking.uri, tracking.experiment, folder)
-        state, values = TrialState.FAIL, None
         seen = Seen(self.plan.quantities, self.judgement.quantity)
+        ended = Ended()
+
+        def each_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
+            if hold is not None and hold.lost:
+                raise TakenOver
+            if on_epoch is not None:
+                on_epoch(epoch, metrics)
+
         try:
-            values = self._train(trial, uid, tracker, folder, seen, on_epoch)
-            state = TrialState.COMPLETE
+            ended.values = self._train(trial, uid, tracker, folder, seen, each_epoch)
+            ended.state = TrialState.COMPLETE
         except optuna.TrialPruned:
-            state = TrialState.PRUNED
+            ended.state = TrialState.PRUNED
+        except (TakenOver, UpdateFinishedTrialError):
+            ended.error = TAKEN_OVER
+        except KeyboardInterrupt:
+            ended.error = INTERRUPTED
+            raise
         except Exception as error:
-            trial.set_user_attr("error", f"{type(error).__name__}: {error}")
+            ended.error = said(error)
             if isinstance(error, SpectralError):
                 raise
         finally:
-            self._end(trial, tracker, state, values, seen)
-        return state
+            self._end(trial, uid, tracker, ended, seen)
+            if hold is not None:
+                hold.give_back() if ended.error == INTERRUPTED else hold.spend()
+        return ended.state
 
     def table(self) -> pd.DataFrame:
         """One row per trial: state, AUC, settings, divergence, run."""
@@ -180,12 +268,7 @@ class Sweep:
             tracker,
             folder,
             name=self._name(trial),
-            tags={
-                "spectral.kind": "trial",
-                "spectral.uid": uid,
-                "optuna.study": self.study.study_name,
-                "optuna.trial_number": str(trial.number),
-            },
+            tags=self._tags(trial, uid),
             on_epoch=each_epoch,
             device=self.device,
             figures=False,
@@ -196,7 +279,10 @@ class Sweep:
         if "baseline/confounds_auc" in metrics:
             self.study.set_user_attr("confounds_auc", metrics["baseline/confounds_auc"])
         self._constrain(trial, seen)
-        return self.judgement.values(seen.auc, seen.divergence)
+        values = self.judgement.values(seen.auc, seen.divergence)
+        if not all(map(math.isfinite, values)):
+            raise ValueError(f"its value is {values[0]}: training went astray")
+        return values
 
     def _plan(self, trial: optuna.Trial) -> Plan:
         """Draw a trial's settings; all else is the study's."""
@@ -224,24 +310,56 @@ class Sweep:
     def _name(self, trial: optuna.Trial) -> str:
         return f"{self.study.study_name}-{trial.number:05d}"
 
+    def _sample(self, number: int) -> None:
+        """Seed what is drawn next: workers that share a seed draw other settings."""
+        seed = self.config.training.seed + number
+        self.study.sampler = self.judgement.sampler(seed, self.space.grouped)
+
+    def _tags(self, trial: optuna.Trial, uid: str) -> dict[str, str]:
+        """Return what a trial's run is found by."""
+        tags = {
+            "spectral.kind": "trial",
+            "spectral.uid": uid,
+            "optuna.study": self.study.study_name,
+            "optuna.trial_number": str(trial.number),
+        }
+        if "retry_of" in trial.user_attrs:
+            tags["optuna.retry_of"] = str(trial.user_attrs["retry_of"])
+        return tags
+
     def _end(
         self,
         trial: optuna.Trial,
+        uid: str,
         tracker: Tracker,
-        state: TrialState,
-        values: list[float] | None,
+        ended: Ended,
         seen: Seen,
     ) -> None:
         """Keep what was seen, end the run as the trial ended, tell the study."""
-        for name, value in seen.attributes().items():
-            trial.set_user_attr(name, value)
-        tracker.close(RUN_STATUS[state])
-        if "mlflow.run_id" not in trial.user_attrs:
-            with suppress(TrackingError):  # a store that was away may be back
-                trial.set_user_attr("mlflow.run_id", tracker.run_id)
+        about = seen.attributes()
+        if ended.error:
+            about["error"] = ended.error
+        with suppress(TrackingError):  # one that failed early has no run yet
+            tracker.start(
+                self._name(trial),
+                tags=self._tags(trial, uid),
+                cohort=self.plan.cohort.summary(),
+            )
+        with suppress(TrackingError):
+            tracker.log_tags(ended.tags())
+        tracker.close(ended.status)
+        with suppress(TrackingError):  # a store that was away may be back
+            about["mlflow.run_id"] = tracker.run_id
         self.undelivered += tracker.undelivered
         self.where = tracker.where
-        self.study.tell(trial, values, state=state)
+        if ended.error == TAKEN_OVER:
+            return
+        with suppress(UpdateFinishedTrialError):  # thought dead in this moment
+            for name, value in about.items():
+                trial.set_user_attr(name, value)
+            self.study.tell(
+                trial, ended.values, state=ended.state, skip_if_finished=True
+            )
 
     def _people(self) -> dict[str, str]:
         """Whom the study is about."""

@@ -131,9 +131,11 @@ def test_an_interrupt_ends_the_trial_and_goes_on_its_way(make, uri):
     with pytest.raises(KeyboardInterrupt):
         sweep.run_trial(stop)
     (trial,) = sweep.study.get_trials()
-    assert trial.state == TrialState.FAIL
+    assert (trial.state, trial.user_attrs["error"]) == (TrialState.FAIL, "interrupted")
     (run,) = runs_of(uri).values()
-    assert run.info.status == "FAILED"
+    assert run.info.status == "KILLED"
+    assert run.data.tags["optuna.state"] == "FAIL"
+    assert run.data.tags["spectral.error"] == "interrupted"
 
 
 def test_unusable_storage_and_a_foreign_run_are_refused(make, small, uri, monkeypatch):
