@@ -11,8 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from spectral_mlops import capture, register_rows
 from spectral_mlops.errors import CaptureError, InputError, UnknownNameError
 from spectral_mlops.hooks import VectorRows, rules
-from tests.cases import Gain
 from tests.hooks.conftest import hooks_on
+from tests.networks import Gain
 
 
 def network(inputs=5):

@@ -15,7 +15,7 @@ import ctypes, gc, resource, torch
 from pathlib import Path
 from torch import nn
 from spectral_mlops import SpectralMonitor
-from tests.cases import Gain
+from tests.networks import Gain
 
 
 class Small(nn.Module):

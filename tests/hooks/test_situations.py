@@ -11,8 +11,9 @@ from spectral_mlops import SpectralMonitor, capture
 from spectral_mlops.errors import CaptureError, InputError
 from spectral_mlops.hooks import recorder
 from spectral_mlops.hooks.layers import attention
-from tests.cases import Bare, Checkpointed, Folded, Gain, Recurrent, build
+from tests.cases import build
 from tests.hooks.conftest import LABELS, everything_in, hooks_on, loss_of, trained
+from tests.networks import Bare, Checkpointed, Folded, Gain, Recurrent
 
 
 def network() -> nn.Module:
