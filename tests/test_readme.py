@@ -122,4 +122,4 @@ def test_the_first_settings_of_the_readme_are_those_of_its_flags(tmp_path):
 def test_the_two_commands_open_the_readme():
     first, second = re.findall(r"^    (pip install .*)$", README, flags=re.MULTILINE)
     assert first == "pip install -e . && spectral-mlops train"
-    assert second == 'pip install -e ".[test]" && pytest'
+    assert second == 'pip install -e ".[test]" && pytest -n 2'
