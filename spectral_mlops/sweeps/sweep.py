@@ -87,6 +87,11 @@ class Sweep:
             raise InputError(
                 "MLFLOW_RUN_ID is set, and every trial is a run of its own: unset it."
             )
+        if config.training.task != "classification":
+            raise InputError(
+                f"training.task='{config.training.task}': sweeps search for AUC, which "
+                "a number has not; sweep a classification, or train with --task alone."
+            )
         self.config, self.runs, self.device = config, runs, device
         self.space = space or built_in()
         corners = settled_corners(self.space, config)
