@@ -29,6 +29,7 @@ from spectral_mlops.sweeps.draw import (
     settle,
     settled_corners,
 )
+from spectral_mlops.sweeps.familywise import TrialNull
 from spectral_mlops.sweeps.objective import Judgement
 from spectral_mlops.sweeps.seen import Seen
 from spectral_mlops.sweeps.space import Space, built_in
@@ -192,7 +193,7 @@ class Sweep:
             checkpoints=False,
         )
         metrics = finished.result.metrics
-        seen.end(metrics)
+        seen.end(metrics, TrialNull.of(plan, finished.result))
         if "baseline/confounds_auc" in metrics:
             self.study.set_user_attr("confounds_auc", metrics["baseline/confounds_auc"])
         self._constrain(trial, seen)
