@@ -132,12 +132,12 @@ def test_two_processes_find_what_one_finds(small, tmp_path):
         "step": small(
             training=step, comparison={"groupings": ["group", "site"]}, **EVERYONE
         ),
-        "replayed": toy(model=transformer, comparison={"effect_draws": 20}, **FAST),
+        "tokens": toy(model=transformer, comparison={"effect_draws": 20}, **FAST),
         "no probe": toy(
             "fnc",
             cohort={"settings": {"people": 31}},
             training={"batch_size": 6},
-            model={"settings": {"hidden": [4], "dropout": 0.0}},
+            model={"name": "tests.training.workers:Gained"},
             **FAST,
         ),
     }
@@ -153,9 +153,9 @@ def test_two_processes_find_what_one_finds(small, tmp_path):
             assert set(trained["batch_samples"]) == {7, 1}
             large = trained[trained["batch_samples"] == 7]
             assert 1 in large["samples"].tolist()  # its group is on one process
-        if name == "replayed":
+        if name == "no probe":
             methods = set(pd.read_csv(folder / "run/coverage.tsv", sep="\t")["method"])
-            assert "replay" in methods
+            assert methods == {"rows", "replay"}
 
 
 @pytest.mark.slow

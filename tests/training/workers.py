@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from spectral_mlops.config import RunConfig
 from spectral_mlops.errors import InputError, ProcessError
@@ -17,9 +18,22 @@ from spectral_mlops.training import assist, make_plan, read_plan, run
 from spectral_mlops.training.checkpoint import Checkpoints
 from spectral_mlops.training.distributed import Team, joined
 from spectral_mlops.training.fold import FoldRun
+from tests.cases import Gain
 from tests.training import toys
 
 assert toys.STEPS  # the import made the toy cohort known
+
+
+class Gained(nn.Module):
+    """A layer without a rule, whose parameter is replayed, between two with one."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.hidden, self.gain = nn.Linear(inputs, 3), Gain(3)
+        self.norm, self.output = nn.LayerNorm(3), nn.Linear(3, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(self.norm(self.gain(self.hidden(x).relu())))
 
 
 class Interrupted(Exception):
