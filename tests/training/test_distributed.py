@@ -52,7 +52,7 @@ def torchrun(*words, **more):
 
 def work(what, *folders):
     process = torchrun("tests.training.workers", what, *folders, cwd=ROOT)
-    said, problems = process.communicate(timeout=400)
+    said, problems = process.communicate(timeout=600)
     return process.returncode, said, problems
 
 
@@ -242,7 +242,7 @@ def test_command_is_interrupted_and_goes_on_as_one_run(
     settings, runs = settings_file(tmp_path, small_folder, uri, 60), tmp_path / "runs"
     train = ("spectral_mlops.cli", "train")
     process = torchrun(*train, "--config", settings, "--runs", runs, cwd=tmp_path)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while epochs_logged(runs) < 4 or not list(runs.glob("*/checkpoints/last.pt")):
         assert process.poll() is None
         assert time.monotonic() < deadline
@@ -251,7 +251,7 @@ def test_command_is_interrupted_and_goes_on_as_one_run(
         process.send_signal(signal.SIGTERM)
     else:
         os.kill(child_of_rank(process.pid, 1), signal.SIGKILL)
-    said, problems = process.communicate(timeout=120)
+    said, problems = process.communicate(timeout=300)
     assert process.returncode != 0
     assert said.count("Primary outcome") == 1
     assert problems.count("Interrupted. The run is saved") == 1
@@ -262,8 +262,10 @@ def test_command_is_interrupted_and_goes_on_as_one_run(
     assert len(found) == 1
     lost = "KILLED" if signal_ == "interrupt" else "FAILED"
     assert found[0].info.status == lost
+    if signal_ != "interrupt":
+        return  # how it goes on is the same
     again = torchrun(*train, "--resume", folder, cwd=tmp_path)
-    said, problems = again.communicate(timeout=300)
+    said, problems = again.communicate(timeout=600)
     assert again.returncode == 0, problems[-3000:]
     assert said.count("Its page:") == 1
     found = client.search_runs(experiments)
