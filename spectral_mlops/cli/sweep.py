@@ -14,6 +14,7 @@ from spectral_mlops.cli.terminal import (
     UNDELIVERED,
     console,
     describe,
+    notice,
     progress_bar,
     reporter,
 )
@@ -128,9 +129,12 @@ def sweep(
         }
     )
     prepare_torch(device, threads)
+    said = context.get_parameter_source("threads")
+    share = threads if said is not None and said.name == "COMMANDLINE" else None
     from spectral_mlops.report.console import show_trials
     from spectral_mlops.sweeps import Sweep, draining, leave_summary, read_sweep, work
     from spectral_mlops.sweeps.recipe import can_be_joined
+    from spectral_mlops.tracking.checks import redacted
 
     asked = {"objective": objective, "tau": tau}
     given = {name: value for name, value in asked.items() if value is not None}
@@ -167,20 +171,40 @@ def sweep(
         console.print(note, highlight=False)
     left = search.tickets.counts()
     search.want(trials or (0 if left["free"] + left["taken"] else NEW_TRIALS))
+    _mend(search)
     if workers == 0:
         _say_how_to_join(search, study)
         return
-    with progress_bar() as bar, draining() as stop:
-        states = work(search, stop=stop, **_shown(bar, search))
+    before = {t.number for t in search.study.get_trials() if t.state.is_finished()}
+    undelivered = False
+    if workers is None:
+        with progress_bar() as bar, draining() as stop:
+            work(search, stop=stop, **_shown(bar, search))
+    else:
+        undelivered = _with_workers(
+            search, storage, workers, share, trust or not joined
+        )
+    states = {
+        trial.state.name
+        for trial in search.study.get_trials()
+        if trial.state.is_finished() and trial.number not in before
+    }
     show_trials(console, search.table())
-    console.print(f"Study '{study}' in {storage}", highlight=False)
+    console.print(f"Study '{study}' in {redacted(storage)}", highlight=False)
     with console.status("drawing"):
         page = leave_summary(search)
     console.print(f"Its page: {page}", highlight=False, soft_wrap=True)
     console.print(f"Look at it:  {search.where}", highlight=False, soft_wrap=True)
-    if states and {state.name for state in states} == {"FAIL"}:
+    left = search.tickets.counts()
+    if waits := left["free"] + left["taken"]:
+        console.print(
+            f"The study wants {waits} trials more:  spectral-mlops sweep --study "
+            f"{study}",
+            highlight=False,
+        )
+    if states == {"FAIL"}:
         raise typer.Exit(FAILED)
-    if search.undelivered:
+    if search.undelivered or undelivered:
         raise typer.Exit(UNDELIVERED)
 
 
@@ -221,6 +245,7 @@ def worker(
             trust=trust,
             progress=reporter(bar),
         )
+        _mend(search)
         states = work(search, most=trials, stop=stop, **_shown(bar, search, trials))
     ended = ", ".join(f"{n} {s}" for s, n in Counter(x.name for x in states).items())
     console.print(
@@ -230,6 +255,27 @@ def worker(
     )
     if search.undelivered:
         raise typer.Exit(UNDELIVERED)
+
+
+def _with_workers(
+    search: "Sweep", storage: str, workers: int, threads: int | None, trust: bool
+) -> bool:
+    """Run a study's trials in processes; tell whether something is undelivered."""
+    from spectral_mlops.cli.crew import watch
+    from spectral_mlops.errors import StoreAway
+    from spectral_mlops.sweeps.crew import Crew
+    from spectral_mlops.tracking import prepare_store
+    from spectral_mlops.tracking.choose import NONE, SPOOL
+
+    where = search.config.tracking
+    if where.uri not in (NONE, SPOOL):
+        try:
+            prepare_store(where.uri, where.experiment)
+        except StoreAway as error:
+            notice(f"{error} Runs are kept in {search.runs} until it answers.")
+    crew = Crew(search, storage, workers, threads, trust)
+    watch(crew)
+    return crew.undelivered
 
 
 def _say_how_to_join(search: "Sweep", study: str) -> None:
@@ -258,6 +304,46 @@ def _shown(bar: "Progress", search: "Sweep", most: int | None = None) -> dict[st
         bar.advance(task)
 
     return {"on_epoch": on_epoch, "on_trial": on_trial}
+
+
+def _mend(search: "Sweep") -> None:
+    """Mend what workers before this one left; a store that is away does not matter."""
+    from spectral_mlops.errors import TrackingError
+
+    try:
+        mended = search.reconcile().mended
+    except TrackingError as error:
+        notice(f"{error} Runs of earlier workers are looked at another time.")
+        return
+    for said in mended:
+        console.print(f"Mended: {said}", highlight=False, markup=False)
+
+
+@sweeps.command("reconcile")
+def sweep_reconcile(
+    study: Annotated[str, typer.Argument(help="Name of a study.")],
+    storage: options.Storage = "sqlite:///optuna.db",
+    tracking: options.StoreUri = None,
+    runs: options.Runs = Path("runs"),
+) -> None:
+    """Mend what killed workers left: trials, their tickets, their MLflow runs.
+
+    Trials of dead workers fail and are tried again, runs end as their trials did, runs
+    without a trial are tagged. What only you can mend is listed. Workers do the same
+    when they start; a second pass mends nothing.
+    """
+    from spectral_mlops.sweeps.reconcile import reconcile_study
+
+    found = reconcile_study(study, storage, tracking, runs)
+    for said in found.mended:
+        console.print(f"Mended: {said}", highlight=False, markup=False, soft_wrap=True)
+    for said in found.listed:
+        console.print(f"Left: {said}", highlight=False, markup=False, soft_wrap=True)
+    if not found.mended:
+        console.print("Nothing to mend.")
+    if found.waiting:
+        console.print("Deliver them:  spectral-mlops sync", soft_wrap=True)
+        raise typer.Exit(UNDELIVERED)
 
 
 @sweeps.command("report")

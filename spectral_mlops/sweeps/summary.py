@@ -45,4 +45,5 @@ def leave_summary(sweep: Sweep) -> Path:
         tracker.log_metrics(metrics, step=number)
         tracker.log_file(page)
     sweep.undelivered += tracker.undelivered
+    sweep.where = sweep.where or tracker.where  # workers have their own
     return page

@@ -33,6 +33,7 @@ from spectral_mlops.sweeps.draw import (
 from spectral_mlops.sweeps.ended import TAKEN_OVER, Ended, TakenOver, said
 from spectral_mlops.sweeps.objective import Judgement
 from spectral_mlops.sweeps.recipe import Recipe, known_store
+from spectral_mlops.sweeps.reconcile import Reconciled, reconcile
 from spectral_mlops.sweeps.seen import Seen
 from spectral_mlops.sweeps.space import Space, built_in
 from spectral_mlops.sweeps.space_file import MAY_VARY, Objective
@@ -233,6 +234,12 @@ class Sweep:
             if hold is not None:
                 hold.give_back() if ended.error == INTERRUPTED else hold.spend()
         return ended.state
+
+    def reconcile(self) -> Reconciled:
+        """Mend what dead workers left (see `sweeps.reconcile`)."""
+        tracking = self.config.tracking
+        about = (tracking.uri, tracking.experiment, self.runs)
+        return reconcile(self.study, self.tickets, *about)
 
     def table(self) -> pd.DataFrame:
         """One row per trial: state, AUC, settings, divergence, run."""
