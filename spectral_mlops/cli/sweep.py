@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from spectral_mlops.cli import cluster as clusters
 from spectral_mlops.cli import options
+from spectral_mlops.cli.crew import watch
 from spectral_mlops.cli.settings import nested, prepare_torch, read_settings
 from spectral_mlops.cli.terminal import (
     FAILED,
@@ -72,6 +74,9 @@ def sweep(
             show_default=False,
         ),
     ] = None,
+    cluster: clusters.Cluster = None,
+    cluster_options: clusters.Options = None,
+    wait: clusters.Wait = True,
     study: Annotated[str, typer.Option(help="Name; goes on if it exists.")] = "sweep",
     storage: options.Storage = "sqlite:///optuna.db",
     prune: Annotated[
@@ -112,6 +117,8 @@ def sweep(
     if context.invoked_subcommand is not None:
         _refuse_flags_before(context)
         return
+    if cluster or cluster_options:
+        clusters.check(cluster, cluster_options, workers)
     flags = nested(
         {
             "cohort.name": cohort,
@@ -180,6 +187,15 @@ def sweep(
     if workers is None:
         with progress_bar() as bar, draining() as stop:
             work(search, stop=stop, **_shown(bar, search))
+    elif cluster is not None:
+        _make_store_ready(search)
+        array = clusters.submit(
+            search, storage, workers, share, trust or not joined, cluster_options
+        )
+        if not wait:
+            return
+        watch(array)
+        undelivered = array.undelivered
     else:
         undelivered = _with_workers(
             search, storage, workers, share, trust or not joined
@@ -261,9 +277,17 @@ def _with_workers(
     search: "Sweep", storage: str, workers: int, threads: int | None, trust: bool
 ) -> bool:
     """Run a study's trials in processes; tell whether something is undelivered."""
-    from spectral_mlops.cli.crew import watch
-    from spectral_mlops.errors import StoreAway
     from spectral_mlops.sweeps.crew import Crew
+
+    _make_store_ready(search)
+    crew = Crew(search, storage, workers, threads, trust)
+    watch(crew)
+    return crew.undelivered
+
+
+def _make_store_ready(search: "Sweep") -> None:
+    """Make a store's tables, before workers do so at the same time."""
+    from spectral_mlops.errors import StoreAway
     from spectral_mlops.tracking import prepare_store
     from spectral_mlops.tracking.choose import NONE, SPOOL
 
@@ -273,9 +297,6 @@ def _with_workers(
             prepare_store(where.uri, where.experiment)
         except StoreAway as error:
             notice(f"{error} Runs are kept in {search.runs} until it answers.")
-    crew = Crew(search, storage, workers, threads, trust)
-    watch(crew)
-    return crew.undelivered
 
 
 def _say_how_to_join(search: "Sweep", study: str) -> None:

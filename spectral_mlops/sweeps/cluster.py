@@ -18,10 +18,11 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from spectral_mlops.errors import InputError
+from optuna.trial import TrialState
+
+from spectral_mlops.errors import InputError, TrackingError
 from spectral_mlops.sweeps.sweep import Sweep
 from spectral_mlops.sweeps.worker import work
-from spectral_mlops.tracking import undelivered_runs
 
 if TYPE_CHECKING:
     from submitit import SlurmExecutor
@@ -33,6 +34,8 @@ DRAIN = signal.SIGUSR2
 """Lets a worker end its trial and take no more."""
 IN_VAIN = 10
 """A job stopped so often in a row before one of its trials ended stays stopped."""
+PAUSE = 2.0
+"""Seconds between two questions to SLURM."""
 SHORT = {"cpus": "cpus-per-task", "gpus": "gpus-per-node"}
 OURS = ("array", "error", "nodes", "ntasks", "ntasks-per-node", "output", "requeue",
         "signal")  # fmt: skip
@@ -52,7 +55,7 @@ class Worker:
         device: Where tensors live.
         threads: Of torch.
         trust: Whether code that the study names may run.
-        in_vain: How often in a row it was stopped before a trial of it had ended.
+        in_vain: How often in a row it was begun before a trial of it had ended.
     """
 
     study: str
@@ -77,32 +80,46 @@ class Worker:
 
         torch.set_num_threads(self.threads)
         print(f"worker {number} of study '{self.study}'", flush=True)
+        self.in_vain += 1
+        sweep = self._join()
         states: list[str] = []
         drained: list[int] = []
+
+        def on_trial(state: TrialState) -> None:
+            states.append(state.name)
+            self.in_vain = 0
+
         requeue = signal.getsignal(signal.SIGUSR1)  # submitit's
         signal.signal(DRAIN, lambda number, _: drained.append(number))
         with _told_to_end() as told:
             try:
-                sweep = Sweep.of_study(
-                    self.study,
-                    self.storage,
-                    runs=self.runs,
-                    tracking=self.tracking,
-                    device=self.device,
-                    trust=self.trust,
-                )
-                work(
-                    sweep,
-                    on_trial=lambda state: states.append(state.name),
-                    stop=lambda: bool(drained),
-                )
-            except KeyboardInterrupt:
+                work(sweep, on_trial=on_trial, stop=lambda: bool(drained))
+            except BaseException:  # what cleaned up may have failed of the interrupt
                 if told != [signal.SIGUSR1] or not callable(requeue):
                     raise
-                self.in_vain = 0 if states else self.in_vain + 1
                 print("told to end: the ticket is given back", flush=True)
                 requeue(signal.SIGUSR1, None)
         return states
+
+    def _join(self) -> Sweep:
+        """Join the study, without our handlers: there is no ticket to give back yet.
+
+        An interrupt in the midst of an import would leave half a module.
+        """
+        sweep = Sweep.of_study(
+            self.study,
+            self.storage,
+            runs=self.runs,
+            tracking=self.tracking,
+            device=self.device,
+            trust=self.trust,
+        )
+        try:
+            for said in sweep.reconcile().mended:
+                print(f"mended: {said}", flush=True)
+        except TrackingError as error:
+            print(error, flush=True)  # a store that is away may be back
+        return sweep
 
     def checkpoint(self, number: int) -> "DelayedSubmission | None":
         """Return what submitit runs when the job has its turn again.
@@ -116,7 +133,7 @@ class Worker:
         """
         from submitit.core.utils import DelayedSubmission
 
-        if self.in_vain >= IN_VAIN:
+        if self.in_vain > IN_VAIN:
             return None
         return DelayedSubmission(self, number)
 
@@ -144,6 +161,7 @@ class Array:
     job: str = ""
     living: int = 0
     _told: bool = False
+    _next_look: float = 0.0
 
     @property
     def logs(self) -> Path:
@@ -179,6 +197,9 @@ class Array:
 
     def ended(self) -> list[str]:
         """Look how many are left; a sentence if all ended before the trials did."""
+        if time.monotonic() < self._next_look:
+            return []
+        self._next_look = time.monotonic() + PAUSE
         # Not submitit's own look: it asks a database that small clusters lack.
         asked = ["squeue", "--noheader", "--array", f"--jobs={self.job}"]
         shown = subprocess.run(asked, capture_output=True, text=True, check=False)
@@ -188,6 +209,8 @@ class Array:
         counts = self.sweep.tickets.counts()
         if self.living:
             return []
+        from spectral_mlops.tracking import undelivered_runs
+
         self.undelivered = bool(undelivered_runs(self.sweep.runs))
         left = counts["free"] + counts["taken"]
         if not left or self._told:
