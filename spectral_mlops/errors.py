@@ -22,6 +22,10 @@ class CaptureError(SpectralError, RuntimeError):
     """Hooks were used out of order, or labels and tensors do not belong together."""
 
 
+class ProcessError(SpectralError, RuntimeError):
+    """Another process of the same run failed, or has ended."""
+
+
 class TrackingError(SpectralError, RuntimeError):
     """A tracking store cannot be used as it is."""
 

@@ -1,14 +1,24 @@
-"""Held-out people: what is passed, in what mode, and a label-free output."""
+"""Held-out people: in what mode they are passed, by what output, and what it shows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from spectral_mlops.epoch_spectra import EpochSpectra
 from spectral_mlops.errors import InputError
+from spectral_mlops.hooks.context import capture
 from spectral_mlops.hooks.groups import Groups, Labels, label_texts
+from spectral_mlops.hooks.layer_rows import LayerRows, LoneMatrix, Measurable
+from spectral_mlops.hooks.measure import measure
+from spectral_mlops.observe import observe
+from spectral_mlops.reformed import reform
+from spectral_mlops.validity import Families, Strata
+
+ADJOINTS = ("margin", "loss", "reformed")
+LossFunction = Callable[[Any, Any], Tensor]
 
 
 class ProbeBatch(NamedTuple):
@@ -86,3 +96,106 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             for name, buffer in model.named_buffers():
                 if not torch.equal(buffer, buffers[name]):
                     buffer.copy_(buffers[name])
+
+
+class Probe:
+    """One set of held-out people, to be passed once or more.
+
+    Args:
+        model: Left as it is.
+        batches: Of the people.
+        watch: Gives a context for one batch; told whether its adjoints are to be
+            label-free.
+        pooled: Whether to measure all people together, too.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[ProbeBatch],
+        watch: Callable[[ProbeBatch, bool], capture],
+        pooled: bool,
+    ) -> None:
+        self._model, self._batches = model, batches
+        self._watch, self._pooled = watch, pooled
+
+    def spectra(
+        self,
+        loss_function: LossFunction | None,
+        epoch: int,
+        adjoint: str,
+        strata: Strata,
+        families: Families,
+    ) -> EpochSpectra:
+        """Pass everybody, and keep what nulls are formed of.
+
+        Args:
+            loss_function: See `SpectralMonitor.probe`.
+            epoch: See there.
+            adjoint: See there.
+            strata: What labels move within.
+            families: Who moves as a whole.
+
+        Raises:
+            InputError: If there are no batches, or the loss is missing.
+        """
+        if adjoint not in ADJOINTS:
+            raise InputError(
+                f"adjoint='{adjoint}': choose 'margin', 'loss' or 'reformed'."
+            )
+        if adjoint != "margin" and loss_function is None:
+            raise InputError(f"adjoint='{adjoint}' needs the loss_function.")
+        if not self._batches:
+            raise InputError("probe: there are no batches of held-out people.")
+        classes = classes_of(self._batches) if adjoint == "reformed" else {}
+
+        def scalar_of(outputs: Any, targets: Any) -> Tensor:
+            if adjoint == "margin" or loss_function is None:
+                return margin(outputs).sum()
+            return loss_function(outputs, targets)
+
+        def at(value: float) -> LossFunction:
+            return lambda outputs, y: scalar_of(outputs, torch.full_like(y, value))
+
+        free = adjoint == "margin"
+        found = self.passed(scalar_of, label_free=free)
+        seen = observe(found, trained_on=False, label_free=free)
+        result = EpochSpectra(
+            epoch,
+            "probe",
+            measure(*found),
+            1,
+            [] if seen is None else [seen],
+            strata,
+            families=families,
+        )
+        if adjoint == "reformed" and found.layers:
+            by_class = {
+                name: self.passed(at(value)).layers for name, value in classes.items()
+            }
+            result.reformed = reform(found.layers, by_class, strata, families)
+        return result
+
+    def passed(self, scalar_of: LossFunction, label_free: bool = False) -> Measurable:
+        """Pass all batches once, as one set of people.
+
+        Args:
+            scalar_of: Of ``(outputs, targets)``; what adjoints are derivatives of.
+            label_free: Whether it looks at no targets.
+        """
+        trained = [p for p in self._model.parameters() if p.requires_grad]
+        layers: dict[str, LayerRows] = {}
+        lone: dict[str, LoneMatrix] = {}
+        with undisturbed(self._model), torch.enable_grad():
+            for batch in self._batches:
+                with self._watch(batch, label_free) as captured:
+                    scalar = scalar_of(self._model(batch.inputs), batch.targets)
+                    torch.autograd.grad(scalar, trained, allow_unused=True)
+                found = captured.measurable(self._pooled)
+                for layer in found.layers:
+                    before = layers.setdefault(layer.layer, LayerRows(layer.layer, []))
+                    before.calls.extend(layer.calls)
+                for matrix in found.lone:
+                    name = matrix.parameter
+                    lone[name] = lone[name].plus(matrix) if name in lone else matrix
+        return found._replace(layers=list(layers.values()), lone=list(lone.values()))

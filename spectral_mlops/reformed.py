@@ -18,11 +18,13 @@ from torch import Tensor
 from torch.linalg import matrix_rank
 
 from spectral_mlops.errors import InputError
-from spectral_mlops.hooks.measured import LayerRows
+from spectral_mlops.hooks.layer_rows import LayerRows
 from spectral_mlops.hooks.rows import Rows
 from spectral_mlops.inference.comparison import EVERY_GROUP, Comparison
 from spectral_mlops.records import DEGENERATE, Quantity
-from spectral_mlops.spectra.kept import GradientRows, KeptRows, compress
+from spectral_mlops.spectra.batched import compress
+from spectral_mlops.spectra.kept import KeptRows
+from spectral_mlops.spectra.kept_gradients import GradientRows
 from spectral_mlops.spectra.null import MAX_ROWS
 from spectral_mlops.spectra.statistics import (
     OfSpectra,
@@ -34,6 +36,7 @@ from spectral_mlops.validity import (
     Families,
     Null,
     People,
+    Strata,
     draw_people,
     same_partition,
     uneven_rows,
@@ -87,7 +90,7 @@ class Reformed:
     subjects: list[str]
     targets: list[str]
     layers: dict[str, ReformedLayer]
-    strata: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    strata: Strata = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     families: Families = field(default_factory=dict)
 
@@ -336,7 +339,7 @@ class Reformed:
 def reform(
     true: Sequence[LayerRows],
     by_class: Mapping[str, Sequence[LayerRows]],
-    strata: Mapping[str, Mapping[str, str]] | None = None,
+    strata: Strata | None = None,
     families: Families | None = None,
 ) -> Reformed:
     """Put together what the passes of all classes showed.

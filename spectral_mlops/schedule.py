@@ -2,8 +2,10 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from math import ceil, inf
+from typing import Any
 
 import numpy as np
 
@@ -145,6 +147,78 @@ class NullEpochs:
     def load_state_dict(self, state: Mapping[str, int | None]) -> None:
         """Go on where `state_dict` was taken."""
         self.every = state["every"]
+
+
+class Steps:
+    """Where a training run stands, and which of its steps are watched.
+
+    Args:
+        schedule: Decides within the epochs.
+        epochs: The only ones with watched steps; all if ``None``.
+
+    Attributes:
+        epoch: Counted from 0.
+        step: Number of steps of the epoch so far.
+    """
+
+    def __init__(self, schedule: Schedule, epochs: Iterable[int] | None) -> None:
+        self.schedule = schedule
+        self.epoch, self.step = 0, 0
+        self._steps: int | None = None
+        self._epochs = None if epochs is None else frozenset(epochs)
+
+    def begin_epoch(self, epoch: int, steps: int | None = None) -> None:
+        """Count from here on; ``steps`` is the number to come, if it is known."""
+        self.epoch, self.step, self._steps = epoch, 0, steps
+
+    def next(self) -> bool:
+        """Count one more step, and return whether it is watched."""
+        step, self.step = self.step, self.step + 1
+        if self._epochs is not None and self.epoch not in self._epochs:
+            return False
+        return self.schedule.watches(self.epoch, step, self._steps)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Count what is done inside as time spent watching, unless it fails."""
+        began = time.perf_counter()
+        yield
+        if isinstance(self.schedule, TimeBudget):
+            self.schedule.spent += time.perf_counter() - began
+
+    def state_dict(self) -> dict[str, int | None]:
+        """What resuming needs."""
+        return {"epoch": self.epoch, "step": self.step, "steps": self._steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.epoch, self.step = state["epoch"], state["step"]
+        self._steps = state["steps"]
+
+
+def read_schedule(
+    every: int | str, schedule: Schedule | Callable[[int, int], bool] | None
+) -> Schedule:
+    """Return the schedule that a user's settings stand for.
+
+    Args:
+        every: Watch each n-th step, or ``"auto"``.
+        schedule: Instead of it, if given.
+
+    Raises:
+        InputError: If they stand for none.
+    """
+    if isinstance(schedule, Schedule):
+        return schedule
+    if schedule is not None:
+        if not callable(schedule):
+            raise InputError(f"{schedule=}: a Schedule or a function (epoch, step).")
+        return Decided(schedule)
+    if every == "auto":
+        return TimeBudget()
+    if not isinstance(every, int):
+        raise InputError(f"{every=}: a number of steps, or 'auto'.")
+    return EveryNth(every)
 
 
 def evenly_spaced(count: int, total: int) -> list[int]:

@@ -14,11 +14,12 @@ import pandas as pd
 
 from spectral_mlops.errors import InputError
 from spectral_mlops.inference.nuisance import freedman_lane
-from spectral_mlops.spectra.kept import KeptGradient
+from spectral_mlops.spectra.kept_gradients import KeptGradient
 from spectral_mlops.validity import (
     Families,
     Observed,
     People,
+    Strata,
     labels_of_people,
     refuse_gaps,
     same_partition,
@@ -72,7 +73,7 @@ def adjusted(
     source: str,
     grouping: str,
     nuisance: Mapping[str, Mapping[str, Any]],
-    strata: Mapping[str, Mapping[str, str]],
+    strata: Strata,
     by_target: bool,
     permutations: int,
     seed: int,

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from spectral_mlops import capture, load_run
 from spectral_mlops.cohorts import check_cohort
 from spectral_mlops.config import RunConfig, read_toml, validate
-from spectral_mlops.hooks.rows import ROW_RULES
+from spectral_mlops.hooks.rules import ROW_RULES
 from spectral_mlops.tracking import open_store
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -122,4 +122,4 @@ def test_the_first_settings_of_the_readme_are_those_of_its_flags(tmp_path):
 def test_the_two_commands_open_the_readme():
     first, second = re.findall(r"^    (pip install .*)$", README, flags=re.MULTILINE)
     assert first == "pip install -e . && spectral-mlops train"
-    assert second == 'pip install -e ".[test]" && pytest'
+    assert second == 'pip install -e ".[test]" && pytest -n 2'

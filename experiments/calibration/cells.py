@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spectral_mlops.inference.relabel import draw_relabellings
-from spectral_mlops.spectra.kept import GradientRows, Kept, KeptRows
+from spectral_mlops.spectra.kept import Kept, KeptRows
+from spectral_mlops.spectra.kept_gradients import GradientRows
 from spectral_mlops.spectra.null import Relabelled
 from spectral_mlops.spectra.statistics import STATISTICS
 

@@ -4,13 +4,22 @@
 undelivered. Heavy imports happen inside the commands: ``--help`` answers at once.
 """
 
+import os
 import signal
+import sys
 
 import typer
 
 from spectral_mlops.cli import compare, report, simulate, stores, sweep, train
-from spectral_mlops.cli.terminal import BAD_INPUT, FAILED, UNDELIVERED, fail
-from spectral_mlops.errors import SpectralError
+from spectral_mlops.cli.terminal import (
+    BAD_INPUT,
+    FAILED,
+    UNDELIVERED,
+    console,
+    fail,
+    problems,
+)
+from spectral_mlops.errors import InputError, SpectralError
 
 __all__ = ["BAD_INPUT", "FAILED", "UNDELIVERED", "app", "main"]
 
@@ -40,6 +49,7 @@ def main() -> None:
     """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
+        _among_processes()
         app()
     except SpectralError as error:
         fail(str(error))
@@ -47,6 +57,26 @@ def main() -> None:
         if error.filename is None:
             raise
         fail(f"{error.filename}: {error.strerror}.")
+
+
+def _among_processes() -> None:
+    """Let one process of several speak.
+
+    Raises:
+        InputError: If they were started for what they cannot share.
+    """
+    if "RANK" not in os.environ:
+        return
+    from spectral_mlops.training.distributed import started_by_torchrun
+
+    if not started_by_torchrun():
+        return
+    console.quiet = problems.quiet = os.environ["RANK"] != "0"
+    if sys.argv[1:2] != ["train"]:
+        raise InputError(
+            f"torchrun started {os.environ['WORLD_SIZE']} processes, which only the "
+            "command train shares work among: start one, without torchrun."
+        )
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 def compare(
     runs: Annotated[
-        list[Path], typer.Argument(help="Folders of finished runs, as in runs/.")
+        list[str],
+        typer.Argument(
+            help="Folders of finished runs, as in runs/, or their ids in MLflow."
+        ),
     ],
     retrain: Annotated[
         int | None,
@@ -40,7 +43,8 @@ def compare(
     tracking: Annotated[
         str | None,
         typer.Option(
-            help="MLflow store that the test is logged to; the run's own if not given."
+            help="MLflow store that has the runs. With --retrain, that the test is "
+            "logged to; the run's own if not given."
         ),
     ] = None,
     trust: options.Trust = False,
@@ -59,19 +63,7 @@ def compare(
     adds to them. Start it in the folder that the run was trained in.
     """
     if retrain is None:
-        from spectral_mlops.report.runs import read_run
-        from spectral_mlops.report.runs_console import show_runs
-
-        finished = [read_run(folder) for folder in runs]
-        show_runs(console, finished)
-        if len(runs) > 1 or out is not None:
-            from spectral_mlops.report.html_compare import write_comparison
-            from spectral_mlops.report.stored import read_stored
-
-            with console.status("drawing"):
-                whole = [read_stored(folder) for folder in runs]
-                page = write_comparison(finished, whole, out or Path("compare.html"))
-            console.print(f"Open it in a browser:  {page}", highlight=False)
+        _show(runs, out, tracking)
         return
     prepare_torch(device, 1)
     from spectral_mlops.report.runs_console import show_retrained
@@ -79,7 +71,7 @@ def compare(
     from spectral_mlops.training.retrain_tracking import deliver
 
     arrived = True
-    for folder in runs:
+    for folder in map(Path, runs):
         with progress_bar() as bar:
             result = retrain_test(
                 folder,
@@ -97,3 +89,25 @@ def compare(
             console.print(said, highlight=False, soft_wrap=True, markup=False)
     if not arrived:
         raise typer.Exit(UNDELIVERED)
+
+
+def _show(runs: list[str], out: Path | None, tracking: str | None) -> None:
+    """Show finished runs, and write the page of several."""
+    from spectral_mlops.report.html_compare import write_comparison
+    from spectral_mlops.report.runs import read_run
+    from spectral_mlops.report.runs_console import show_runs
+    from spectral_mlops.report.stored import read_stored, run_folder
+
+    finished, whole, paged = [], [], len(runs) > 1 or out is not None
+    with console.status("reading the runs"):
+        for run in runs:
+            name = "" if Path(run).is_dir() else run
+            with run_folder(run, tracking) as folder:
+                finished.append(read_run(folder, name))
+                if paged:
+                    whole.append(read_stored(run, tracking, files=folder))
+    show_runs(console, finished)
+    if paged:
+        with console.status("drawing"):
+            page = write_comparison(finished, whole, out or Path("compare.html"))
+        console.print(f"Open it in a browser:  {page}", highlight=False)

@@ -1,6 +1,6 @@
 """The command that trains."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -27,7 +27,9 @@ from spectral_mlops.cli.terminal import (
 )
 
 if TYPE_CHECKING:
+    from spectral_mlops.config import RunConfig
     from spectral_mlops.training import FinishedRun, Plan
+    from spectral_mlops.training.distributed import Team
 
 
 def train(
@@ -92,6 +94,7 @@ def train(
 
     With no options: makes a simulated COBRE-like cohort in ./cohort, trains an MLP
     on its functional connectivity in stratified folds, and logs to ./mlflow.db.
+    Started by torchrun, several processes share every batch.
     """
     flags = nested(
         {
@@ -123,25 +126,44 @@ def train(
             "tracking.experiment": experiment,
         }
     )
-    if resume is not None:
-        prepare_torch(device, threads)
-        if _resume(resume, flags, config, crossfit, device, trust):
-            raise typer.Exit(UNDELIVERED)
-        return
-    settings = read_settings(config, flags)
+    settings = None if resume is not None else read_settings(config, flags)
     prepare_torch(device, threads)
+    from spectral_mlops.training.distributed import joined
+
+    with joined(device) as (team, own):
+        if settings is None:
+            assert resume is not None
+            undelivered = _resume(resume, flags, config, crossfit, own, trust, team)
+        else:
+            undelivered = _begin(settings, crossfit, own, runs, team)
+    if undelivered:
+        raise typer.Exit(UNDELIVERED)
+
+
+def _begin(
+    settings: "RunConfig", crossfit: int | None, device: str, runs: Path, team: "Team"
+) -> int:
+    """Make a run, or those of all parts; return what was not delivered."""
     from spectral_mlops.training import make_plan
 
     with progress_bar() as bar:
-        plan = make_plan(settings, Path.cwd(), reporter(bar))
+        plan = team.in_turn(lambda: make_plan(settings, Path.cwd(), reporter(bar)))
     name = f"train-{datetime.now():%Y%m%d-%H%M%S}"
-    if crossfit is None:
-        uri = settings.tracking.uri
-        undelivered = _train_one(plan, name, device, free(runs / name), uri)[1]
-    else:
-        undelivered = _train_parts(plan, crossfit, name, device, runs)
-    if undelivered:
-        raise typer.Exit(UNDELIVERED)
+    if crossfit is not None:
+        return _train_parts(plan, crossfit, name, device, runs, team)
+    if not team.first:
+        return _assist([plan], device, team)
+    uri, folder = settings.tracking.uri, free(runs / name)
+    return _train_one(plan, name, device, folder, uri, team)[1]
+
+
+def _assist(plans: "Sequence[Plan]", device: str, team: "Team") -> int:
+    """Work for the first process, which tracks, writes and speaks."""
+    from spectral_mlops.training import assist
+
+    for plan in plans:
+        assist(plan, device, team)
+    return 0
 
 
 def _resume(
@@ -151,6 +173,7 @@ def _resume(
     crossfit: int | None,
     device: str,
     trust: bool,
+    team: "Team",
 ) -> int:
     """Go on with an interrupted run; return what was not delivered."""
     from spectral_mlops.errors import InputError
@@ -165,11 +188,18 @@ def _resume(
             f"{', '.join(sorted(given))}."
         )
     with progress_bar() as bar:
-        plan = read_plan(folder, Path.cwd(), reporter(bar), finished=False, trust=trust)
+        plan = team.in_turn(
+            lambda: read_plan(
+                folder, Path.cwd(), reporter(bar), finished=False, trust=trust
+            )
+        )
+    if not team.first:
+        return _assist([plan], device, team)
     written = plan.config.tracking.uri or ""
     tracking = flags.get("tracking", {}).get("uri")
     tracking = tracking or (None if "***" in written else written or None)
-    return _train_one(plan, folder.name, device, folder, tracking, resume=True)[1]
+    one = plan, folder.name, device, folder, tracking
+    return _train_one(*one, team, resume=True)[1]
 
 
 def _train_one(
@@ -178,6 +208,7 @@ def _train_one(
     device: str,
     folder: Path,
     tracking: str | None,
+    team: "Team",
     *,
     resume: bool = False,
 ) -> tuple["FinishedRun", int]:
@@ -212,6 +243,7 @@ def _train_one(
             device=device,
             progress=reporter(bar),
             resume=resume,
+            team=team,
         )
     result = finished.result
     ran = result.metrics.get("final/epochs", settings.training.epochs)
@@ -245,9 +277,11 @@ def _train_one(
 @contextmanager
 def _saying_how_to_go_on(folder: Path) -> "Iterator[None]":
     """Of a run that is interrupted, say what is saved and which command goes on."""
+    from spectral_mlops.errors import ProcessError
+
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ProcessError):
         if (folder / "splits" / "splits.json").is_file():
             saved = (folder / "checkpoints" / "last.pt").is_file()
             reached = "some seconds ago at most" if saved else "at its beginning"
@@ -262,17 +296,21 @@ def _saying_how_to_go_on(folder: Path) -> "Iterator[None]":
         raise
 
 
-def _train_parts(plan: "Plan", parts: int, name: str, device: str, runs: Path) -> int:
+def _train_parts(
+    plan: "Plan", parts: int, name: str, device: str, runs: Path, team: "Team"
+) -> int:
     """Make a run of each part, and say what they show together."""
     from spectral_mlops.report.console import show_parts
     from spectral_mlops.training.crossfit import crossfit_plans, crossfit_table
 
     plans = crossfit_plans(plan, parts)
+    if not team.first:
+        return _assist(plans, device, team)
     finished, undelivered = [], 0
     for number, part in enumerate(plans, start=1):
         of = f"{name}-part-{number}"
         uri = plan.config.tracking.uri
-        one, lost = _train_one(part, of, device, free(runs / of), uri)
+        one, lost = _train_one(part, of, device, free(runs / of), uri, team)
         finished.append(one.result)
         undelivered += lost
     table, said = crossfit_table(plan, plans, finished)

@@ -14,15 +14,11 @@ from torch import Tensor
 from spectral_mlops.errors import InputError
 from spectral_mlops.hooks.context import capture
 from spectral_mlops.hooks.groups import Labelling
+from spectral_mlops.hooks.layer_rows import LayerRows, People
 from spectral_mlops.hooks.layers.convolution import ConvolutionRows
-from spectral_mlops.hooks.measured import LayerRows, People
 from spectral_mlops.hooks.rows import Factored, Rows
 from spectral_mlops.records import Direction, Quantity
-from spectral_mlops.spectra.directions import (
-    Leading,
-    gradient_columns,
-    leading_left,
-)
+from spectral_mlops.spectra.directions import Leading, gradient_columns, leading_left
 
 QUANTITIES: tuple[Quantity, ...] = ("gradient", "activation")
 

@@ -15,13 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectral_mlops.hooks.measured import (
-    LayerRows,
-    LoneMatrix,
-    Wanted,
-    known_of,
-    measured_of,
-)
+from spectral_mlops.hooks.layer_rows import LayerRows, LoneMatrix, Wanted
+from spectral_mlops.hooks.measured import known_of, measured_of
 from spectral_mlops.records import Spectrum
 from spectral_mlops.spectra.reduce import reduce_layers
 from spectral_mlops.spectra.reduced import Key, Reduced

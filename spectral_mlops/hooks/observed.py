@@ -13,28 +13,20 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from spectral_mlops.hooks.groups import Labelling
+from spectral_mlops.hooks.layer_rows import LayerRows, LoneMatrix, Wanted
 from spectral_mlops.hooks.layers.embedding import EmbeddingRows
-from spectral_mlops.hooks.measured import (
-    LayerRows,
-    LoneMatrix,
-    Measured,
-    Paired,
-    Unpaired,
-    Wanted,
-    measured_layer,
-)
+from spectral_mlops.hooks.measured import Measured, Paired, Unpaired, measured_layer
 from spectral_mlops.hooks.rows import Factored
 from spectral_mlops.records import Quantity
+from spectral_mlops.spectra.batched import compress
 from spectral_mlops.spectra.kept import (
-    FormedGradients,
-    GradientRows,
     Kept,
     KeptColumns,
     KeptCounts,
     KeptLayer,
     KeptRows,
-    compress,
 )
+from spectral_mlops.spectra.kept_gradients import FormedGradients, GradientRows
 from spectral_mlops.spectra.null import MAX_ROWS
 
 KEPT_BYTES = 128 * 2**20

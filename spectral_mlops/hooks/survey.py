@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from spectral_mlops.errors import CaptureError, UnknownNameError
-from spectral_mlops.hooks.rows import ROW_RULES, RowRule
+from spectral_mlops.hooks.rules import ROW_RULES, RowRule
 from spectral_mlops.registry import nearest
 
 

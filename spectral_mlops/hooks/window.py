@@ -13,14 +13,9 @@ import torch
 from torch import Tensor
 
 from spectral_mlops.hooks.distributed import Ranks
+from spectral_mlops.hooks.layer_rows import LayerRows, LoneMatrix, Wanted
 from spectral_mlops.hooks.measure import ReducedBatch, spectra_of
-from spectral_mlops.hooks.measured import (
-    LayerRows,
-    LoneMatrix,
-    Wanted,
-    known_of,
-    measured_of,
-)
+from spectral_mlops.hooks.measured import known_of, measured_of
 from spectral_mlops.records import Quantity, Spectrum
 from spectral_mlops.spectra.groups import Groups
 from spectral_mlops.spectra.reduce import LayerFactors, reduce_layers

@@ -1,6 +1,6 @@
 """What stands beside a p: what could have been seen, and how much it varies."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from spectral_mlops.errors import InputError
+from spectral_mlops.inference.comparison import Comparison
 from spectral_mlops.inference.significance import TIE, Array
 
 
@@ -87,6 +88,33 @@ def smallest_detectable(
     effect = value - mean
     z = effect / sd if not reason else float("nan")
     return DetectableEffect(critical, mean, sd, value, effect, z, alpha, power, reason)
+
+
+def detectable_of(comparisons: Iterable[Comparison]) -> list[dict[str, object]]:
+    """`smallest_detectable` of each comparison, to stand beside its value.
+
+    Returns:
+        One row per comparison: whose it is, ``value``, ``critical``,
+        ``smallest_detectable`` and ``reason``; NaN where there is no test.
+    """
+    rows: list[dict[str, object]] = []
+    for item in comparisons:
+        found = smallest_detectable(item.values)
+        tested = item.testable and item.has_null
+        rows.append(
+            {
+                "layer": item.layer,
+                "quantity": item.quantity,
+                "grouping": item.grouping,
+                "group_a": item.group_a,
+                "group_b": item.group_b,
+                "value": float(item.values[0]),
+                "critical": found.critical if tested else float("nan"),
+                "smallest_detectable": found.value if tested else float("nan"),
+                "reason": found.reason if tested else item.reason,
+            }
+        )
+    return rows
 
 
 @dataclass(frozen=True)

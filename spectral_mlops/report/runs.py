@@ -96,13 +96,23 @@ def read_run_config(run: Path, *, finished: bool = True) -> RunConfig:
     return validate(RunConfig, _read_json(path), str(path))
 
 
-def read_run(run: Path) -> StoredRun:
+def read_run(run: Path, name: str = "") -> StoredRun:
     """Read a finished run.
+
+    Args:
+        run: Its folder.
+        name: What it is called; as the folder if not given.
 
     Raises:
         InputError: If the folder is no finished run, or a file is damaged.
     """
     config = read_run_config(run)
+    name = name or run.resolve().name
+    if not (run / "splits" / "splits.json").is_file():
+        raise InputError(
+            f"{name} does not say who its probe is: there is no splits/splits.json, "
+            "which runs of earlier versions left in their folder alone."
+        )
     layers = _read_table(run / "layers.tsv", [*KEYS, "divergence", "z"])
     index = _read_json(run / "splits" / "splits.json")
     probe = str((index.get("probe") or {}).get("digest", ""))
@@ -114,7 +124,6 @@ def read_run(run: Path) -> StoredRun:
     effects = pd.DataFrame()
     if (run / "effects.tsv").exists():
         effects = _read_table(run / "effects.tsv", EFFECTS)
-    name = run.resolve().name
     return StoredRun(name, config, final, layers, probe, null, pairs, effects)
 
 

@@ -1,7 +1,8 @@
 """Everything a run left behind, read back for reports; nothing is executed."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -69,12 +70,37 @@ class StoredRun:
     pictures: Mapping[str, bytes] = field(default_factory=dict)
 
 
-def read_stored(run: str | Path, tracking_uri: str | None = None) -> StoredRun:
+@contextmanager
+def run_folder(run: str | Path, tracking_uri: str | None = None) -> Iterator[Path]:
+    """Give a run's folder; of a run in MLflow a copy, which is removed afterwards.
+
+    Args:
+        run: The run's folder, or the id of an MLflow run.
+        tracking_uri: Where that is; not used for a folder.
+
+    Raises:
+        InputError: If it is the path of no folder.
+        TrackingError: If there is no such run or the store cannot be used.
+    """
+    if Path(run).is_dir():
+        yield Path(run)
+        return
+    if len(Path(run).parts) != 1:
+        raise InputError(f"{run} is no run: there is no such folder.")
+    with TemporaryDirectory(prefix="spectral-") as folder:
+        fetch_run(str(run), Path(folder), tracking_uri)
+        yield Path(folder)
+
+
+def read_stored(
+    run: str | Path, tracking_uri: str | None = None, *, files: Path | None = None
+) -> StoredRun:
     """Read a run.
 
     Args:
         run: The run's folder, finished or not, or the id of an MLflow run.
         tracking_uri: Where that is; not used for a folder.
+        files: What `run_folder` gave, if it is open already.
 
     Raises:
         InputError: If it is no run, or a file in it is damaged.
@@ -82,10 +108,8 @@ def read_stored(run: str | Path, tracking_uri: str | None = None) -> StoredRun:
     """
     if Path(run).is_dir():
         return _read(Path(run), Path(run).resolve().name, _metrics(Path(run)))
-    metrics = load_metrics(run, tracking_uri)
-    with TemporaryDirectory(prefix="spectral-") as folder:
-        fetch_run(str(run), Path(folder), tracking_uri)
-        return _read(Path(folder), str(run), metrics)
+    with nullcontext(files) if files else run_folder(run, tracking_uri) as folder:
+        return _read(folder, str(run), load_metrics(run, tracking_uri))
 
 
 def _metrics(folder: Path) -> pd.DataFrame:

@@ -16,7 +16,8 @@ from spectral_mlops.errors import InputError
 from spectral_mlops.records import DEGENERATE, QUANTITIES, Quantity
 from spectral_mlops.registry import Registry
 from spectral_mlops.spectra.divergences import DIVERGENCES, Divergence
-from spectral_mlops.spectra.kept import KeptGradient, Spanning
+from spectral_mlops.spectra.kept import Spanning
+from spectral_mlops.spectra.kept_gradients import KeptGradient
 from spectral_mlops.spectra.null import Relabelled
 from spectral_mlops.spectra.summaries import effective_rank
 

@@ -149,6 +149,7 @@ class Array:
         options: ``partition``, ``time``, ``mem``, ``cpus``, ``gpus`` or any long option
             of ``sbatch``.
         undelivered: Whether runs wait to be delivered.
+        died: Whether all jobs ended before the trials did.
         job: Number of the array, once SLURM has taken it.
         living: How many wait, run or are queued again, as of the last look (`ended`).
     """
@@ -158,6 +159,7 @@ class Array:
     size: int
     options: Mapping[str, str]
     undelivered: bool = False
+    died: bool = False
     job: str = ""
     living: int = 0
     _told: bool = False
@@ -215,6 +217,7 @@ class Array:
         left = counts["free"] + counts["taken"]
         if not left or self._told:
             return []
+        self.died = True
         return [
             f"No job of {self.job} is left, and {left} trials are: see {self.logs}."
         ]

@@ -89,7 +89,8 @@ class Tracker(ABC):
     not overridden.
 
     Attributes:
-        seconds: Time that ``log`` took of the thread that called it, so far.
+        seconds: Time that ``log`` and ``durable`` took of the thread that called them,
+            so far; waiting for a disk that is behind included.
     """
 
     def __init__(self) -> None:
@@ -116,7 +117,10 @@ class Tracker(ABC):
 
     @property
     def durable(self) -> bool:
-        """Whether all that was logged would outlive this process."""
+        """Whether all that was logged would outlive this process.
+
+        Waits until what is still being written is, or cannot be.
+        """
         return True
 
     @abstractmethod

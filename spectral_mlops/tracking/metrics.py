@@ -228,17 +228,34 @@ def _summaries(
     for s in spectra:
         if (s.layer, s.quantity) not in shaped and not s.degenerate:
             shaped.add((s.layer, s.quantity))
-    usable = [s for s in spectra if (s.layer, s.quantity) in shaped]
-    usable.sort(key=_quantity_order)
-    groups = [names.group(s.grouping, s.group) for s in usable]
+    known: dict[tuple[Quantity, str, str], dict[str, list[Spectrum]]] = {}
+    for s in spectra:
+        if (s.layer, s.quantity) in shaped:
+            layers = known.setdefault((s.quantity, s.grouping, s.group), {})
+            layers.setdefault(s.layer, []).append(s)
+    found = {
+        f"{SHORT[cell[0]]}/{names.group(*cell[1:])}": known[cell]
+        for cell in sorted(known, key=_quantity_order)
+    }
     cells: dict[str, dict[str, list[float]]] = {}
     for section, (summary, scale) in CHARTED.items():
-        for s, group in zip(usable, groups, strict=True):
-            value = s.summaries.get(summary, math.nan) * s.factor_of(scale)
-            if math.isfinite(value):
-                cell = cells.setdefault(f"{section}_{SHORT[s.quantity]}/{group}", {})
-                cell.setdefault(s.layer, []).append(value)
+        for name, layers in found.items():
+            cell = {
+                layer: values
+                for layer, some in layers.items()
+                if (values := _finite(some, summary, scale))
+            }
+            if cell:
+                cells[f"{section}_{name}"] = cell
     return cells
+
+
+def _finite(spectra: list[Spectrum], summary: str, scale: str) -> list[float]:
+    values = [s.summaries.get(summary, math.nan) for s in spectra]
+    if scale != "batch":
+        factors = [s.factor_of(scale) for s in spectra]
+        values = [x * factor for x, factor in zip(values, factors, strict=True)]
+    return [x for x in values if math.isfinite(x)]
 
 
 def _focus(
@@ -261,8 +278,8 @@ def _focus(
     return found
 
 
-def _quantity_order(spectrum: Spectrum) -> int:
-    return QUANTITIES.index(spectrum.quantity)
+def _quantity_order(cell: tuple[Quantity, str, str]) -> int:
+    return QUANTITIES.index(cell[0])
 
 
 def _primary(records: Iterable[EpochRecord]) -> Iterator[Divergence]:

@@ -11,7 +11,12 @@ from spectral_mlops.records import CohortSummary
 from spectral_mlops.tracking.delivery import Delivery, known_uri
 from spectral_mlops.tracking.pending import RECORDS
 from spectral_mlops.tracking.spool import Spool
-from spectral_mlops.tracking.spooled import Notice, SpoolTracker, remove_empty
+from spectral_mlops.tracking.spooled import (
+    Notice,
+    SpoolTracker,
+    remove_empty,
+    write_entries,
+)
 from spectral_mlops.tracking.store import experiment_name, redacted, resolve_uri
 from spectral_mlops.tracking.uploader import Uploader
 
@@ -96,7 +101,8 @@ class MlflowTracker(SpoolTracker):
         """Points, files and a final status that MLflow has not taken."""
         delivery = self._delivery
         there = delivery.delivered if delivery else 0
-        return self._appended - there + super().undelivered
+        written, waiting = self._writer.points
+        return self._appended + written - there + waiting
 
     def flush(self, timeout: float = 30.0) -> int:
         """Wait until what was logged is delivered, or an attempt to do so failed.
@@ -108,7 +114,7 @@ class MlflowTracker(SpoolTracker):
             `undelivered`.
         """
         if self._uploader is not None:
-            self._write()
+            self._settle()
             self._uploader.flush(timeout)
         return self.undelivered
 
@@ -173,7 +179,7 @@ class MlflowTracker(SpoolTracker):
         if delivery is None or uploader is None:
             return
         uploader.end()
-        if self._waiting and delivery.run is not None:
+        if self._writer.waiting and delivery.run is not None:
             self._deliver_unwritten(delivery)
         delivery.release()
         if not self.undelivered and not self._folder_given:
@@ -189,12 +195,12 @@ class MlflowTracker(SpoolTracker):
                 elsewhere = Spool(folder)
                 if records.exists():  # of the part that the rest belongs to
                     shutil.copytree(records, Path(folder) / RECORDS)
-                elsewhere.append(entry.write(Path(folder)) for entry in self._waiting)
+                write_entries(self._writer.waiting, elsewhere)
             except OSError:
                 return
             rest = Delivery(elsewhere, self._uri, self._experiment, None)
             rest.run, rest.store = delivery.run, delivery.store
             if rest.deliver() and not rest.refused:
                 shutil.rmtree(records, ignore_errors=True)
-                self._waiting = []
+                self._writer.drop()
             elsewhere.close()

@@ -1,8 +1,8 @@
 """Records of a run on their way into parquet parts.
 
-Each epoch's records are written at once, to files of their own under
-``spool/records/PART/``, so that an interrupted process loses none. Ten epochs make a
-part, one file per kind that never changes; the files it was made of then go.
+Epochs' records are written soon after they were logged, a few epochs together, to files
+of their own under ``spool/records/PART/``. Ten epochs make a part, one file per kind
+that never changes; the files it was made of then go.
 """
 
 import shutil
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from spectral_mlops.records import EpochRecord
 from spectral_mlops.tracking.shards import KINDS, Kind, read_tables, table_of
-from spectral_mlops.tracking.spool import FOLDER, sync_file
+from spectral_mlops.tracking.spool import FOLDER, sync, sync_file
 
 RECORDS = f"{FOLDER}/records"
 
@@ -25,7 +25,7 @@ def write_pending(
     Args:
         root: The run's folder.
         part: Name of the part they will be in, such as ``part-00000``.
-        number: Of these records, in the order they were logged.
+        number: Of the first of these epochs, in the order they were logged.
         records: What to write.
     """
     folder = root / RECORDS / part
@@ -35,7 +35,20 @@ def write_pending(
         if table.num_rows:
             path = folder / f"{number:06d}-{kind}.parquet"
             pq.write_table(table, path, compression="zstd")
-            sync_file(path)
+            sync(path)
+    sync(folder)
+
+
+def remove_unrecorded(root: Path, count: int) -> None:
+    """Remove records that a killed process wrote without coming to say so.
+
+    Args:
+        root: The run's folder.
+        count: How many epochs' records the spool knows of.
+    """
+    for path in (root / RECORDS).glob("*/*.parquet"):
+        if int(path.name.partition("-")[0]) >= count:
+            path.unlink()
 
 
 def build_part(root: Path, part: str) -> list[Path]:

@@ -69,25 +69,22 @@ def table_of(records: Iterable[EpochRecord], kind: Kind) -> pa.Table:
             "spectral.summaries": json.dumps(summaries),
         },
     )
-    arrays = [_column(rows, column.name, column.type) for column in schema]
-    return pa.Table.from_arrays(arrays, schema=schema)
+    own = [_column(rows, name, columns[name]) for name in columns]
+    maps = [row.summaries for _, row in rows] if summaries else []
+    more = [pa.array([m.get(name) for m in maps], type=_FLOAT) for name in summaries]
+    return pa.Table.from_arrays(own + more, schema=schema)
 
 
 def _column(
     rows: list[tuple[EpochRecord, Any]], name: str, kind: pa.DataType
 ) -> pa.Array:
-    """Return one column; a name that is no field is that of a summary."""
+    """Return one column."""
     if name in _RECORD:
-        values = [getattr(record, name) for record, _ in rows]
-    elif name in ("d_in", "d_out"):
-        values = [row.shape[name == "d_out"] for _, row in rows]
-    elif name == "values":
-        return _lists([row.values for _, row in rows])
-    elif name in _SPECTRA or name in _DIVERGENCES:
-        values = [getattr(row, name) for _, row in rows]
-    else:
-        values = [row.summaries.get(name) for _, row in rows]
-    return pa.array(values, type=kind)
+        return pa.array([getattr(record, name) for record, _ in rows], type=kind)
+    if name in ("d_in", "d_out"):
+        return pa.array([row.shape[name == "d_out"] for _, row in rows], type=kind)
+    values = [getattr(row, name) for _, row in rows]
+    return _lists(values) if name == "values" else pa.array(values, type=kind)
 
 
 def _lists(arrays: list[NDArray[np.float64]]) -> pa.Array:

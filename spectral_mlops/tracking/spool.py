@@ -88,7 +88,7 @@ class Spool:
         self._size = self._repaired()
         last = list(self.events())[-1:]
         self._next = last[0].seq + 1 if last else 1
-        _sync_folder(self.folder)
+        sync(self.folder)
 
     @property
     def info(self) -> dict[str, Any]:
@@ -225,16 +225,13 @@ def inside(root: Path, path: str) -> Path:
 
 def sync_file(path: Path) -> None:
     """Wait until a file and its name are on the disk."""
+    sync(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or the names in a folder, are on the disk."""
     number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    number = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(number)
     finally:

@@ -1,7 +1,7 @@
 """A tracker that writes to the run's own folder: the spool, and nothing else.
 
-What `MlflowTracker` sends comes from here too: the training thread only ever appends
-to files.
+What `MlflowTracker` sends comes from here too. The training thread hands what it logs
+to one writer (`Writer`), which alone makes tables, writes files and waits for the disk.
 """
 
 import logging
@@ -21,9 +21,14 @@ from spectral_mlops.errors import TrackingError
 from spectral_mlops.records import CohortSummary, EpochRecord
 from spectral_mlops.tracking.base import Status, Tracker
 from spectral_mlops.tracking.metrics import KeyNames
-from spectral_mlops.tracking.pending import build_part, write_pending
+from spectral_mlops.tracking.pending import (
+    build_part,
+    remove_unrecorded,
+    write_pending,
+)
 from spectral_mlops.tracking.shards import KINDS, SCHEMA_VERSION
 from spectral_mlops.tracking.spool import FOLDER, Event, Spool, read_info, sync_file
+from spectral_mlops.tracking.writer import Writer
 
 PART = 10
 """Logged epochs in one parquet part."""
@@ -47,7 +52,7 @@ class _Entry(Protocol):
         """How many points and files it is."""
 
     def write(self, root: Path) -> tuple[int, str, dict[str, Any]]:
-        """Write its files, if it has any, and return its event."""
+        """Write its files, but not those of records, and return its event."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,6 @@ class _Records:
         return 1
 
     def write(self, root: Path) -> tuple[int, str, dict[str, Any]]:
-        write_pending(root, self.part, self.number, self.records)
         ids = [list(_id(record)) for record in self.records]
         return self.time, "records", {"part": self.part, "records": ids}
 
@@ -170,6 +174,25 @@ class _Past:
                 self.names = body["names"]
 
 
+def write_entries(entries: list[_Entry], spool: Spool) -> int:
+    """Bring entries to the disk, in order; records of one part go into one file.
+
+    Returns:
+        How many points and files they are.
+
+    Raises:
+        OSError: If the disk did not take them; then the spool has none of them.
+    """
+    parts: dict[str, list[_Records]] = {}
+    for entry in entries:
+        if isinstance(entry, _Records):
+            parts.setdefault(entry.part, []).append(entry)
+    for part, some in parts.items():
+        records = [record for entry in some for record in entry.records]
+        write_pending(spool.root, part, some[0].number, records)
+    return spool.append([entry.write(spool.root) for entry in entries])
+
+
 def _aside(content: bytes, name: str) -> str:
     """Return where in a run's folder a file from elsewhere is kept."""
     return f"{FOLDER}/files/{sha256(content).hexdigest()[:16]}/{Path(name).name}"
@@ -227,15 +250,16 @@ def remove_empty(folder: Path) -> None:
 class SpoolTracker(Tracker):
     """Writes a run to its folder; ``spectral-mlops sync`` can send it later.
 
-    Everything is on the disk when a call returns, so a process may be killed at any
-    time. A tracker on the folder of a run that did not finish goes on with it: what is
-    logged a second time (a metric's step, a record's epoch, a table) is what was
-    recorded the first time, and is left out.
+    Epochs are on the disk about a second after they were logged, and when ``durable``
+    is asked for, so a checkpoint is never ahead of them; all else is there when the
+    call returns. A process may be killed at any time. A tracker on the folder of a run
+    that did not finish goes on with it: what is logged a second time (a metric's step,
+    a record's epoch, a table) is what was recorded the first time, and is left out.
 
     A disk that is full stops nothing: what it does not take waits in memory and is
-    tried again at every call. If logging takes more than 2 % of the time between
-    epochs, every second epoch is written, then every fourth, the others with it;
-    a notice says so, and nothing is left out.
+    tried again at every call. If logging takes more than 2 % of the thread's time
+    between epochs, every second epoch is handed over, then every fourth, the others
+    with it; a notice says so, and nothing is left out.
 
     Args:
         folder: The run's; made if it is not there. If not given,
@@ -257,7 +281,7 @@ class SpoolTracker(Tracker):
         self.folder = Path(folder or Path("runs") / FOLDER / made).absolute()
         self._notice = notice or logging.getLogger("spectral_mlops").warning
         self._spool: Spool | None = None
-        self._waiting: list[_Entry] = []
+        self._writer: Writer[_Entry] = Writer(self._bring, self._wrote)
         self._past = _Past()
         self._pace = _Pace()
         self._parts = "part-"
@@ -282,12 +306,15 @@ class SpoolTracker(Tracker):
     @property
     def undelivered(self) -> int:
         """How many points and files the disk has not taken."""
-        return sum(entry.points for entry in self._waiting)
+        return self._writer.points[1]
 
     @property
     def durable(self) -> bool:
-        """Whether all that was logged is on the disk."""
-        return not self._waiting
+        """Whether all that was logged is on the disk; waits until that is tried."""
+        began = time.perf_counter()
+        self._settle()
+        self.seconds += time.perf_counter() - began
+        return not self._writer.waiting
 
     @property
     def resumed(self) -> bool:
@@ -317,7 +344,7 @@ class SpoolTracker(Tracker):
         }
         try:
             self._put(_Plain("resume" if self.resumed else "start", body))
-            if self._waiting:
+            if self._writer.waiting:
                 raise TrackingError(f"{self.folder} cannot be written: {self._full}.")
         except BaseException:
             self._forget()
@@ -344,6 +371,7 @@ class SpoolTracker(Tracker):
             self._dropped = len(self._names.budget.dropped)
             self._names.budget.count(self._past.points)
         self._parts = self._spool.info.get("parts", self._parts)
+        remove_unrecorded(self.folder, self._past.count)
         if self._past.count >= self._past.built + PART:  # the last line was lost
             self._end_part()
         self._appended = self._past.undelivered
@@ -352,6 +380,8 @@ class SpoolTracker(Tracker):
         """Leave nothing of a run that could not start."""
         if self._spool is None:
             return
+        self._writer.drop()
+        self._writer.end()
         self._spool.close()
         if not self._spool.existed:
             shutil.rmtree(self._spool.folder)
@@ -373,17 +403,17 @@ class SpoolTracker(Tracker):
             metrics = metrics | self._names.budget.due(self._costs(), step)
         fresh = {k: v for k, v in metrics.items() if (k, step) not in past.points}
         if new:
-            self._waiting.append(_Records(new, self._part, past.count))
+            self._writer.add(_Records(new, self._part, past.count))
             past.count += 1
         if fresh:
-            self._waiting.append(_Plain("metrics", {"step": step, "metrics": fresh}))
+            self._writer.add(_Plain("metrics", {"step": step, "metrics": fresh}))
         if (names := self._names.state()) != past.names:
-            self._waiting.append(_Plain("names", {"names": names}))
+            self._writer.add(_Plain("names", {"names": names}))
             past.names = names
         if past.count >= past.built + PART:
             self._end_part()
         if not records or self._pace.due():
-            self._write()
+            self._heed(self._writer.hand_over())
 
     def _costs(self) -> dict[str, float]:
         """Return what tracking cost since the last epoch; slow down if too much."""
@@ -406,7 +436,7 @@ class SpoolTracker(Tracker):
     def _end_part(self) -> None:
         """Say that a part is whole; the next records open another."""
         kinds = list(KINDS)
-        self._waiting.append(_Plain("part", {"part": self._part, "kinds": kinds}))
+        self._writer.add(_Plain("part", {"part": self._part, "kinds": kinds}))
         self._past.count += -self._past.count % PART
         self._past.built = self._past.count
 
@@ -425,7 +455,8 @@ class SpoolTracker(Tracker):
             self._put(self._lying(path, "image", {"key": key, "step": step}))
 
     def _log_tags(self, tags: dict[str, str]) -> None:
-        self._put(_Plain("tags", {"tags": tags}))
+        self._writer.add(_Plain("tags", {"tags": tags}))
+        self._heed(self._writer.hand_over())
 
     def _log_text(self, text: str, name: str) -> None:
         folder = str(Path(name).parent)
@@ -442,33 +473,33 @@ class SpoolTracker(Tracker):
         return _File(kind, _aside(content, path.name), body, content)
 
     def _put(self, *entries: _Entry) -> None:
-        self._waiting += entries
-        self._write()
+        self._writer.add(*entries)
+        self._settle()
 
-    def _write(self) -> None:
+    def _bring(self, entries: list[_Entry]) -> int:
+        return write_entries(entries, self.spool)
+
+    def _settle(self) -> None:
         """Bring what waits to the disk; what it does not take waits on."""
-        try:
-            events = [entry.write(self.folder) for entry in self._waiting]
-            self._appended += self.spool.append(events)
-        except OSError as error:
-            if not self._full:
-                self._notice(
-                    f"{self.folder} cannot be written ({error.strerror}): what is "
-                    "logged waits in memory and is tried again at every call."
-                )
-            self._full = str(error.strerror)
-            return
-        self._full = ""
-        self._waiting = []
-        self._wrote()
+        self._heed(self._writer.settle())
+
+    def _heed(self, error: OSError | None) -> None:
+        """Say that the disk does not take anything, once."""
+        if error is not None and not self._full:
+            self._notice(
+                f"{self.folder} cannot be written ({error.strerror}): what is "
+                "logged waits in memory and is tried again at every call."
+            )
+        self._full = "" if error is None else str(error.strerror)
 
     def _wrote(self) -> None:
-        """Called when something new is in the spool."""
+        """Called by the writer's thread when something new is in the spool."""
 
     def _close(self, status: Status) -> None:
         if self._past.count > self._past.built:
             self._end_part()
         self._put(_Plain("end", {"status": status}))
+        self._writer.end()
         self._deliver()
         self.spool.close()
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from spectral_mlops.inference.comparison import Comparison
 from spectral_mlops.inference.relabel import relabel
-from spectral_mlops.spectra.kept import CHUNK_BYTES, KeptRows, compress, rows_of_group
+from spectral_mlops.spectra.batched import CHUNK_BYTES, compress, rows_of_group
+from spectral_mlops.spectra.kept import KeptRows
 from spectral_mlops.spectra.statistics import function_of_spectra
 
 

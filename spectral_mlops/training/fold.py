@@ -9,11 +9,13 @@ import torch
 from numpy.typing import NDArray
 
 from spectral_mlops.cohorts import Adjustment, FeatureScaler
+from spectral_mlops.hooks import capture
 from spectral_mlops.models import build_model
 from spectral_mlops.monitor import EpochSpectra, SpectralMonitor
 from spectral_mlops.probe import ProbeBatch
 from spectral_mlops.schedule import EvenlySpaced
 from spectral_mlops.training.details import FoldDetails
+from spectral_mlops.training.distributed import Team, check_separable
 from spectral_mlops.training.inputs import (
     Inputs,
     ScaledPeople,
@@ -42,6 +44,7 @@ class FoldRun:
             their own (as some controls do).
         watched: Whether training batches are watched.
         details: Whether directions and influence are kept, as the settings say.
+        team: The processes that share its batches; this one alone if not given.
     """
 
     def __init__(
@@ -54,9 +57,10 @@ class FoldRun:
         targets: NDArray[np.int64] | None = None,
         watched: bool = True,
         details: bool = False,
+        team: Team | None = None,
     ) -> None:
         self.plan, self.number, self.device = plan, number, device
-        self.seed = seed
+        self.seed, self.team = seed, team or Team()
         config, fold = plan.config, plan.folds[number]
         self.train_rows = plan.cohort.rows(fold.train_ids)
         self.validation_rows = plan.cohort.rows(fold.validation_ids)
@@ -65,10 +69,17 @@ class FoldRun:
         self._seed(epoch=-1)
         self.model = build_model(config.model, self.scaler.inputs, len(plan.classes))
         self.model.to(device)
+        if self.team.size > 1:
+            check_separable(self.model)
         learned = plan.targets if targets is None else targets
         self.learned = learned[self.train_rows]
         self.optimisation = Optimisation(
-            self.model, config.training, device, self.learned, len(plan.classes)
+            self.model,
+            config.training,
+            device,
+            self.learned,
+            len(plan.classes),
+            shared=self.team.size > 1,
         )
         self.optimizer = self.optimisation.optimizer
         self.monitor = SpectralMonitor(
@@ -84,6 +95,7 @@ class FoldRun:
             families=plan.families,
             seed=config.comparison.seed,
             epochs=None if watched else (),
+            distributed="off",  # the shares of a batch are one batch: `Team.join`
         )
         self.inputs = self._inputs(self.train_rows)
         self.targets = torch.from_numpy(self.learned).to(device)
@@ -109,28 +121,38 @@ class FoldRun:
         self.model.train()
         groups = self.plan.labels(self.train_rows)[self.plan.primary]
         batches = self._batches(even_order(groups))
-        how = self.optimisation
+        if self.team.rank:  # dropout of its own; the order of people is that of all
+            self._seed(epoch, self.team.rank)
+        how, team = self.optimisation, self.team
         masses = how.masses([self.learned[batch.numpy()] for batch in batches])
         self.monitor.begin_epoch(epoch, steps=len(batches))
         total = torch.zeros((), device=self.device)
         for number, (batch, mass) in enumerate(zip(batches, masses, strict=True)):
-            rows = self.train_rows[batch.numpy()]
+            share = team.share(batch)
+            rows = self.train_rows[share.numpy()]
             people = self.plan.cohort.people.index[rows]
-            targets, labels = self.targets[batch], self.plan.labels(rows)
+            targets, labels = self.targets[share], self.plan.labels(rows)
             scale = how.scale_of(mass)
             how.begin(epoch, number, len(batches))
             with self.monitor.watch(labels, people, targets, scale) as seen:
-                with how.precision():
-                    outputs = self.model(self.inputs[batch])
-                    loss = how.loss(outputs, targets, mass)
-                how.backward(loss)
+                with team.together():
+                    if len(share):
+                        with how.precision():
+                            outputs = self.model(self.inputs[share])
+                            loss = how.loss(outputs, targets, mass)
+                        how.backward(loss)
+                        total += loss.detach() * mass
+                if seen is not None:
+                    self._join(seen)
                 if self.details is not None and seen is not None:
                     self.details.step(seen, self.optimizer)
+            if how.ends_step(number, len(batches)):
+                team.add_gradients(self.model)
             how.end(number, len(batches))
-            total += loss.detach() * mass
         if self.details is not None:
             self.details.end_epoch(epoch, self.model, self.probe_batch)
-        return self.monitor.collect(epoch), float(total) / how.masses([self.learned])[0]
+        loss_of_all = team.total(float(total)) / how.masses([self.learned])[0]
+        return self.monitor.collect(epoch), loss_of_all
 
     def validate(self, epoch: int) -> Predictions:
         """Predict the validation people, and keep the weights of the lowest loss.
@@ -198,6 +220,13 @@ class FoldRun:
         held = self._probe_batch
         return self._predict(rows, self._inputs(rows) if held is None else held.inputs)
 
+    def _join(self, seen: capture) -> None:
+        """Put a watched batch together on the first process; the others drop it."""
+        self.team.join(seen)
+        if not self.team.first:
+            self.monitor.discard()
+            self.monitor.additivity = {}  # the first batch has shown it
+
     def _batches(self, order: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Split an epoch; batch statistics need a second person in the last batch."""
         size = self.plan.config.training.batch_size
@@ -237,10 +266,12 @@ class FoldRun:
         )
         return people.whole()
 
-    def _seed(self, epoch: int) -> None:
+    def _seed(self, epoch: int, rank: int = 0) -> None:
         words = [self.plan.config.training.seed, self.number, epoch + 1]
         # words of their own, not seed + 1: runs of other seeds share no network
-        state = np.random.SeedSequence(words + [self.seed] * (self.seed > 0))
+        words += [self.seed] * (self.seed > 0)
+        key = (rank,) if rank else ()
+        state = np.random.SeedSequence(words, spawn_key=key)
         torch.manual_seed(int(state.generate_state(1)[0]))
 
 

@@ -29,6 +29,7 @@ from spectral_mlops.tracking.profiles import PROFILES
 from spectral_mlops.training.baselines import baseline_metrics, judge
 from spectral_mlops.training.checkpoint import Checkpoints
 from spectral_mlops.training.controls import Controls
+from spectral_mlops.training.distributed import Team
 from spectral_mlops.training.effects import effects_table
 from spectral_mlops.training.fold import FoldRun
 from spectral_mlops.training.history import History
@@ -166,6 +167,7 @@ def train(
     progress: Progress | None = None,
     clock: Callable[[], float] = time.perf_counter,
     checkpoints: Checkpoints | None = None,
+    team: Team | None = None,
 ) -> RunResult:
     """Train every fold's networks, watch them, and log each epoch.
 
@@ -179,11 +181,14 @@ def train(
         clock: Seconds; decides how many epochs have a null (`schedule.NullEpochs`).
         checkpoints: Where the run goes on from, if it was interrupted, and what it
             leaves on the way; none if not given.
+        team: The processes that train together, of which this is the first; the
+            others `assist`.
 
     Returns:
         What was found.
     """
-    networks = start_networks(plan, torch.device(device))
+    team = team or Team()
+    networks = _start(plan, device, team)
     null_epochs, history = plan.null_epochs(), History()
     last: list[EpochRecord] = []
     training_comparisons: list[list[Comparison]] = []
@@ -192,12 +197,13 @@ def train(
     first, along = 0, dict[int, list[Comparison]]()
     if checkpoints is not None:
         first, along = checkpoints.load(networks, null_epochs, history)
+    team.begin(networks, first)
     for epoch in range(first, plan.config.training.epochs):
         began = clock()
         trained = [one.train_epoch(epoch) for one in networks]
         said = [one.validate(epoch) for one in networks]
         ending = epoch == plan.config.training.epochs - 1
-        ending = ending or all(one.stopped for one in networks)
+        ending = team.tell(ending or all(one.stopped for one in networks))
         with_null = ending or epoch in null_epochs
         seen = [spectra for spectra, _ in trained]
         learned = clock()
@@ -228,9 +234,8 @@ def train(
             before = _EpochOfNetworks([*zip(networks, untrained, strict=True)])
             tracker.log(before, _headlines(plan, init.together, "init/divergence_{}"))
             untrained = []
-        waiting = checkpoints if tracker.durable and not ending else None
-        if waiting is not None and waiting.due():
-            waiting.save(epoch, networks, null_epochs, along, history)
+        if checkpoints and not ending and checkpoints.due() and tracker.durable:
+            checkpoints.save(epoch, networks, null_epochs, along, history)
         if on_epoch is not None:
             on_epoch(epoch, metrics)
         if ending:
@@ -257,6 +262,29 @@ def train(
         gaps=_gaps(networks),
         history=history,
     )
+
+
+def assist(plan: Plan, device: str, team: Team) -> None:
+    """Pass this process's shares of the batches of a run that the first one trains.
+
+    Args:
+        plan: The run.
+        device: Where tensors of this process live.
+        team: The processes; this is not the first.
+    """
+    networks = _start(plan, device, team)
+    first = team.begin(networks, 0)
+    for epoch in range(first, plan.config.training.epochs):
+        for one in networks:
+            one.train_epoch(epoch)
+        if team.tell(False):
+            break
+
+
+def _start(plan: Plan, device: str, team: Team) -> list[FoldRun]:
+    team.check_plan(plan)
+    with team.together():
+        return start_networks(plan, torch.device(device), team)
 
 
 def _finish(

@@ -14,6 +14,7 @@ import torch
 
 from spectral_mlops.inference.comparison import Comparison, average
 from spectral_mlops.inference.effects import RunSpread, run_spread
+from spectral_mlops.training.distributed import Team
 from spectral_mlops.training.fold import FoldRun
 from spectral_mlops.training.performance import Predictions
 from spectral_mlops.training.plan import Plan
@@ -21,14 +22,17 @@ from spectral_mlops.training.plan import Plan
 T = TypeVar("T")
 
 
-def start_networks(plan: Plan, device: torch.device) -> list[FoldRun]:
+def start_networks(
+    plan: Plan, device: torch.device, team: Team | None = None
+) -> list[FoldRun]:
     """Make every fold's networks, fold by fold and seeds within.
 
     Side by side, so that one epoch of the run is one point of a curve; each network
     takes memory for its weights, four times, and for the people's inputs.
     """
+    team = team or Team()
     return [
-        FoldRun(plan, number, device, seed=seed, details=True)
+        FoldRun(plan, number, device, seed=seed, details=team.first, team=team)
         for number in range(len(plan.folds))
         for seed in range(plan.config.training.seeds)
     ]

@@ -39,6 +39,8 @@ class Optimisation:
         device: Where it is.
         targets: Class of every training person, shape ``[n]``.
         classes: Number of classes.
+        shared: Whether batches are passed in shares, so that no loss is a mean over
+            what is passed at once.
 
     Raises:
         InputError: If the device cannot compute as the settings want.
@@ -51,8 +53,10 @@ class Optimisation:
         device: torch.device,
         targets: NDArray[np.int64],
         classes: int,
+        shared: bool = False,
     ) -> None:
         check_precision(config, device.type)
+        self._mean = config.accumulate == 1 and not shared
         self._model, self._config, self._device = model, config, device
         more: dict[str, Any] = {}
         if config.optimizer == "sgd":
@@ -86,7 +90,7 @@ class Optimisation:
 
     def scale_of(self, mass: float) -> float | None:
         """Return the loss's own scale ``c``; none where it is a mean over the batch."""
-        plain = self._loss_weights is None and self._config.accumulate == 1
+        plain = self._loss_weights is None and self._mean
         return None if plain else 1 / mass
 
     def begin(self, epoch: int, batch: int, batches: int) -> None:
@@ -122,7 +126,7 @@ class Optimisation:
             targets: Class numbers, shape ``[N]``.
             mass: From `masses`.
         """
-        if self._config.accumulate == 1:
+        if self._mean:
             return cross_entropy(outputs, targets, self._loss_weights)
         loss = cross_entropy(outputs, targets, self._loss_weights, reduction="sum")
         return loss / mass
@@ -131,10 +135,13 @@ class Optimisation:
         """Add the gradient of a loss to that of the step."""
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
+    def ends_step(self, batch: int, batches: int) -> bool:
+        """Whether weights change after a batch."""
+        return batch == batches - 1 or not (batch + 1) % self._config.accumulate
+
     def end(self, batch: int, batches: int) -> None:
         """End a batch: after the last of a step, weights change."""
-        last = batch == batches - 1
-        if (batch + 1) % self._config.accumulate and not last:
+        if not self.ends_step(batch, batches):
             return
         if self._config.clip_norm is not None:
             if self.scaler is not None:

@@ -22,6 +22,7 @@ from spectral_mlops.tracking.environment import environment_tags, environment_te
 from spectral_mlops.tracking.schema import schema
 from spectral_mlops.training.checkpoint import Checkpoints
 from spectral_mlops.training.directions import leave_directions
+from spectral_mlops.training.distributed import Team
 from spectral_mlops.training.images import leave_images
 from spectral_mlops.training.loop import OnEpoch, Progress, RunResult, train
 from spectral_mlops.training.optimisation import check_precision
@@ -80,6 +81,7 @@ def run(
     figures: bool = True,
     checkpoints: bool = True,
     resume: bool = False,
+    team: Team | None = None,
 ) -> FinishedRun:
     """Start the tracker, train, and log everything a reader will ask for.
 
@@ -98,6 +100,7 @@ def run(
         figures: Whether directions, maps and the page are drawn; it takes seconds.
         checkpoints: Whether what resuming needs is written on the way.
         resume: Whether the run was interrupted, and goes on.
+        team: See `train`.
 
     Returns:
         The finished run.
@@ -111,6 +114,7 @@ def run(
         "spectral.profile": plan.config.tracking.profile,
         "spectral.threads": str(torch.get_num_threads()),
         **environment_tags(_words(device)),
+        **({"spectral.processes": str(team.size)} if team and team.size > 1 else {}),
     }
     summary, recorded = plan.cohort.summary(), _without_password(plan.config)
     made = [] if resume else _make(folder)
@@ -134,7 +138,7 @@ def run(
     write_splits(folder / "splits", plan.probe, plan.folds)
     for path in (settings, versions):
         tracker.log_file(path)
-    for path in sorted((folder / "splits").rglob("*.tsv")):
+    for path in sorted((folder / "splits").rglob("*.*")):
         inside = path.parent.relative_to(folder)
         tracker.log_file(path, inside.as_posix())
     kept = Checkpoints(folder, plan) if checkpoints else None
@@ -145,7 +149,9 @@ def run(
         if on_epoch is not None:
             on_epoch(epoch, metrics)
 
-    result = train(plan, tracker, each_epoch, device, progress, checkpoints=kept)
+    result = train(
+        plan, tracker, each_epoch, device, progress, checkpoints=kept, team=team
+    )
     if resume:
         _clear(folder)
     layers = layer_table(result.last_epoch, result.divergences, plan.primary)

@@ -10,9 +10,9 @@ from torch.utils.checkpoint import checkpoint
 
 from spectral_mlops import capture, register_rows
 from spectral_mlops.errors import CaptureError, InputError, UnknownNameError
-from spectral_mlops.hooks import rows as ROWS
-from tests.cases import Gain
+from spectral_mlops.hooks import VectorRows, rules
 from tests.hooks.conftest import hooks_on
+from tests.networks import Gain
 
 
 def network(inputs=5):
@@ -569,9 +569,9 @@ def test_names_are_clean_of_wrappers():
 
 
 def test_users_register_rules_from_outside():
-    example = ROWS.register_rows.__doc__.split("Example:")[1]
+    example = rules.register_rows.__doc__.split("Example:")[1]
     names = {"nn": nn, "torch": torch, "register_rows": register_rows}
-    names |= {"RowRule": ROWS.RowRule, "VectorRows": ROWS.VectorRows}
+    names |= {"RowRule": rules.RowRule, "VectorRows": VectorRows}
     test = doctest.DocTestParser().get_doctest(example, names, "rule", None, 0)
     assert len([x for x in example.splitlines() if x.strip()]) < 20
     assert doctest.DocTestRunner().run(test, clear_globs=False).failed == 0
@@ -584,7 +584,7 @@ def test_users_register_rules_from_outside():
         with pytest.raises(InputError, match="registered already"):
             register_rows(scale)(rule)
     finally:
-        del ROWS.ROW_RULES._entries[scale]
+        del rules.ROW_RULES._entries[scale]
 
 
 @pytest.mark.parametrize(

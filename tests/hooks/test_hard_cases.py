@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from spectral_mlops import capture
 from spectral_mlops.errors import CaptureError, InputError
-from tests.cases import Gain
 from tests.hooks.conftest import hooks_on, outputs_of, trained
+from tests.networks import Gain
 
 LABELS = list("abaca")
 N = len(LABELS)

@@ -15,7 +15,7 @@ import ctypes, gc, resource, torch
 from pathlib import Path
 from torch import nn
 from spectral_mlops import SpectralMonitor
-from tests.cases import Gain
+from tests.networks import Gain
 
 
 class Small(nn.Module):
@@ -53,7 +53,7 @@ for step in range(1, 10_001):
     optimizer.zero_grad()
     if step % 100 == 0:
         monitor.collect()
-    if step in (200, 10_000):
+    if step in (2_000, 10_000):
         print(resident())
 """
 
@@ -72,14 +72,15 @@ def printed(code: str, *words: str) -> list[float]:
 
 
 @pytest.mark.slow
-def test_ten_thousand_watched_steps_hold_no_more_than_two_hundred():
+def test_ten_thousand_watched_steps_hold_no_more_than_two_thousand():
     """Collected every 100 steps, resident memory settles and then stays.
 
-    NUMBERS (torch 2.13 on two
-    cores); a kilobyte kept of each step would be 9.6 MiB.
+    453.9 MiB after 200 steps, 456.7 after 1,000, 458.2 after 2,000, 459.5 after 10,000
+    and after 20,000 (torch 2.13, two cores that were busy otherwise); a kilobyte kept
+    of each step would be 7.8 MiB between the two that are compared.
     """
     early, late = printed(STEPS)
-    assert late - early < 8, (early, late)
+    assert late - early < 6, (early, late)
 
 
 VOLUMES = """

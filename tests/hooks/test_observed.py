@@ -9,13 +9,8 @@ from spectral_mlops import SpectralMonitor, capture
 from spectral_mlops.hooks import observed
 from spectral_mlops.hooks.observed import NO_PEOPLE, NOT_FINITE, keep_layers
 from spectral_mlops.records import QUANTITIES
-from spectral_mlops.spectra.kept import (
-    FormedGradients,
-    GradientRows,
-    KeptColumns,
-    KeptCounts,
-    KeptRows,
-)
+from spectral_mlops.spectra.kept import KeptColumns, KeptCounts, KeptRows
+from spectral_mlops.spectra.kept_gradients import FormedGradients, GradientRows
 from tests.cases import CASES, N, build
 from tests.hooks.conftest import LABELS, loss_of
 from tests.reference import padded

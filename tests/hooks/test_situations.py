@@ -11,8 +11,9 @@ from spectral_mlops import SpectralMonitor, capture
 from spectral_mlops.errors import CaptureError, InputError
 from spectral_mlops.hooks import recorder
 from spectral_mlops.hooks.layers import attention
-from tests.cases import Bare, Checkpointed, Folded, Gain, Recurrent, build
+from tests.cases import build
 from tests.hooks.conftest import LABELS, everything_in, hooks_on, loss_of, trained
+from tests.networks import Bare, Checkpointed, Folded, Gain, Recurrent
 
 
 def network() -> nn.Module:
@@ -576,7 +577,7 @@ def test_attention_seen_inside_is_attention_computed_again(monkeypatch, dropout,
             )
             for group in "ab"
         }
-        before = len(captured._recorder.calls[0].rows)
+        before = len(captured._recorder.arrivals.calls[0].rows)
         assert before  # several passes add up: rows of both groups' passes
     found = captured.group_gradients()
     for group, expected in gradients.items():

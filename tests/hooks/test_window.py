@@ -7,8 +7,8 @@ from torch import nn
 
 from spectral_mlops import SpectralMonitor, capture
 from spectral_mlops.errors import InputError
-from tests.cases import Gain, Tied
 from tests.hooks.conftest import LABELS, hooks_on, loss_of
+from tests.networks import Gain, Tied
 
 
 class Everything(nn.Module):
@@ -34,11 +34,13 @@ def batches():
         yield torch.randint(0, 6, (size, 5), generator=generator), LABELS[:size]
 
 
+@pytest.mark.parametrize("conv_rows", ["positions", "patches"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_a_window_equals_one_batch_of_everybody(dtype):
+def test_a_window_equals_one_batch_of_everybody(dtype, conv_rows):
     torch.manual_seed(0)
     model = Everything().to(dtype)
-    monitor = SpectralMonitor(model, aggregate="window", reduction="sum")
+    how = {"reduction": "sum", "conv_rows": conv_rows}
+    monitor = SpectralMonitor(model, aggregate="window", **how)
     whole, labels = [], []
     for index, groups in batches():
         with monitor.watch(groups, subjects=[f"p{i}" for i in range(len(groups))]):
@@ -46,7 +48,7 @@ def test_a_window_equals_one_batch_of_everybody(dtype):
         whole.append(index)
         labels += groups
     found = {(s.layer, s.quantity, s.group): s for s in monitor.collect(0).spectra}
-    with capture(model, labels, reduction="sum") as captured:
+    with capture(model, labels, **how) as captured:
         model(torch.cat(whole)).square().sum().backward()
     expected = captured.spectra()
     assert found.keys() == {(s.layer, s.quantity, s.group) for s in expected}

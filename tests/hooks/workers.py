@@ -17,8 +17,8 @@ from spectral_mlops import SpectralMonitor, capture
 from spectral_mlops.errors import CaptureError, InputError
 from spectral_mlops.monitor import NO_NULL, EpochSpectra
 from spectral_mlops.records import Spectrum
-from tests.cases import Gain
 from tests.hooks.conftest import hooks_on
+from tests.networks import Gain
 
 LABELS = ["b", "a", "b", "c", "a", "b", "b"]
 WHO = ["p0", "p1", "p0", "p2", "p1", "p3", "p0"]  # p0 and p1 are on both

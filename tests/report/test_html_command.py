@@ -67,6 +67,31 @@ def test_two_runs_are_compared_on_a_page(small, tmp_path, command):
     assert "Open it" not in out
 
 
+def test_runs_in_mlflow_are_compared_as_their_folders_are(
+    small, tmp_path, uri, command
+):
+    plan = make_plan(small(), Path())
+    folder = tmp_path / "one"
+    with open_tracker(uri, "pages", folder) as tracker:
+        run(plan, tracker, folder, name="one", figures=False)
+    kept = (folder / "splits" / "splits.json").read_bytes()
+    for words in ((folder, folder), (tracker.run_id, folder)):
+        code, out, err = command("compare", *words, "--tracking", uri)
+        assert (code, err) == (0, ""), words
+        assert "share the probe" in out
+    text = Path("compare.html").read_text(encoding="utf-8")
+    first, second = json.loads(Read(text).data)["compare"]["runs"]
+    assert (first["name"], second["name"]) == (tracker.run_id, "one")
+    for part in ("final", "curves", "spectra", "maps", "yardstick", "probe"):
+        assert first[part] == second[part], part
+    assert (folder / "splits" / "splits.json").read_bytes() == kept
+    code, _, err = command("compare", "0" * 32, folder, "--tracking", uri)
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1
+    code, _, err = command("compare", tmp_path / "absent", "--tracking", uri)
+    assert (code, "there is no such folder" in err) == (2, True)
+
+
 def test_a_page_that_cannot_be_drawn_costs_one_notice_and_no_run(
     small, tmp_path, monkeypatch
 ):

@@ -7,18 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from spectral_mlops.spectra import kept
-from spectral_mlops.spectra.kept import (
+from spectral_mlops.spectra import batched
+from spectral_mlops.spectra.batched import choose, compress, rows_of_group
+from spectral_mlops.spectra.kept import Kept, KeptColumns, KeptCounts, KeptRows
+from spectral_mlops.spectra.kept_gradients import (
     FormedGradients,
     GradientRows,
-    Kept,
-    KeptColumns,
-    KeptCounts,
     KeptGradient,
-    KeptRows,
-    choose,
-    compress,
-    rows_of_group,
 )
 from spectral_mlops.spectra.reduced import safe_exponent
 from spectral_mlops.spectra.solve import ACCURACY
@@ -249,7 +244,7 @@ def test_chunks_change_nothing(monkeypatch, size):
     ]
     whole = [part.spectra(member) for part in parts]
     angles = parts[0].leading(member, 2)[0]
-    monkeypatch.setattr(kept, "CHUNK_BYTES", size)
+    monkeypatch.setattr(batched, "CHUNK_BYTES", size)
     for part, expected in zip(parts, whole, strict=True):
         torch.testing.assert_close(part.spectra(member), expected, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(parts[0].leading(member, 2)[0], angles)

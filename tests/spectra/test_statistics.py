@@ -11,16 +11,11 @@ from torch import Tensor
 
 from spectral_mlops.errors import UnknownNameError
 from spectral_mlops.records import DEGENERATE
+from spectral_mlops.spectra.batched import compress
 from spectral_mlops.spectra.directions import principal_angles
 from spectral_mlops.spectra.divergences import DIVERGENCES
-from spectral_mlops.spectra.kept import (
-    FormedGradients,
-    GradientRows,
-    KeptColumns,
-    KeptCounts,
-    KeptRows,
-    compress,
-)
+from spectral_mlops.spectra.kept import KeptColumns, KeptCounts, KeptRows
+from spectral_mlops.spectra.kept_gradients import FormedGradients, GradientRows
 from spectral_mlops.spectra.null import Relabelled
 from spectral_mlops.spectra.statistics import (
     LEADING,

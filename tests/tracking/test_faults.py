@@ -116,6 +116,7 @@ def test_interrupted_run_is_delivered_as_far_as_it_came(uri: str) -> None:
     tracker.start("one", {"depth": 3})
     for number in range(12):
         tracker.log(epoch(number), {"train/loss": 0.5})
+    assert tracker.durable
     tracker.spool.close()  # as the end of the process does
     with Path("run/spool/events.jsonl").open("ab") as stream:
         stream.write(b'{"seq": 99, "time"')

@@ -23,15 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spectral_mlops.hooks.graph import product_with
-from spectral_mlops.hooks.rows import (
-    Call,
-    Contributions,
-    Inner,
-    RowRule,
-    Rows,
-    VectorRows,
-    register_rows,
-)
+from spectral_mlops.hooks.rows import Contributions, Rows, VectorRows
+from spectral_mlops.hooks.rules import Call, Inner, RowRule, register_rows
 
 _SEPARATE = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 

@@ -6,16 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectral_mlops.hooks.rows import (
-    Call,
-    RowRule,
-    Rows,
-    first,
-    register_rows,
-    samples_first,
-    size_of,
-    widen,
-)
+from spectral_mlops.hooks.rows import Rows, samples_first, widen
+from spectral_mlops.hooks.rules import Call, RowRule, first, register_rows, size_of
 
 
 @register_rows(nn.Bilinear)

@@ -14,17 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spectral_mlops.hooks.rows import (
-    MAX_BYTES,
-    Call,
-    Factored,
-    RowRule,
-    first,
-    refuse_above,
-    register_rows,
-    size_of,
-    widen,
-)
+from spectral_mlops.hooks.rows import MAX_BYTES, Factored, refuse_above, widen
+from spectral_mlops.hooks.rules import Call, RowRule, first, register_rows, size_of
 
 
 @dataclass(frozen=True)
@@ -182,7 +173,9 @@ class ConvolutionRows(Factored):
         patches = x.movedim(1, 1 + axes).flatten(1, axes).flatten(3)
         patches = patches.unflatten(2, (g.groups, -1)).flatten(3).movedim(2, 0)
         adjoint = self.adjoint.flatten(2).mT.unflatten(2, (g.groups, -1)).movedim(2, 0)
-        a, d = (z.reshape(g.groups, samples, rows, -1) for z in (patches, adjoint))
+        a, d = (
+            z.reshape(g.groups, samples, rows, z.shape[-1]) for z in (patches, adjoint)
+        )
         return (a, d) if g.groups > 1 else (a[0], d[0])
 
     def _shift(self) -> Tensor:

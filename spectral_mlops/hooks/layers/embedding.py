@@ -8,14 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spectral_mlops.hooks.rows import (
-    MAX_BYTES,
-    Call,
-    Factored,
-    RowRule,
-    register_rows,
-    samples_first,
-)
+from spectral_mlops.hooks.rows import MAX_BYTES, Factored, samples_first
+from spectral_mlops.hooks.rules import Call, RowRule, register_rows
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,17 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spectral_mlops.hooks.rows import (
-    Call,
-    Contributions,
-    LaterRows,
-    RowRule,
-    VectorRows,
-    first,
-    register_rows,
-    size_of,
-    widen,
-)
+from spectral_mlops.hooks.rows import Contributions, LaterRows, VectorRows, widen
+from spectral_mlops.hooks.rules import Call, RowRule, first, register_rows, size_of
 
 
 @register_rows(nn.LayerNorm, nn.RMSNorm)

@@ -5,15 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from spectral_mlops.hooks.rows import (
-    Call,
-    RowRule,
-    VectorRows,
-    first,
-    register_rows,
-    size_of,
-    widen,
-)
+from spectral_mlops.hooks.rows import VectorRows, widen
+from spectral_mlops.hooks.rules import Call, RowRule, first, register_rows, size_of
 
 
 @register_rows(nn.PReLU)

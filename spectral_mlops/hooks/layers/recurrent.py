@@ -28,13 +28,8 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from spectral_mlops.hooks.layers.cells import BACK, Adjoints, Run
-from spectral_mlops.hooks.rows import (
-    Call,
-    Contributions,
-    RowRule,
-    Rows,
-    register_rows,
-)
+from spectral_mlops.hooks.rows import Contributions, Rows
+from spectral_mlops.hooks.rules import Call, RowRule, register_rows
 
 GATES = {
     nn.RNN: ("state",),

@@ -1,0 +1,131 @@
+"""Watched batches on their way to spectra."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from spectral_mlops.hooks.context import capture
+from spectral_mlops.hooks.distributed import Ranks
+from spectral_mlops.hooks.measure import ReducedBatch, reduce_batch, spectra_of
+from spectral_mlops.hooks.window import Window
+from spectral_mlops.observe import observe
+from spectral_mlops.records import Spectrum
+from spectral_mlops.spectra.reduced import Reduced
+from spectral_mlops.spectra.solver import Solver
+from spectral_mlops.validity import Observed
+
+WAITING_BYTES = 32 * 2**20
+"""Rows of one batch above which they are reduced at once, not beside training."""
+
+
+class WatchedBatch:
+    """A watched batch on its way to spectra.
+
+    Attributes:
+        batch: What is left once its rows are reduced.
+        nbytes: What is kept alive until then.
+        may_wait: Whether another thread may reduce it while training goes on.
+        number: Which of the batches it is that a null is formed of, if it is one.
+        seen: What was kept for that null.
+        measurable: Its rows; gone after `let_go`.
+    """
+
+    number: int | None = None
+    seen: Observed | None = None
+
+    def __init__(self, captured: capture, pooled: bool, step: int) -> None:
+        self.measurable = captured.measurable(pooled, step)
+        self.batch = ReducedBatch()
+        self.nbytes = sum(
+            rows.nbytes for layer in self.measurable.layers for _, rows in layer.calls
+        )
+        on_cpu = all(not p.is_cuda for p in captured.model.parameters())
+        self.may_wait = captured.lasts and on_cpu and self.nbytes <= WAITING_BYTES
+        self._captured = captured
+
+    def reduce(self) -> list[Reduced]:
+        """Reduce the rows, and let go of them; marked if they were written to."""
+        with torch.no_grad():
+            self.batch = reduce_batch(*self.measurable)
+        self.observe()
+        problems = self.batch.problems
+        if not self._captured.unchanged():  # somebody kept a tensor, and wrote to it
+            problems = [replace(one, status="failed") for one in problems]
+            self.seen = None
+        self.let_go()
+        return problems
+
+    def let_go(self) -> None:
+        """Keep no row alive."""
+        del self.measurable, self._captured
+
+    def observe(self) -> None:
+        """Keep what a null needs, if it is formed of this batch."""
+        if self.number is not None:
+            self.seen = observe(self.measurable, trained_on=True, number=self.number)
+
+
+class Backlog:
+    """Watched batches between two calls of `collect`.
+
+    Args:
+        pooled: Whether to measure all samples together, too.
+        null_batches: Number of batches that a null is formed of.
+        window: Adds batches up, where one spectrum is wanted of all of them.
+    """
+
+    def __init__(self, pooled: bool, null_batches: int, window: Window | None) -> None:
+        self.window = window
+        self.solver = Solver()
+        self.observed: list[WatchedBatch] = []
+        self._pooled, self._null_batches = pooled, null_batches
+        self._pending: list[WatchedBatch] = []
+        self._batches = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has seen nothing yet."""
+        return self.__dict__ | {"observed": [], "_pending": [], "_batches": 0}
+
+    def add(self, captured: capture, step: int) -> None:
+        """Take in what a step showed; it is solved beside training where that can be.
+
+        Raises:
+            CaptureError: If no backward pass happened in it.
+        """
+        batch = WatchedBatch(captured, self._pooled, step)
+        number = len(self.observed)
+        if number < self._null_batches:
+            batch.number = number
+            self.observed.append(batch)
+        if self.window is not None:
+            batch.observe()
+            self.window.add(*batch.measurable)
+            batch.let_go()
+        else:
+            self._pending.append(batch)
+            if batch.may_wait and self.solver.beside(batch.nbytes):
+                self.solver.submit(batch.reduce, batch.nbytes)
+            else:
+                self.solver.submit(batch.reduce())
+        self._batches += 1
+
+    def join(self, ranks: Ranks) -> None:
+        """Count what all ranks watched, and share their windows; collective."""
+        self._batches = sum(ranks.gather(self._batches))
+        if self.window is not None:
+            self.window.join(ranks)
+
+    def take(self) -> tuple[list[Spectrum], list[Observed], int]:
+        """Return spectra, what nulls are formed of, and the number of batches.
+
+        Nothing of them stays. Waits for what is still to be solved.
+        """
+        pending, self._pending = self._pending, []
+        kept, self.observed = self.observed, []
+        batches, self._batches = self._batches, 0
+        solved = self.solver.drain()
+        seen = [one.seen for one in kept if one.seen is not None]
+        if self.window is not None:
+            return self.window.spectra(), seen, batches
+        return spectra_of([one.batch for one in pending], solved), seen, batches
