@@ -12,6 +12,7 @@ from spectral_mlops.cli.terminal import console, notice
 
 if TYPE_CHECKING:
     from spectral_mlops.sweeps import Sweep
+    from spectral_mlops.sweeps.cluster import Array
     from spectral_mlops.sweeps.crew import Crew
 
 ROWS = 15
@@ -22,13 +23,13 @@ WIDTH = 60
 """Characters of a trial's settings."""
 
 
-def watch(crew: "Crew") -> None:
+def watch(crew: "Crew | Array") -> None:
     """Start workers and show their trials until all have ended.
 
     SIGTERM lets them end their trials; a second one, and Ctrl-C, interrupt them.
 
     Args:
-        crew: Not started.
+        crew: Not started, unless on a cluster.
 
     Raises:
         KeyboardInterrupt: After all workers have ended.

@@ -1,5 +1,6 @@
 """The commands of studies."""
 
+import signal
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from spectral_mlops.cli import cluster as clusters
 from spectral_mlops.cli import options
+from spectral_mlops.cli.crew import watch
 from spectral_mlops.cli.settings import nested, prepare_torch, read_settings
 from spectral_mlops.cli.terminal import (
     FAILED,
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from spectral_mlops.sweeps import Sweep
+    from spectral_mlops.sweeps.cluster import Array
+    from spectral_mlops.sweeps.crew import Crew
 
 NEW_TRIALS = 20
 
@@ -72,6 +77,9 @@ def sweep(
             show_default=False,
         ),
     ] = None,
+    cluster: clusters.Cluster = None,
+    cluster_options: clusters.Options = None,
+    wait: clusters.Wait = True,
     study: Annotated[str, typer.Option(help="Name; goes on if it exists.")] = "sweep",
     storage: options.Storage = "sqlite:///optuna.db",
     prune: Annotated[
@@ -112,6 +120,8 @@ def sweep(
     if context.invoked_subcommand is not None:
         _refuse_flags_before(context)
         return
+    if cluster or cluster_options:
+        clusters.check(cluster, cluster_options, workers)
     flags = nested(
         {
             "cohort.name": cohort,
@@ -129,8 +139,7 @@ def sweep(
         }
     )
     prepare_torch(device, threads)
-    said = context.get_parameter_source("threads")
-    share = threads if said is not None and said.name == "COMMANDLINE" else None
+    share = threads if _given(context, "threads") else None
     from spectral_mlops.report.console import show_trials
     from spectral_mlops.sweeps import Sweep, draining, leave_summary, read_sweep, work
     from spectral_mlops.sweeps.recipe import can_be_joined
@@ -138,7 +147,8 @@ def sweep(
 
     asked = {"objective": objective, "tau": tau}
     given = {name: value for name, value in asked.items() if value is not None}
-    alone = not (config or space or given or flags.keys() - {"tracking"} or experiment)
+    said = bool(config or space or given or flags.keys() - {"tracking"} or experiment)
+    alone = not (said or _given(context, "prune"))
     joined = alone and can_be_joined(study, storage)
     with progress_bar() as bar:
         if joined:
@@ -176,14 +186,20 @@ def sweep(
         _say_how_to_join(search, study)
         return
     before = {t.number for t in search.study.get_trials() if t.state.is_finished()}
-    undelivered = False
+    code = 0
     if workers is None:
         with progress_bar() as bar, draining() as stop:
             work(search, stop=stop, **_shown(bar, search))
-    else:
-        undelivered = _with_workers(
-            search, storage, workers, share, trust or not joined
+    elif cluster is not None:
+        _make_store_ready(search)
+        array = clusters.submit(
+            search, storage, workers, share, trust or not joined, cluster_options
         )
+        if not wait:
+            return
+        code = _watched(array)
+    else:
+        code = _with_workers(search, storage, workers, share, trust or not joined)
     states = {
         trial.state.name
         for trial in search.study.get_trials()
@@ -202,9 +218,9 @@ def sweep(
             f"{study}",
             highlight=False,
         )
-    if states == {"FAIL"}:
+    if states == {"FAIL"} or code == FAILED:
         raise typer.Exit(FAILED)
-    if search.undelivered or undelivered:
+    if search.undelivered or code:
         raise typer.Exit(UNDELIVERED)
 
 
@@ -235,6 +251,8 @@ def worker(
     prepare_torch(device, threads)
     from spectral_mlops.sweeps import Sweep, draining, work
 
+    # A shell that starts workers in the background lets them ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with draining() as stop, progress_bar() as bar:
         search = Sweep.of_study(
             study,
@@ -259,11 +277,25 @@ def worker(
 
 def _with_workers(
     search: "Sweep", storage: str, workers: int, threads: int | None, trust: bool
-) -> bool:
-    """Run a study's trials in processes; tell whether something is undelivered."""
-    from spectral_mlops.cli.crew import watch
-    from spectral_mlops.errors import StoreAway
+) -> int:
+    """Run a study's trials in processes; return the exit code that they ask for."""
     from spectral_mlops.sweeps.crew import Crew
+
+    _make_store_ready(search)
+    crew = Crew(search, storage, workers, threads, trust)
+    return _watched(crew)
+
+
+def _watched(crew: "Crew | Array") -> int:
+    watch(crew)
+    if crew.died and crew.sweep.tickets.counts()["free"]:
+        return FAILED
+    return UNDELIVERED if crew.undelivered else 0
+
+
+def _make_store_ready(search: "Sweep") -> None:
+    """Make a store's tables, before workers do so at the same time."""
+    from spectral_mlops.errors import StoreAway
     from spectral_mlops.tracking import prepare_store
     from spectral_mlops.tracking.choose import NONE, SPOOL
 
@@ -273,9 +305,6 @@ def _with_workers(
             prepare_store(where.uri, where.experiment)
         except StoreAway as error:
             notice(f"{error} Runs are kept in {search.runs} until it answers.")
-    crew = Crew(search, storage, workers, threads, trust)
-    watch(crew)
-    return crew.undelivered
 
 
 def _say_how_to_join(search: "Sweep", study: str) -> None:
@@ -376,14 +405,19 @@ def _refuse_flags_before(context: typer.Context) -> None:
     """Refuse options that a sub-command behind them would not see."""
     from spectral_mlops.errors import InputError
 
-    sources = {name: context.get_parameter_source(name) for name in context.params}
     given = [
         f"--{name.replace('_', '-')}"
-        for name, source in sources.items()
-        if source is not None and source.name == "COMMANDLINE"
+        for name in context.params
+        if _given(context, name)
     ]
     if given:
         raise InputError(
             f"{', '.join(given)} stands before '{context.invoked_subcommand}', which "
             "knows nothing of it: leave it out, or give it behind."
         )
+
+
+def _given(context: typer.Context, name: str) -> bool:
+    """Tell whether an option stands on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"

@@ -30,6 +30,7 @@ class Crew:
         threads: Of each; its share of the cores if not given.
         trust: Whether code that the study names may run.
         undelivered: Whether a worker could not deliver everything.
+        died: How many ended that nobody told to.
     """
 
     sweep: Sweep
@@ -38,6 +39,7 @@ class Crew:
     threads: int | None = None
     trust: bool = False
     undelivered: bool = False
+    died: int = 0
     _processes: dict[int, "subprocess.Popen[bytes]"] = field(default_factory=dict)
     _told: bool = False
 
@@ -76,6 +78,7 @@ class Crew:
             worker = f"{socket.gethostname()[:100]}:{process.pid}"
             self.sweep.tickets.silence(worker)
             if not self._told:
+                self.died += 1
                 said.append(self._obituary(number, code))
         return said
 

@@ -4,7 +4,6 @@ Optuna knows how a trial ended; its run is found by the unique id that the trial
 given before the run was made. Doing it again mends nothing more.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from spectral_mlops.errors import InputError
-from spectral_mlops.sweeps.ended import ERROR, Ended
+from spectral_mlops.sweeps.ended import ERROR, Ended, Status
 from spectral_mlops.sweeps.recipe import Recipe
 from spectral_mlops.sweeps.stale import DIED, mend
 from spectral_mlops.sweeps.study import read_study
@@ -64,11 +63,10 @@ def reconcile(
         TrackingError: If the store does not answer; trials are mended all the same.
     """
     found = Reconciled(mended=mend(study, tickets))
-    trials = study.get_trials(deepcopy=False)
-    found.waiting = _waiting(study.study_name, trials, runs)
+    found.waiting = _waiting(study, runs)
     found.listed += [f"{folder}: undelivered" for folder in found.waiting]
     if tracking not in (NONE, SPOOL):
-        _match(study.study_name, trials, tracking, experiment, found)
+        _match(study, tracking, experiment, found)
     return found
 
 
@@ -95,20 +93,19 @@ def reconcile_study(
 
 
 def _match(
-    study: str,
-    trials: Sequence[FrozenTrial],
-    tracking: str | None,
-    experiment: str | None,
-    found: Reconciled,
+    study: optuna.Study, tracking: str | None, experiment: str | None, found: Reconciled
 ) -> None:
     """Hold trials against runs."""
     try:
-        store = TrialRuns(study, tracking, experiment)
+        store = TrialRuns(study.study_name, tracking, experiment)
     except InputError as error:  # no experiment: nothing was ever tracked
-        ended = [trial for trial in trials if trial.state.is_finished()]
+        ended = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
         found.listed += [str(error)] if ended else []
         return
+    # Runs before trials: a trial is there before its run, so none is an orphan that
+    # another worker makes in between.
     runs = store.all()
+    trials = study.get_trials(deepcopy=False)
     by_uid = {run.tags.get("spectral.uid", run.run_id): run for run in runs}
     for trial in trials:
         run = by_uid.pop(trial.user_attrs.get("uid", ""), None)
@@ -131,11 +128,9 @@ def _end(
 ) -> None:
     """End a run as its trial ended, if it has not."""
     ended = Ended.of(trial)
-    tags = ended.tags()
-    if ERROR in run.tags:  # what the run knows itself is more
-        tags.pop(ERROR, None)
-    missing = {name: text for name, text in tags.items() if run.tags.get(name) != text}
-    status = None if run.status == ended.status else ended.status
+    if any(_amiss(run, ended)):  # it may have ended since it was read
+        run = store.one(run.run_id)
+    status, missing = _amiss(run, ended)
     if missing or status:
         store.mend(run.run_id, status, missing)
         found.mended.append(
@@ -144,19 +139,29 @@ def _end(
         )
 
 
-def _waiting(study: str, trials: Sequence[FrozenTrial], runs: Path) -> list[Path]:
+def _amiss(run: TrialRun, ended: Ended) -> tuple[Status | None, dict[str, str]]:
+    """Return the status and the tags that a run should have, and has not."""
+    tags = ended.tags()
+    if ERROR in run.tags:  # what the run knows itself is more
+        tags.pop(ERROR, None)
+    missing = {name: text for name, text in tags.items() if run.tags.get(name) != text}
+    return (None if run.status == ended.status else ended.status), missing
+
+
+def _waiting(study: optuna.Study, runs: Path) -> list[Path]:
     """Return folders with something undelivered, but for trials that are running."""
     if not runs.is_dir():
         return []
+    name = study.study_name
+    waiting = undelivered_runs(runs)
     running = {
-        f"{study}-{trial.number:05d}-{trial.user_attrs.get('uid', '')[:8]}"
-        for trial in trials
-        if trial.state == TrialState.RUNNING
+        f"{name}-{trial.number:05d}-{trial.user_attrs.get('uid', '')[:8]}"
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     }
     return [
         folder
-        for folder in undelivered_runs(runs)
-        if folder.name.startswith(f"{study}-")
+        for folder in waiting
+        if folder.name.startswith(f"{name}-")
         and folder.name not in running
         and read_info(folder).get("tracking_uri")
     ]

@@ -7,6 +7,7 @@ from spectral_mlops.tracking.quiet import quiet  # NOTE: stays before mlflow
 from spectral_mlops.tracking.store import open_store, unusable
 
 # isort: split
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 PAGE = 500
@@ -75,10 +76,22 @@ class TrialRuns:
             except (MlflowException, OSError) as error:
                 raise unusable(self._store.uri, error) from error
         return [
-            TrialRun(run.info.run_id, run.info.status, dict(run.data.tags))
+            _read(run)
             for run in found
             if run.data.tags.get("optuna.study") == self.study
         ]
+
+    def one(self, run_id: str) -> TrialRun:
+        """Return a run as it is now.
+
+        Raises:
+            TrackingError: If the store cannot be used.
+        """
+        with quiet():
+            try:
+                return _read(self._store.client.get_run(run_id))
+            except (MlflowException, OSError) as error:
+                raise unusable(self._store.uri, error) from error
 
     def mend(self, run_id: str, status: str | None, tags: Mapping[str, str]) -> None:
         """End a run, and tag it.
@@ -99,3 +112,7 @@ class TrialRuns:
                     self._store.client.set_terminated(run_id, status)
             except (MlflowException, OSError) as error:
                 raise unusable(self._store.uri, error) from error
+
+
+def _read(run: Run) -> TrialRun:
+    return TrialRun(run.info.run_id, run.info.status, dict(run.data.tags))

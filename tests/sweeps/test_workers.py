@@ -70,6 +70,7 @@ def check_both_stores(study, uri):
     by_uid = runs_by_uid(uri)
     for trial in study.get_trials():
         run = by_uid.pop(trial.user_attrs.get("uid", ""), None)
+        assert run is None or "spectral.orphan" not in run.tags
         if trial.state == TrialState.COMPLETE:
             assert (run.status, run.tags["optuna.state"]) == ("FINISHED", "COMPLETE")
         elif run is not None:

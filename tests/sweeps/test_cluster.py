@@ -1,0 +1,284 @@
+"""Workers as jobs of a real SLURM: exact totals, also when jobs are taken off."""
+
+import re
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from spectral_mlops.errors import InputError
+from spectral_mlops.sweeps import Sweep
+from spectral_mlops.sweeps.cluster import (
+    IN_VAIN,
+    Array,
+    Worker,
+    cluster_options,
+    minutes,
+    parameters,
+)
+from spectral_mlops.sweeps.stale import INTERRUPTED, counted
+from spectral_mlops.sweeps.tickets import Tickets
+from spectral_mlops.tracking import open_store
+from tests.conftest import ROOT
+from tests.sweeps.slurm import called, cluster
+
+__all__ = ["cluster"]  # a fixture, found here by name
+slurm = [pytest.mark.slow, pytest.mark.slurm]
+STORAGE = "sqlite:///optuna.db"
+PATIENCE = 480
+
+
+@pytest.fixture
+def made(small, uri, monkeypatch, request):
+    """A study of tiny trials, and a call that hands its workers to SLURM."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # jobs run this tree
+    config = small(
+        training={"epochs": 1},
+        comparison={"null_epochs": 1},
+        spectra={"directions": 0, "influence": False},
+        tracking={"uri": uri},
+    )
+
+    def make(trials, workers, epochs=1):
+        settings = config.model_copy(
+            update={"training": config.training.model_copy(update={"epochs": epochs})}
+        )
+        sweep = Sweep(
+            settings,
+            study="tiny",
+            storage=STORAGE,
+            runs=Path("runs"),
+            prune=False,
+            heartbeat=2.0,
+        )
+        sweep.want(trials)
+        array = Array(sweep, Worker("tiny", STORAGE, Path("runs")), workers, {})
+        request.addfinalizer(array.interrupt)
+        array.start()
+        return array
+
+    return make
+
+
+def said(array):
+    return "\n".join(
+        f"{path.name}:\n{path.read_text()[-2000:]}"
+        for path in sorted(array.logs.glob("*_log.*"))
+    )
+
+
+def wait_for(array, condition):
+    end = time.monotonic() + PATIENCE
+    while not (found := condition()):
+        assert time.monotonic() < end, said(array)
+        time.sleep(0.2)
+    return found
+
+
+def trials(*states):
+    study = optuna.load_study(study_name="tiny", storage=STORAGE)
+    return study.get_trials(states=states or None)
+
+
+def running():
+    return [trial for trial in trials(TrialState.RUNNING) if "uid" in trial.user_attrs]
+
+
+def wait_for_the_end(array):
+    assert wait_for(array, lambda: (array.ended(), not array.living)[1])
+
+
+def check_totals(study, uri, wanted):
+    """Each ticket is spent on one trial that ended, and none is left behind."""
+    assert Tickets(study, STORAGE).counts() == {"free": 0, "taken": 0, "spent": wanted}
+    ended = counted(trials())
+    assert len(ended) == wanted
+    assert {trial.state for trial in ended} == {TrialState.COMPLETE}
+    assert trials(TrialState.RUNNING, TrialState.WAITING) == []
+    client = open_store(uri).client
+    for trial in trials():
+        run = client.get_run(trial.user_attrs["mlflow.run_id"])
+        stopped = trial.user_attrs.get("error") == INTERRUPTED
+        assert run.info.status == ("KILLED" if stopped else "FINISHED")
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+def test_an_array_of_three_runs_what_a_study_wants(
+    command,
+    cheap,
+    uri,
+    cluster,
+    monkeypatch,
+):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    words = ["sweep", "--config", cheap, "--tracking", uri, "--heartbeat", 2]
+    words += ["--cluster", "slurm", "--workers", 3]
+    refused = ("--study", "refused", "--cluster-options", "partition=none")
+    code, _, err = command(*words, *refused)
+    assert (code, len(err.strip().splitlines())) == (2, 1)
+    assert "invalid partition" in err
+    words += ["--cluster-options", "mem=600M", "--cluster-options", "time=0:30:00"]
+    code, out, err = command(*words, "--study", "tiny", "--trials", 5)
+    assert (code, err) == (0, ""), out
+    (job,) = re.findall(r"squeue --array --jobs (\d+)", out)
+    logs = Path("runs/tiny-cluster").resolve()
+    assert str(logs) in out
+    assert "Its page: runs/tiny-study" in out
+    assert logs.stat().st_mode & 0o777 == 0o700
+    for number in range(3):
+        text = (logs / f"{job}_{number}_0_log.out").read_text()
+        assert f"worker {number} of study 'tiny'" in text
+    study = optuna.load_study(study_name="tiny", storage=STORAGE)
+    check_totals(study, uri, 5)
+
+
+def told_by_slurm(job):
+    called("scancel", "--signal=USR1", job)
+
+
+def taken_by_slurm(job):
+    called("scontrol", "requeue", job)
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [pytest.param(stop, marks=slurm) for stop in (told_by_slurm, taken_by_slurm)],
+)
+def test_a_worker_that_is_taken_off_gives_its_ticket_back_and_comes_again(
+    made,
+    cluster,
+    stop,
+):
+    array = made(trials=3, workers=2, epochs=25)
+    wait_for(array, lambda: len(running()) == 2)
+    first = f"{array.job}_0"
+    stop(first)
+    stopped = wait_for(
+        array,
+        lambda: [t for t in trials() if t.user_attrs.get("error") == INTERRUPTED],
+    )
+    assert len(stopped) == 1
+    wait_for_the_end(array)
+    check_totals(array.sweep.study, array.sweep.config.tracking.uri, 3)
+    assert not array.undelivered
+    log = (array.logs / f"{first}_0_log.out").read_text()
+    assert log.count("worker 0 of study 'tiny'") == 2
+    assert len(trials()) == 4
+
+
+def test_time_limits_are_read_as_slurm_writes_them():
+    asked = ("90", "90:00", "1:30:00", "0-1:30", "1:29:01", "2-12", "2-12:00:00")
+    found = {text: minutes(text) for text in asked}
+    assert set(found.values()) == {90, 60 * 60}
+    assert [text for text in asked if found[text] == 3600] == ["2-12", "2-12:00:00"]
+    for text in ("", "0", "an hour", "1:2:3:4", "-5", "1-", "1.5"):
+        with pytest.raises(InputError, match=r"cluster-options time="):
+            minutes(text)
+
+
+def test_options_become_those_of_sbatch():
+    given = cluster_options(
+        ["partition=long", "cpus=3", "--gres=gpu:a=1", "job_name=x"]
+    )
+    made = parameters("tiny", given)
+    assert (made["job_name"], made["time"]) == ("x", 60)
+    assert made["srun_args"] == ["--cpus-per-task=3"]
+    assert made["additional_parameters"] == {
+        "partition": "long",
+        "cpus-per-task": "3",
+        "gres": "gpu:a=1",
+        "signal": "USR1@90",
+        "requeue": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--cluster", "pbs", "--workers", 2], "there is slurm"),
+        (["--cluster", "slurm"], "needs --workers"),
+        (["--cluster", "slurm", "--workers", 0], "needs --workers"),
+        (["--cluster-options", "mem=1G"], "those of --cluster slurm"),
+        (["mem"], "give key=value"),
+        (["nodes=2"], "one node and one task"),
+        (["signal=USR2"], "leave it out"),
+        (["cpus=many"], "give a whole number"),
+        (["time=soon"], "give minutes"),
+    ],
+)
+def test_what_cannot_be_handed_in_is_one_sentence_and_leaves_nothing(
+    command, words, said
+):
+    if words[0][0] != "-":
+        words = ["--cluster", "slurm", "--workers", 2, "--cluster-options", *words]
+    code, _, err = command("sweep", "--tracking", "none", *words)
+    assert (code, len(err.strip().splitlines())) == (2, 1)
+    assert said in err
+    assert list(Path().iterdir()) == []
+
+
+def array_of(sweep=None, **told):
+    return Array(
+        sweep or stand_in(), Worker("tiny", STORAGE, Path("runs")), 2, {}, **told
+    )
+
+
+def stand_in(free=1):
+    counts = {"free": free, "taken": 0, "spent": 2}
+    return SimpleNamespace(
+        runs=Path("runs"), tickets=SimpleNamespace(counts=lambda: counts)
+    )
+
+
+def test_missing_programs_are_named(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(InputError, match="no srun here"):
+        array_of().start()
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(InputError, match=r"spectral-mlops\[cluster\]"):
+        array_of().start()
+
+
+def squeue(monkeypatch, script):
+    """Put a stand-in for SLURM's program first."""
+    Path("bin").mkdir(exist_ok=True)
+    program = Path("bin/squeue").absolute()
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+
+
+def test_a_controller_that_is_away_ends_nothing(monkeypatch):
+    squeue(monkeypatch, "echo 'Unable to contact slurm controller' >&2; exit 1")
+    array = array_of(job="7", living=2)
+    assert array.ended() == []
+    assert array.living == 2
+
+
+def test_jobs_that_ended_before_the_trials_did_are_told_of(monkeypatch):
+    squeue(monkeypatch, "echo 7_1 PD")
+    array = array_of(job="7", living=2)
+    assert array.ended() == []
+    assert array.living == 1
+    squeue(monkeypatch, "echo 'slurm_load_jobs error: Invalid job id' >&2; exit 1")
+    assert array.ended() == []  # asked a moment ago
+    array._next_look = 0
+    (sentence,) = array.ended()
+    assert "1 trials" in sentence
+    assert array.living == 0
+    done = array_of(stand_in(free=0), job="7", living=2)
+    assert done.ended() == []
+    assert done.living == 0
+
+
+def test_a_worker_that_gets_nowhere_is_not_queued_for_ever():
+    worker = Worker("tiny", STORAGE, Path("runs"), in_vain=IN_VAIN)
+    again = worker.checkpoint(3)
+    assert (again.function, again.args) == (worker, (3,))
+    worker.in_vain += 1
+    assert worker.checkpoint(3) is None
