@@ -34,6 +34,7 @@ METRICS = {
         for head, key in (
             (one.words, f"final/{one.headline}"),
             (SPREADS[one.task], f"final/{one.headline}_sd"),
+            *((WORDS[name], f"final/{name}") for name in one.judged[1:]),
         )
     },
     "loss": "final/loss",
