@@ -103,6 +103,7 @@ def judge(
         dict(zip(ids, groups, strict=True)),
         settings.draws,
         plan.config.comparison.seed,
+        plan.families,
     )
 
 

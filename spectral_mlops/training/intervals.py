@@ -1,10 +1,11 @@
 """How sure performance is: bootstrap intervals over people.
 
-People are drawn with replacement within class and group, as many as there are; networks
-stay as they are. An interval tells how much a number depends on who happened
-to be held out, not how much another training would change it; relatives count as
-unrelated people. Every metric is a weighted mean over people, or of pairs of them, so a
-draw is a row of weights and no prediction is sorted twice.
+People are drawn with replacement within class and group, as many as there are,
+relatives together (`resampling`); whoever was predicted several times, by repeats or
+seeds, is drawn once. Networks stay as they are. An interval tells how much a number
+depends on who happened to be held out, not how much another training would change it.
+Every metric is a weighted mean over people, or of pairs of them, so a draw is a row of
+weights and no prediction is sorted twice.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from spectral_mlops.training.performance import Predictions
+from spectral_mlops.training.resampling import bootstrap_weights
 
 Array = NDArray[np.float64]
 Metric = Callable[[Predictions, Array], Array]
@@ -101,6 +103,7 @@ def performance_table(
     labels: Mapping[str, str],
     draws: int = 1000,
     seed: int = 0,
+    families: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
     """Judge models over all people and group by group, with intervals.
 
@@ -113,6 +116,7 @@ def performance_table(
         labels: Group of each person, by id.
         draws: Of the bootstrap.
         seed: Of the draws.
+        families: Family by person, where anybody has a relative.
 
     Returns:
         Columns ``model, people, group, n, metric, value, low, high``: the group
@@ -121,7 +125,9 @@ def performance_table(
     """
     rows = []
     for one in judged:
-        weights = _draw(one.parts, labels, draws, seed)
+        rng = np.random.default_rng([seed, draws])
+        cells = _cells(one.parts, labels)
+        weights = bootstrap_weights(cells, families or {}, draws, rng)
         groups = sorted({labels[who] for part in one.parts for who in part.ids})
         for group in ["all", *(name for name in groups if name != "all")]:
             rows += _rows_of(one, group, weights, labels)
@@ -164,28 +170,19 @@ def _rows_of(
     return rows
 
 
-def _draw(
-    parts: Sequence[Predictions], labels: Mapping[str, str], draws: int, seed: int
-) -> dict[str, Array]:
-    """Return how often each person is drawn, ``{person: [draws]}``.
+def _cells(
+    parts: Sequence[Predictions], labels: Mapping[str, str]
+) -> dict[str, tuple[int, str]]:
+    """Return the class and group of each person.
 
-    Within class and group, over all folds: strata of a fold would be so small that
-    they hide much of what varies.
+    Over all folds: strata of a fold would be so small that they hide much of what
+    varies.
     """
-    cells: dict[tuple[int, str], list[str]] = {}
-    seen: set[str] = set()
-    for part in parts:
-        for who, target in zip(part.ids, part.targets, strict=True):
-            if who not in seen:
-                cells.setdefault((int(target), labels[who]), []).append(who)
-                seen.add(who)
-    rng = np.random.default_rng([seed, draws])
-    weights: dict[str, Array] = {}
-    for members in cells.values():
-        count = len(members)
-        drawn = rng.multinomial(count, np.full(count, 1 / count), size=draws)
-        weights |= dict(zip(members, drawn.T.astype(np.float64), strict=True))
-    return weights
+    return {
+        who: (int(target), labels[who])
+        for part in parts
+        for who, target in zip(part.ids, part.targets, strict=True)
+    }
 
 
 def _mean(values: Array) -> Array:

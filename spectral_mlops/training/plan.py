@@ -19,6 +19,7 @@ from spectral_mlops.cohorts import (
     check_adjustment,
     check_apart,
     check_cohort,
+    check_unseen,
     fold_splits,
     inputs_of,
     layout_for,
@@ -201,6 +202,8 @@ def make_plan(
     model = check_model(config.model)
     function_of_spectra(config.comparison.divergence)
     cohort = load_cohort(config.cohort, workdir, progress)
+    for run in () if splits else config.training.unseen_by:
+        check_unseen(cohort.people.index, workdir / run)
     takes = model_entry(config.model.name).takes
     layout = layout_for(cohort, takes, config.model.name)
     check_built(config.model, inputs_of(cohort, layout), len(cohort.groups))

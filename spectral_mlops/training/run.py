@@ -274,15 +274,18 @@ def _leave_checkpoints(folder: Path, result: RunResult) -> None:
 
 
 def _predictions(validation: Sequence[Predictions]) -> pd.DataFrame:
-    """One row per person and seed, with a probability for each class."""
+    """One row per person, seed and repeat, with a probability for each class."""
     tables = []
     for seed, said in enumerate(validation):
+        # In the order of folds, so that a person's n-th stands in the n-th repeat.
+        repeat = pd.Series(said.ids).groupby(pd.Series(said.ids)).cumcount()
         columns = {f"p_{k}": p for k, p in enumerate(said.probabilities.T)}
         tables.append(
             pd.DataFrame(
                 {
                     "participant_id": said.ids,
                     "seed": seed,
+                    "repeat": repeat,
                     "target": said.targets,
                     **columns,
                 }
