@@ -74,6 +74,9 @@ class TrainingConfig(Settings):
         description="folder with probe and folds to use, such as RUN/splits; nothing "
         "is drawn then",
     )
+    unseen_by: tuple[Path, ...] = Field(
+        (), description="folders of runs; people who trained there are refused"
+    )
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = Field(3e-4, gt=0)
     weight_decay: float = Field(1e-3, ge=0)

@@ -13,7 +13,8 @@ CohortName = Annotated[
     str | None,
     typer.Option(
         "--cohort",
-        help="Where people come from: simulated, fnc, timecourses, volumes, bids.",
+        help="Where people come from: simulated, fnc, timecourses, volumes, bids, or a "
+        "public set (abide_pcp, openneuro, …).",
     ),
 ]
 Features = Annotated[

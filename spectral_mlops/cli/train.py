@@ -76,6 +76,15 @@ def train(
             "cohorts too small for a probe.",
         ),
     ] = None,
+    unseen_by: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="RUN_DIR",
+            help="Refuse people who trained or chose checkpoints in that run, so that "
+            "the two are of different people; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
     tracking: options.TrackingUri = None,
     experiment: options.Experiment = None,
     device: options.Device = "cpu",
@@ -120,6 +129,7 @@ def train(
             "training.learning_rate": learning_rate,
             "training.seed": seed,
             "training.seeds": seeds,
+            "training.unseen_by": [str(run) for run in unseen_by or ()] or None,
             "model.name": model,
             "model.settings.hidden": numbers("--hidden", hidden),
             "model.settings.dropout": dropout,

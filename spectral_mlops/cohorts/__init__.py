@@ -7,6 +7,7 @@ register with `register_cohort`.
 
 from spectral_mlops.cohorts import bids as _bids
 from spectral_mlops.cohorts import fnc as _fnc
+from spectral_mlops.cohorts import openneuro as _openneuro
 from spectral_mlops.cohorts import public as _public
 from spectral_mlops.cohorts import simulated as _simulated
 from spectral_mlops.cohorts.adjustment import Adjustment, check_adjustment
@@ -75,4 +76,4 @@ __all__ = [
     "write_splits",
 ]
 
-del _bids, _fnc, _public, _simulated
+del _bids, _fnc, _openneuro, _public, _simulated

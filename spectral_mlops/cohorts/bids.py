@@ -21,6 +21,7 @@ from spectral_mlops.cohorts.phenotype import (
     read_pipeline,
     read_sidecar,
 )
+from spectral_mlops.cohorts.pipelines import check_pipelines
 from spectral_mlops.cohorts.series_files import Extract
 from spectral_mlops.cohorts.tables import People
 from spectral_mlops.cohorts.timecourses import (
@@ -38,11 +39,9 @@ TABLES = (".tsv",)
 SUFFIX = {"volume": "probseg", "timecourses": "timeseries"}
 
 
-class BidsSettings(SeriesSettings, VoxelSettings, PeopleSettings):
-    """Settings of the loader ``bids``; relative paths are below the work folder."""
+class BidsFiles(SeriesSettings, VoxelSettings, PeopleSettings):
+    """Which derivatives of a BIDS folder, and what is done with them."""
 
-    folder: Path = Field(description="with participants.tsv")
-    derivatives: Path | None = Field(None, description="where files are, if elsewhere")
     modality: Literal["volume", "timecourses"] = Field(
         "volume", description="one map a person, or time courses"
     )
@@ -53,6 +52,13 @@ class BidsSettings(SeriesSettings, VoxelSettings, PeopleSettings):
         default_factory=dict, description="space = 'MNI…', label = 'GM', session = '1'"
     )
     phenotype: tuple[str, ...] = Field((), description="tables to join by id")
+
+
+class BidsSettings(BidsFiles):
+    """Settings of the loader ``bids``; relative paths are below the work folder."""
+
+    folder: Path = Field(description="with participants.tsv")
+    derivatives: Path | None = Field(None, description="where files are, if elsewhere")
 
 
 @register_cohort("bids", BidsSettings)
@@ -93,9 +99,11 @@ def load_bids(
         f"{root} and {settings.folder / 'participants.tsv'}",
         settings.unmatched,
     )
+    frame = people.frame.loc[list(paths)]
+    pooled = check_pipelines(frame, paths, root, settings.pool_pipelines)
     table = settings.folder / "participants.tsv"
     positive, chosen = positive_of(settings, people, paths, table)
-    notes = (*notes, chosen, told, read_pipeline(root))
+    notes = (*notes, chosen, told, read_pipeline(root), *pooled)
     source = str(settings.folder)
     if settings.modality == "volume":
         return build_volumes(

@@ -11,6 +11,7 @@ from spectral_mlops.cohorts.joining import Unmatched, check_matched
 from spectral_mlops.cohorts.labels import choose_positive
 from spectral_mlops.cohorts.loaders import Progress, register_cohort
 from spectral_mlops.cohorts.matlab_vectors import read_matlab_vectors
+from spectral_mlops.cohorts.pipelines import check_pipelines
 from spectral_mlops.cohorts.space import FeatureSpace, networks_of
 from spectral_mlops.cohorts.tables import read_people
 from spectral_mlops.cohorts.triangles import (
@@ -47,6 +48,9 @@ class FncSettings(Settings):
     unmatched: Unmatched = Field(
         "raise", description="what to do about people in only one of the files"
     )
+    pool_pipelines: bool = Field(
+        False, description="accept people whose files were made differently"
+    )
 
 
 @register_cohort("fnc", FncSettings)
@@ -82,6 +86,7 @@ def load_fnc(
     values = vectors.values[keep]
     connections = [*_measure(values, size, settings, vectors.path)]
     frame = people.frame.loc[[vectors.ids[row] for row in keep]]
+    pooled = check_pipelines(frame, {}, settings.labels, settings.pool_pipelines)
     positive, chosen = choose_positive(
         [str(label) for label in frame[people.target]],
         settings.positive,
@@ -95,7 +100,7 @@ def load_fnc(
         target=people.target,
         positive=positive,
         source=str(settings.features),
-        notes=(*people.notes, chosen, *told, *joined, *dropped, *connections),
+        notes=(*people.notes, chosen, *told, *joined, *dropped, *pooled, *connections),
         space=FeatureSpace(settings.order, networks_of(vectors.names, settings.order)),
     )
 

@@ -26,6 +26,9 @@ class PeopleSettings(Settings):
     unmatched: Unmatched = Field(
         "raise", description="what to do about people without files, and the reverse"
     )
+    pool_pipelines: bool = Field(
+        False, description="accept people whose files were made differently"
+    )
 
 
 def read_labelled(settings: PeopleSettings, path: Path) -> People:

@@ -25,13 +25,28 @@ def read_pipeline(folder: Path) -> str:
     Raises:
         InputError: If the card is damaged.
     """
-    card = _read_json(folder / "dataset_description.json")
-    made = card.get("GeneratedBy") or []
-    tools = [tool for tool in made if isinstance(tool, dict) and "Name" in tool]
-    if not tools:
+    made = made_by(folder / "dataset_description.json")
+    if not made:
         return f"{folder.name}: the pipeline is not stated (no GeneratedBy)"
+    return f"{folder.name}: made by {made}"
+
+
+def made_by(card: Path) -> str:
+    """Return names and versions of the tools that a data set's card names.
+
+    Args:
+        card: ``dataset_description.json``; it may be absent.
+
+    Returns:
+        Empty if none are named.
+
+    Raises:
+        InputError: If the card is damaged.
+    """
+    made = _read_json(card).get("GeneratedBy") or []
+    tools = [tool for tool in made if isinstance(tool, dict) and "Name" in tool]
     names = (f"{tool['Name']} {tool.get('Version', '')}".strip() for tool in tools)
-    return f"{folder.name}: made by {', '.join(names)}"
+    return ", ".join(names)
 
 
 def read_sidecar(path: Path) -> dict[str, dict[str, Any]]:

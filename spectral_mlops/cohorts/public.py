@@ -10,13 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import Field
 
 from spectral_mlops.cohorts.cohort import Cohort
-from spectral_mlops.cohorts.delimited import is_missing, read_table
+from spectral_mlops.cohorts.columns import find_column
+from spectral_mlops.cohorts.delimited import read_table
 from spectral_mlops.cohorts.joining import Unmatched
 from spectral_mlops.cohorts.loaders import Progress, register_cohort
+from spectral_mlops.cohorts.niak import Beside, Censored, frames_of
 from spectral_mlops.cohorts.people_settings import PeopleSettings
 from spectral_mlops.cohorts.timecourses import (
     SeriesSettings,
@@ -85,6 +86,9 @@ class CobreSettings(SeriesSettings, PeopleSettings, FolderSettings):
     """Settings of the loader ``cobre``: NIAK's release; images need ``atlas``."""
 
     regress: bool = Field(False, description="the confounds beside each image")
+    censored: Censored = Field(
+        "raise", description="about frames marked for motion: 'drop' or 'keep' them"
+    )
     label_column: str | None = "Subject Type"
     keep: tuple[str, ...] | None = ("Control", "Patient")
     positive: str | None = "Patient"
@@ -117,17 +121,19 @@ def load_abide(
             verbose=0,
         )
 
-    root = _folder(settings, workdir, "ABIDE_pcp", fetch if settings.download else None)
+    root = data_folder(
+        settings, workdir, "ABIDE_pcp", fetch if settings.download else None
+    )
     files = f"{{FILE_ID}}_{settings.derivative}.1D"
     pattern = f"{_exact(root / settings.pipeline / settings.strategy)}/{files}"
     table = root / "Phenotypic_V1_0b_preprocessed1.csv"
     cohort = load_timecourses(
-        _as(TimecourseSettings, settings, series=pattern, labels=table),
+        as_settings(TimecourseSettings, settings, series=pattern, labels=table),
         workdir,
         progress,
     )
     made = f"{settings.pipeline}, {settings.strategy}, {settings.derivative}"
-    return _named(cohort, f"abide_pcp ({made})")
+    return named(cohort, f"abide_pcp ({made})")
 
 
 @register_cohort("development_fmri", DevelopmentSettings)
@@ -155,10 +161,10 @@ def load_development(
         )
 
     download = fetch if settings.download else None
-    root = _folder(settings, workdir, "development_fmri", download)
+    root = data_folder(settings, workdir, "development_fmri", download)
     pattern = f"{_exact(root)}/{{participant_id}}_task-pixar_*_bold.nii.gz"
     cohort = load_timecourses(
-        _as(
+        as_settings(
             TimecourseSettings,
             settings,
             series=pattern,
@@ -167,7 +173,7 @@ def load_development(
         workdir,
         progress,
     )
-    return _named(cohort, "development_fmri")
+    return named(cohort, "development_fmri")
 
 
 @register_cohort("oasis_vbm", OasisSettings)
@@ -193,14 +199,18 @@ def load_oasis(
             verbose=0,
         )
 
-    root = _folder(settings, workdir, "oasis1", fetch if settings.download else None)
+    root = data_folder(
+        settings, workdir, "oasis1", fetch if settings.download else None
+    )
     prefix = "mwrc1" if settings.dartel_version else "mwc1"
     images = f"{_exact(root)}/{{participant_id}}/{prefix}*.nii.gz"
     table = root / "oasis_cross-sectional.csv"
     cohort = load_volumes(
-        _as(VolumeSettings, settings, images=images, labels=table), workdir, progress
+        as_settings(VolumeSettings, settings, images=images, labels=table),
+        workdir,
+        progress,
     )
-    return _named(cohort, f"oasis_vbm ({prefix})")
+    return named(cohort, f"oasis_vbm ({prefix})")
 
 
 @register_cohort("cobre", CobreSettings)
@@ -220,29 +230,34 @@ def load_cobre(
         As `timecourses.load_timecourses`.
 
     Raises:
-        InputError: If the folder has no table, or fMRIPrep confounds are asked for.
+        InputError: If the folder has no table, fMRIPrep confounds are asked for, or
+            frames are censored and nothing is said about them.
     """
     if settings.confounds:
         raise InputError(
             "cobre: its confounds are not fMRIPrep's; set regress=true to regress all "
             "columns of the tables beside the images."
         )
-    root = _folder(settings, workdir, "cobre", None)
+    root = data_folder(settings, workdir, "cobre", None)
     tables = sorted(root.glob("phenotypic_data.*"))
     if not tables:
         raise InputError(f"{root} has no phenotypic_data.tsv.gz; copy it there.")
+    people = read_table(tables[0])
+    ids = find_column(people, "id", settings.id_column)
+    beside = Beside(settings.regress, settings.censored, frames_of(people, ids))
     pattern = f"{_exact(root)}/fmri_*{{participant_id}}.nii.gz"
     cohort = load_timecourses(
-        _as(TimecourseSettings, settings, series=pattern, labels=tables[0]),
+        as_settings(TimecourseSettings, settings, series=pattern, labels=tables[0]),
         workdir,
         progress,
-        _beside if settings.regress else None,
+        beside,
     )
+    cohort = replace(cohort, notes=(beside.note, *cohort.notes))
     told = "confounds beside images regressed" if settings.regress else "not denoised"
-    return _named(cohort, f"cobre (NIAK, {told})")
+    return named(cohort, f"cobre (NIAK, {told})")
 
 
-def _folder(
+def data_folder(
     settings: FolderSettings,
     workdir: Path,
     name: str,
@@ -268,13 +283,13 @@ def _folder(
     )
 
 
-def _as(kind: type[Any], settings: Settings, **more: object) -> Any:
+def as_settings(kind: type[Any], settings: Settings, **more: object) -> Any:
     """Return what a set's settings say as settings of a general loader."""
     shared = settings.model_dump(include=set(kind.model_fields))
     return kind(**(shared | more))
 
 
-def _named(cohort: Cohort, source: str) -> Cohort:
+def named(cohort: Cohort, source: str) -> Cohort:
     """Return the cohort under the name of its set."""
     return replace(cohort, source=source, notes=(source, *cohort.notes))
 
@@ -282,17 +297,3 @@ def _named(cohort: Cohort, source: str) -> Cohort:
 def _exact(path: Path) -> str:
     """Return a path as a pattern that means just it."""
     return glob.escape(str(path))
-
-
-def _beside(path: Path) -> tuple[Any, Any]:
-    """Return all columns of the table beside an image, gaps at their mean."""
-    table = read_table(path.with_name(path.name.replace(".nii", ".tsv")))
-    try:
-        values = np.array(
-            [[np.nan if is_missing(c) else float(c) for c in row] for row in table.rows]
-        )
-    except ValueError as error:
-        raise InputError(f"{table.path}: {error}; expected numbers only.") from error
-    known = np.isfinite(values)
-    mean = np.where(known, values, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
-    return np.where(known, values, mean), None

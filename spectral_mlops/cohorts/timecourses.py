@@ -26,6 +26,7 @@ from spectral_mlops.cohorts.people_settings import (
     positive_of,
     read_labelled,
 )
+from spectral_mlops.cohorts.pipelines import check_pipelines
 from spectral_mlops.cohorts.series_files import (
     Extract,
     Series,
@@ -97,6 +98,7 @@ def load_timecourses(
     """
     check_series(settings, images=settings.atlas is not None)
     people = read_labelled(settings, workdir / settings.labels)
+    paths: Mapping[str, Path] = {}
     if has_place(settings.series):
         paths, matched = find_files(
             settings.series,
@@ -111,10 +113,12 @@ def load_timecourses(
         place = workdir / settings.series
         series, matched = _from_archive(settings, place, people.frame)
     table = workdir / settings.labels
+    frame = people.frame.loc[list(series)]
+    pooled = check_pipelines(frame, paths, settings.series, settings.pool_pipelines)
     positive, chosen = positive_of(settings, people, series, table)
     images = settings.atlas is not None and confounds is None
     denoised = (confounds_note(settings),) if images else ()
-    notes = (*people.notes, chosen, matched, *denoised)
+    notes = (*people.notes, chosen, matched, *pooled, *denoised)
     return build_cohort(series, people, positive, settings, settings.series, notes)
 
 

@@ -13,6 +13,7 @@ from spectral_mlops.cohorts.people_settings import (
     positive_of,
     read_labelled,
 )
+from spectral_mlops.cohorts.pipelines import check_pipelines
 from spectral_mlops.cohorts.space import FeatureSpace
 from spectral_mlops.cohorts.tables import People
 from spectral_mlops.cohorts.volumes import Grid, gather_volumes, read_volume
@@ -69,8 +70,10 @@ def load_volumes(
         settings.images, workdir, people.frame, settings.labels, settings.unmatched
     )
     table = workdir / settings.labels
+    frame = people.frame.loc[list(paths)]
+    pooled = check_pipelines(frame, paths, settings.images, settings.pool_pipelines)
     positive, chosen = positive_of(settings, people, paths, table)
-    notes = (*people.notes, chosen, matched)
+    notes = (*people.notes, chosen, matched, *pooled)
     return build_volumes(
         paths, people, positive, settings, workdir, settings.images, notes, progress
     )

@@ -98,6 +98,7 @@ def judge(plan: Plan, said: Sequence[Said], probed: Sequence[Said]) -> pd.DataFr
         settings.draws,
         plan.config.comparison.seed,
         plan.task.metrics,
+        plan.families,
     )
 
 

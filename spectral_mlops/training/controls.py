@@ -16,8 +16,10 @@ from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from spectral_mlops.inference.exchange import draw_exchanges, kinds_of
 from spectral_mlops.models.padding import valid_steps
 from spectral_mlops.monitor import SpectralMonitor
 from spectral_mlops.probe import ProbeBatch
@@ -188,7 +190,8 @@ class Controls:
         yield self._meaningless("permuted", self._probe(labels=labels))
 
     def _pseudo_rows(self) -> Iterator[ControlRow]:
-        labels = random_halves(len(self), self._random("pseudo"))
+        random = self._random("pseudo")
+        labels = random_halves(len(self), random, self._families)
         yield self._meaningless("pseudo", self._probe(labels=labels))
 
     def _nuisance_rows(self) -> Iterator[ControlRow]:
@@ -209,7 +212,7 @@ class Controls:
             yield self._shown(f"nuisance {column}", outcome, f"{column} is visible too")
 
     def _unrelated_rows(self) -> Iterator[ControlRow]:
-        targets = self._random("unrelated-target").permutation(self._plan.targets)
+        targets = self._random_targets()
         models = []
         for one in self._networks:
             other = FoldRun(
@@ -327,6 +330,15 @@ class Controls:
         used = {n: c for n, c in columns.items() if not _same_groups(labels, c)}
         within = [" × ".join(cell) for cell in zip(*used.values(), strict=True)]
         return " × ".join(used) or "none", within or [""] * len(self)
+
+    def _random_targets(self) -> NDArray[np.int64]:
+        """Deal everybody's targets anew, those of a family to families of its size."""
+        ids = [str(who) for who in self._plan.cohort.people.index]
+        families = self._plan.families
+        kin = [families[who] for who in ids] if families else None
+        random = self._random("unrelated-target")
+        (giver,) = draw_exchanges(kinds_of([""] * len(ids), kin), 1, random)
+        return self._plan.targets[giver]
 
     def _batch(self, network: FoldRun) -> ProbeBatch:
         assert network.probe_batch is not None

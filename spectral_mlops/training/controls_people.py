@@ -106,9 +106,27 @@ def permuted_within(
     return [labels[i] for i in giver]
 
 
-def random_halves(n: int, random: np.random.Generator) -> list[str]:
-    """Deal ``n`` people into two halves, of equal size if ``n`` is even."""
-    return [f"half {1 + i % 2}" for i in random.permutation(n)]
+def random_halves(
+    n: int, random: np.random.Generator, families: Sequence[str] | None = None
+) -> list[str]:
+    """Deal ``n`` people into two halves, of equal size if ``n`` is even.
+
+    Args:
+        n: How many.
+        random: Of the deal.
+        families: Family of each, whose members come into one half: the largest first,
+            each into the smaller half, so that people without relatives even them out.
+    """
+    if families is None:
+        return [f"half {1 + i % 2}" for i in random.permutation(n)]
+    names, sizes = np.unique(np.asarray(families, dtype=str), return_counts=True)
+    shuffled = random.permutation(len(names))
+    half, dealt = {}, [0, 0]
+    for k in sorted(shuffled.tolist(), key=lambda k: -sizes[k]):
+        smaller = int(np.argmin(dealt)) if dealt[0] != dealt[1] else random.integers(2)
+        half[names[k]] = f"half {1 + smaller}"
+        dealt[smaller] += int(sizes[k])
+    return [half[name] for name in families]
 
 
 def nuisance_columns(people: pd.DataFrame, wanted: Sequence[str] = ()) -> list[str]:

@@ -1,10 +1,11 @@
 """How sure performance is: bootstrap intervals over people.
 
-People are drawn with replacement within group (and class), as many as there are;
-networks stay as they are. An interval tells how much a number depends on who happened
-to be held out, not how much another training would change it; relatives count as
-unrelated people. Every metric is a weighted mean over people, or of pairs of them, so a
-draw is a row of weights and no prediction is sorted twice.
+People are drawn with replacement within group (and class), as many as there are,
+relatives together (`resampling`); whoever was predicted several times, by repeats or
+seeds, is drawn once. Networks stay as they are. An interval tells how much a number
+depends on who happened to be held out, not how much another training would change it.
+Every metric is a weighted mean over people, or of pairs of them, so a draw is a row of
+weights and no prediction is sorted twice.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from spectral_mlops.training.performance import Estimates, Predictions, Said
+from spectral_mlops.training.resampling import bootstrap_weights
 
 Array = NDArray[np.float64]
 Metric = Callable[[Any, Array], Array]
@@ -139,6 +141,7 @@ def performance_table(
     draws: int = 1000,
     seed: int = 0,
     metrics: Mapping[str, Metric] = METRICS,
+    families: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
     """Judge models over all people and group by group, with intervals.
 
@@ -153,6 +156,7 @@ def performance_table(
         draws: Of the bootstrap.
         seed: Of the draws.
         metrics: By name.
+        families: Family by person, where anybody has a relative.
 
     Returns:
         Columns ``model, people, group, n, metric, value, low, high``: the group
@@ -161,7 +165,9 @@ def performance_table(
     """
     rows = []
     for one in judged:
-        weights = _draw(one.parts, labels, draws, seed)
+        rng = np.random.default_rng([seed, draws])
+        cells = _cells(one.parts, labels)
+        weights = bootstrap_weights(cells, families or {}, draws, rng)
         groups = sorted({labels[who] for part in one.parts for who in part.ids})
         for group in ["all", *(name for name in groups if name != "all")]:
             rows += _rows_of(one, group, weights, labels, metrics)
@@ -205,28 +211,19 @@ def _rows_of(
     return rows
 
 
-def _draw(
-    parts: Sequence[Said], labels: Mapping[str, str], draws: int, seed: int
-) -> dict[str, Array]:
-    """Return how often each person is drawn, ``{person: [draws]}``.
+def _cells(
+    parts: Sequence[Said], labels: Mapping[str, str]
+) -> dict[str, tuple[int, str]]:
+    """Return the class, where there are some, and group of each person.
 
-    Within group, and class where there are some, over all folds: strata of a fold would
-    be so small that they hide much of what varies.
+    Over all folds: strata of a fold would be so small that they hide much of what
+    varies.
     """
-    cells: dict[tuple[int, str], list[str]] = {}
-    seen: set[str] = set()
-    for part in parts:
-        for who, stratum in zip(part.ids, part.strata, strict=True):
-            if who not in seen:
-                cells.setdefault((int(stratum), labels[who]), []).append(who)
-                seen.add(who)
-    rng = np.random.default_rng([seed, draws])
-    weights: dict[str, Array] = {}
-    for members in cells.values():
-        count = len(members)
-        drawn = rng.multinomial(count, np.full(count, 1 / count), size=draws)
-        weights |= dict(zip(members, drawn.T.astype(np.float64), strict=True))
-    return weights
+    return {
+        who: (int(stratum), labels[who])
+        for part in parts
+        for who, stratum in zip(part.ids, part.strata, strict=True)
+    }
 
 
 def _weighted_mean(values: Array, weights: Array) -> Array:

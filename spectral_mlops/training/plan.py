@@ -21,6 +21,7 @@ from spectral_mlops.cohorts import (
     check_adjustment,
     check_apart,
     check_cohort,
+    check_unseen,
     fold_splits,
     inputs_of,
     layout_for,
@@ -218,6 +219,8 @@ def make_plan(
     model = check_model(config.model)
     function_of_spectra(config.comparison.divergence)
     labelled = load_cohort(config.cohort, workdir, progress)
+    for run in () if splits else config.training.unseen_by:
+        check_unseen(labelled.people.index, workdir / run)
     cohort = with_target(labelled, config)
     task = task_of(config.training, len(cohort.groups))
     takes = model_entry(config.model.name).takes

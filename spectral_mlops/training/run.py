@@ -282,14 +282,17 @@ def _leave_checkpoints(folder: Path, result: RunResult) -> None:
 
 
 def _predictions(validation: Sequence[Said]) -> pd.DataFrame:
-    """One row per person and seed: a probability for each class, or the number."""
+    """One row per person, seed and repeat: a probability per class, or the number."""
     tables = []
     for seed, said in enumerate(validation):
+        # In the order of folds, so that a person's n-th stands in the n-th repeat.
+        repeat = pd.Series(said.ids).groupby(pd.Series(said.ids)).cumcount()
         tables.append(
             pd.DataFrame(
                 {
                     "participant_id": said.ids,
                     "seed": seed,
+                    "repeat": repeat,
                     "target": said.targets,
                     **said.columns,
                 }

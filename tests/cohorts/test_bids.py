@@ -292,3 +292,31 @@ def test_a_simulated_folder_is_read_as_its_own_loader_reads_it(tmp_path):
     assert cohort.digest == expected.digest
     np.testing.assert_array_equal(cohort.space.affine, expected.space.affine)
     assert any("patient = carries the planted effect" in note for note in cohort.notes)
+
+
+def test_people_of_two_pipelines_are_not_pooled_silently(folder, maps):
+    """Some people's maps are in another space; a file of its own each, so all fit."""
+    for who in ("sub-02", "sub-05"):
+        old = folder / who / "anat" / f"{who}_{GM}"
+        old.rename(old.with_name(old.name.replace("2009cAsym", "6Asym_res-2")))
+    entities = {"label": "GM"}
+    sentence = (
+        r"people come from 2 pipelines, 3 of space-MNI152NLin2009cAsym no res "
+        r"\(sub-01, sub-03, sub-04\) and 2 of space-MNI152NLin6Asym res-2 "
+        r"\(sub-02, sub-05\); .* "
+        r"take one of them, or set pool_pipelines=true\."
+    )
+    with pytest.raises(InputError, match=sentence):
+        load(folder, entities=entities)
+    cohort = load(folder, entities=entities, pool_pipelines=True)
+    assert any(
+        note.startswith("2 pipelines pooled (pool_pipelines=true): 3 of space-")
+        for note in cohort.notes
+    )
+    one = load(
+        folder,
+        entities=entities | {"space": "MNI152NLin2009cAsym"},
+        unmatched="drop",
+        positive="BP",
+    )
+    assert one.groups == {"BP": 1, "CON": 2}

@@ -170,3 +170,76 @@ def test_cobre_of_niak(tmp_path, rng, atlas):
     (root / "phenotypic_data.tsv.gz").unlink()
     with pytest.raises(InputError, match=r"has no phenotypic_data"):
         load(tmp_path, "cobre", atlas="atlas.nii")
+
+
+@pytest.fixture
+def censored(tmp_path, rng, atlas):
+    """Three people, of whom two have frames marked for motion."""
+    root = tmp_path / "cobre"
+    lines = ["ID\tSubject Type\tFrames OK"]
+    marks = {"40000": [], "40001": [0, 4, 5], "40002": [7]}
+    images = {}
+    for (who, bad), kind in zip(
+        marks.items(), ["Control", *["Patient"] * 2], strict=True
+    ):
+        lines.append(f"{who}\t{kind}\t{12 - len(bad)}")
+        images[who] = rng.normal(size=(*SHAPE, 12)).astype(np.float32)
+        save(root / f"fmri_00{who}.nii.gz", images[who])
+        scrub = [int(t in bad) for t in range(12)]
+        rows = [
+            f"{x:.4f}\t{s}" for x, s in zip(rng.normal(size=12), scrub, strict=True)
+        ]
+        table = "\n".join(["motion_tx\tscrub", *rows]).encode()
+        (root / f"fmri_00{who}.tsv.gz").write_bytes(gzip.compress(table))
+    text = ("\n".join(lines) + "\n").encode()
+    (root / "phenotypic_data.tsv.gz").write_bytes(gzip.compress(text))
+    return root, images, marks
+
+
+def test_censored_frames_are_refused_dropped_or_kept(tmp_path, censored, atlas):
+    _, images, marks = censored
+    sentence = r"fmri_0040001.tsv.gz: 3 of 12 frames are marked as censored \('scrub'\)"
+    with pytest.raises(InputError, match=sentence):
+        load(tmp_path, "cobre", atlas="atlas.nii")
+    kept = load(tmp_path, "cobre", atlas="atlas.nii", censored="keep")
+    assert kept.features.shape == (3, 12, 2)
+    told = "4 of 36 frames, of 2 people, are marked as censored and"
+    assert f"censored='keep': {told} kept" in kept.notes
+    with pytest.raises(InputError, match=r"3 different lengths"):
+        load(tmp_path, "cobre", atlas="atlas.nii", censored="drop")
+    settings = {"atlas": "atlas.nii", "censored": "drop", "lengths": "pad"}
+    dropped = load(tmp_path, "cobre", **settings)
+    assert f"censored='drop': {told} left out" in dropped.notes
+    for row, (who, bad) in enumerate(marks.items()):
+        left = [t for t in range(12) if t not in bad]
+        expected = images[who][atlas == 1].mean(axis=0)[left]
+        assert dropped.people.index[row] == who
+        np.testing.assert_allclose(
+            dropped.features[row, : len(left), 0], expected, rtol=1e-4, atol=1e-5
+        )
+        assert not dropped.features[row, len(left) :].any()
+    load(tmp_path, "cobre", regress=True, **settings)
+
+
+def test_marks_that_contradict_frames_ok_are_refused(tmp_path, censored):
+    """Whoever writes 1 for good frames would leave the bad ones."""
+    root, _, _ = censored
+    path = root / "fmri_0040002.tsv.gz"
+    settings = {"atlas": "atlas.nii", "censored": "drop", "lengths": "pad"}
+
+    def rewrite(marks, name="scrub"):
+        rows = "\n".join([f"motion_tx\t{name}", *(f"0.1\t{x}" for x in marks)])
+        path.write_bytes(gzip.compress(rows.encode()))
+
+    for marks, sentence in (
+        ([0] * 7 + [1] + [0] * 3 + [1], r"leaves 10 frames and the table .* says 11"),
+        ([1] * 7 + [0] + [1] * 4, r"leaves 1 frames and the table .* says 11"),
+        ([0.5] * 12, r"column 'scrub' must be 1 for censored frames and 0 for others"),
+        ([1] * 12, r"every frame is marked as censored"),
+    ):
+        rewrite(marks)
+        with pytest.raises(InputError, match=sentence):
+            load(tmp_path, "cobre", **settings)
+    rewrite([0] * 12, "motion_ty")
+    with pytest.raises(InputError, match=r"has no column of censored frames \(scrub, "):
+        load(tmp_path, "cobre", **settings)

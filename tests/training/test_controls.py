@@ -264,6 +264,15 @@ def test_families_are_whole_in_a_run_and_its_controls(small):
         )
 
     assert kinds("moved") == kinds("group")
+    list(controls._pseudo_rows())
+    halves = pd.Series(labels[1], index=held)
+    assert (halves.groupby(kin["family"]).nunique() == 1).all()
+    assert abs(halves.value_counts().diff().iloc[-1]) <= 2
+    dealt = pd.Series(controls._random_targets(), index=people.index)[held]
+    real = pd.Series(plan.targets, index=people.index)[held]
+    families = [x.groupby(kin["family"]).agg(sorted).tolist() for x in (dealt, real)]
+    assert sorted(families[0]) == sorted(families[1])
+    assert families[0] != families[1]
 
 
 def test_controls_are_switched_one_by_one_and_left_in_files(small, tmp_path):

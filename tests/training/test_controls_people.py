@@ -108,3 +108,19 @@ def test_many_numbers_are_split_at_the_median():
     assert nuisance_groups(ages) == [*["≤ 37.5"] * 3, None, *["> 37.5"] * 3]
     assert nuisance_groups(pd.Series([1, 2, 2, None])) == ["1.0", "2.0", "2.0", None]
     assert nuisance_groups(pd.Series(["f", None, "m"])) == ["f", None, "m"]
+
+
+def test_halves_keep_families_whole_and_even(random):
+    families = [*"AAABBCC", *(f"alone {k}" for k in range(6))]
+    seen = set()
+    for _ in range(40):
+        halves = np.array(random_halves(13, random, families))
+        for family in "ABC":
+            assert len({*halves[[f == family for f in families]]}) == 1
+        assert abs((halves == "half 1").sum() - (halves == "half 2").sum()) == 1
+        seen.add(tuple(halves))
+    assert len(seen) > 20
+    together = [h[0] == h[3] for h in seen]  # A and B are of one half now and then
+    assert not all(together)
+    first = np.mean([h[0] == "half 1" for h in seen])
+    assert 0.2 < first < 0.8

@@ -2,6 +2,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -290,6 +291,7 @@ def test_runs_with_confounds_and_other_splits(small, tmp_path, changes):
     done = run(plan, MemoryTracker(), tmp_path / "run", name="one", figures=False)
     table = done.result.performance
     of = table[table["metric"].eq("auc") & table["group"].eq("all")]
+    of_all = of[of["people"] == "validation"]
     of = of.set_index(["model", "people"])
     assert len(of) == 6
     for people, name in (("validation", "auc"), ("probe", "probe_auc")):
@@ -305,6 +307,15 @@ def test_runs_with_confounds_and_other_splits(small, tmp_path, changes):
     assert len(stored) == ("confounds" in changes) * len(plan.folds)
     again = read_plan(tmp_path / "run", Path())
     assert (again.probe, again.folds) == (plan.probe, plan.folds)
+    said = pd.read_csv(tmp_path / "run" / "predictions.tsv", sep="\t")
+    repeats = plan.config.training.repeats
+    for repeat, of in said.groupby("repeat"):
+        folds = len(plan.folds) // repeats
+        here = plan.folds[repeat * folds : (repeat + 1) * folds]
+        assert list(of["participant_id"]) == [i for f in here for i in f.validation_ids]
+    assert said["repeat"].nunique() == repeats
+    validated = {who for fold in plan.folds for who in fold.validation_ids}
+    assert set(of_all["n"]) == {len(validated)}
 
 
 def test_confounds_leave_what_the_network_sees(small):
