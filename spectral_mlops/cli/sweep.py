@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -18,7 +18,7 @@ from spectral_mlops.cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    pass
+    from spectral_mlops.sweeps.stopping import Pruner
 
 
 sweeps = typer.Typer()
@@ -52,9 +52,17 @@ def sweep(
     trials: Annotated[int, typer.Option(min=1, help="Trials to add.")] = 20,
     study: Annotated[str, typer.Option(help="Name; goes on if it exists.")] = "sweep",
     storage: options.Storage = "sqlite:///optuna.db",
-    prune: Annotated[
-        bool, typer.Option(help="Stop trials below the median AUC.")
-    ] = True,
+    pruner: Annotated[
+        str,
+        typer.Option(
+            help="Stop trials early: median (of AUC; of both, where both are "
+            "objectives), hyperband or none."
+        ),
+    ] = "median",
+    prune_divergence: Annotated[
+        float | None,
+        typer.Option(help="Stop trials whose divergence is above that z."),
+    ] = None,
     cohort: options.CohortName = None,
     features: options.Features = None,
     labels: options.LabelsTable = None,
@@ -111,7 +119,8 @@ def sweep(
             storage=storage,
             runs=runs,
             device=device,
-            prune=prune,
+            pruner=cast("Pruner", pruner),  # checked there
+            prune_divergence=prune_divergence,
             space=searched,
             objective=judged.objective,
             tau=judged.tau,
@@ -168,6 +177,57 @@ def sweep_report(
     with console.status("drawing"):
         page = write_study(study, storage, out or Path(f"sweep-{study}.html"))
     console.print(f"Open it in a browser:  {page}", highlight=False, soft_wrap=True)
+
+
+@sweeps.command("confirm")
+def sweep_confirm(
+    study: Annotated[str, typer.Argument(help="Name of a study.")],
+    trial: Annotated[
+        int | None,
+        typer.Option(
+            help="Its number. If not given: the best of those allowed, by AUC.",
+            show_default=False,
+        ),
+    ] = None,
+    storage: options.Storage = "sqlite:///optuna.db",
+    tracking: options.TrackingUri = None,
+    device: options.Device = "cpu",
+    threads: options.Threads = 1,
+    runs: options.Runs = Path("runs"),
+    trust: options.Trust = False,
+) -> None:
+    """Train a trial's settings again and hold out other people.
+
+    The people of the second probe trained before; those of the first go back to
+    training. A complete MLflow run; the study's page shows old and new side by side.
+    """
+    prepare_torch(device, threads)
+    from spectral_mlops.report.console import show_confirmed
+    from spectral_mlops.sweeps import confirm
+
+    with progress_bar() as bar:
+        task = bar.add_task("training", total=None)
+
+        def on_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
+            del epoch
+            bar.update(task, description=describe(metrics))
+
+        done = confirm(
+            study,
+            storage,
+            number=trial,
+            runs=runs,
+            tracking=tracking,
+            device=device,
+            trust=trust,
+            progress=reporter(bar),
+            on_epoch=on_epoch,
+        )
+    show_confirmed(console, done.table)
+    console.print(f"Files of this run: {done.folder}", highlight=False)
+    console.print(f"Look at it:  {done.where}", highlight=False, soft_wrap=True)
+    if done.undelivered:
+        raise typer.Exit(UNDELIVERED)
 
 
 def _refuse_flags_before(context: typer.Context) -> None:

@@ -1,9 +1,17 @@
 """Studies over architectures and settings; the only place that imports Optuna."""
 
 from spectral_mlops.sweeps.answers import write_study
+from spectral_mlops.sweeps.confirm import confirm
 from spectral_mlops.sweeps.space_file import read_sweep
 from spectral_mlops.sweeps.storage import prepare_storage
 from spectral_mlops.sweeps.summary import leave_summary
 from spectral_mlops.sweeps.sweep import Sweep
 
-__all__ = ["Sweep", "leave_summary", "prepare_storage", "read_sweep", "write_study"]
+__all__ = [
+    "Sweep",
+    "confirm",
+    "leave_summary",
+    "prepare_storage",
+    "read_sweep",
+    "write_study",
+]
