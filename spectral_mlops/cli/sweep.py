@@ -4,7 +4,7 @@ import signal
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from spectral_mlops.sweeps import Sweep
     from spectral_mlops.sweeps.cluster import Array
     from spectral_mlops.sweeps.crew import Crew
+    from spectral_mlops.sweeps.stopping import Pruner
 
 NEW_TRIALS = 20
 
@@ -82,9 +83,17 @@ def sweep(
     wait: clusters.Wait = True,
     study: Annotated[str, typer.Option(help="Name; goes on if it exists.")] = "sweep",
     storage: options.Storage = "sqlite:///optuna.db",
-    prune: Annotated[
-        bool, typer.Option(help="Stop trials below the median AUC.")
-    ] = True,
+    pruner: Annotated[
+        str,
+        typer.Option(
+            help="Stop trials early: median (of AUC; of both, where both are "
+            "objectives), hyperband or none."
+        ),
+    ] = "median",
+    prune_divergence: Annotated[
+        float | None,
+        typer.Option(help="Stop trials whose divergence is above that z."),
+    ] = None,
     cohort: options.CohortName = None,
     features: options.Features = None,
     labels: options.LabelsTable = None,
@@ -148,7 +157,8 @@ def sweep(
     asked = {"objective": objective, "tau": tau}
     given = {name: value for name, value in asked.items() if value is not None}
     said = bool(config or space or given or flags.keys() - {"tracking"} or experiment)
-    alone = not (said or _given(context, "prune"))
+    stops = any(_given(context, name) for name in ("pruner", "prune_divergence"))
+    alone = not (said or stops)
     joined = alone and can_be_joined(study, storage)
     with progress_bar() as bar:
         if joined:
@@ -170,7 +180,8 @@ def sweep(
                 storage=storage,
                 runs=runs,
                 device=device,
-                prune=prune,
+                pruner=cast("Pruner", pruner),  # checked there
+                prune_divergence=prune_divergence,
                 space=searched,
                 objective=judged.objective,
                 tau=judged.tau,
@@ -399,6 +410,57 @@ def sweep_report(
     with console.status("drawing"):
         page = write_study(study, storage, out or Path(f"sweep-{study}.html"))
     console.print(f"Open it in a browser:  {page}", highlight=False, soft_wrap=True)
+
+
+@sweeps.command("confirm")
+def sweep_confirm(
+    study: Annotated[str, typer.Argument(help="Name of a study.")],
+    trial: Annotated[
+        int | None,
+        typer.Option(
+            help="Its number. If not given: the best of those allowed, by AUC.",
+            show_default=False,
+        ),
+    ] = None,
+    storage: options.Storage = "sqlite:///optuna.db",
+    tracking: options.TrackingUri = None,
+    device: options.Device = "cpu",
+    threads: options.Threads = 1,
+    runs: options.Runs = Path("runs"),
+    trust: options.Trust = False,
+) -> None:
+    """Train a trial's settings again and hold out other people.
+
+    The people of the second probe trained before; those of the first go back to
+    training. A complete MLflow run; the study's page shows old and new side by side.
+    """
+    prepare_torch(device, threads)
+    from spectral_mlops.report.console import show_confirmed
+    from spectral_mlops.sweeps import confirm
+
+    with progress_bar() as bar:
+        task = bar.add_task("training", total=None)
+
+        def on_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
+            del epoch
+            bar.update(task, description=describe(metrics))
+
+        done = confirm(
+            study,
+            storage,
+            number=trial,
+            runs=runs,
+            tracking=tracking,
+            device=device,
+            trust=trust,
+            progress=reporter(bar),
+            on_epoch=on_epoch,
+        )
+    show_confirmed(console, done.table)
+    console.print(f"Files of this run: {done.folder}", highlight=False)
+    console.print(f"Look at it:  {done.where}", highlight=False, soft_wrap=True)
+    if done.undelivered:
+        raise typer.Exit(UNDELIVERED)
 
 
 def _refuse_flags_before(context: typer.Context) -> None:

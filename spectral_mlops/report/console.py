@@ -231,6 +231,26 @@ def show_trials(console: Console, trials: pd.DataFrame) -> None:
             console.print(line, style="dim", highlight=False, markup=False)
 
 
+def show_confirmed(console: Console, table: pd.DataFrame) -> None:
+    """Print a trial on the study's probe and on a second one.
+
+    Args:
+        console: Where to.
+        table: Columns ``trial, probe, people, auc, divergence, upper, p, p_max``.
+    """
+    shown = plain_table("Trained again, with other people held out", tight=False)
+    for name in map(str, table.columns):
+        shown.add_column(name, justify="right")
+    for row in table.itertuples(index=False):
+        shown.add_row(*(cell(value) for value in row))
+    console.print(shown)
+    console.print(
+        "divergence is z; upper its 95 % bound; p_max is adjusted over all trials on "
+        "the first probe, over those confirmed on the second.",
+        highlight=False,
+    )
+
+
 def _spread(metrics: Mapping[str, float], quantity: str) -> str:
     """How much single networks vary; no error of the z of all of them."""
     found = {

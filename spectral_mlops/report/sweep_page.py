@@ -38,6 +38,17 @@ BOUND = (
     "chi-square fitted to the relabellings does, and is not adjusted for having chosen "
     "the trial."
 )
+CONFIRMED = (
+    "Each trial's settings trained again with a second probe, the first probe's people "
+    "being back in training. Those of the second trained and validated before: their "
+    "divergence had no part in choosing the trial, their AUC had. On the first probe "
+    "p_max is adjusted over all finished trials, on the second over those confirmed."
+)
+UNCONFIRMED = (
+    "None yet. 'spectral-mlops sweep confirm STUDY' trains the best trial again and "
+    "holds out other people: what was chosen on the first probe looks better there "
+    "than it is."
+)
 DRIVE = (
     "Each method's importances add up to 1. fANOVA sees only settings that every "
     "trial has, over all of their range. PED-ANOVA sees branches too, and asks what "
@@ -67,6 +78,7 @@ class StudyPage:
         importances: Columns ``setting, target, evaluator, importance``.
         early: Columns ``share, trials, correlation``.
         notes: What could not be said.
+        confirmed: Trials trained again, each on the first probe and on the second.
         detected: A divergence up to this z is not detected.
         sought: Whether the divergence had a part in choosing or stopping trials.
     """
@@ -80,6 +92,7 @@ class StudyPage:
     importances: pd.DataFrame
     early: pd.DataFrame
     notes: Sequence[str] = field(default=())
+    confirmed: pd.DataFrame = field(default_factory=pd.DataFrame)
     detected: float = DETECTED
     sought: bool = False
 
@@ -102,6 +115,9 @@ def study_page(study: StudyPage) -> str:
         _section("tradeoff", "Accuracy against divergence", "tradeoff") + "</section>",
         "<section id='accurate'><h2>Accurate, with no detected divergence</h2>"
         f"{_accurate(study)}</section>",
+        "<section id='confirmed'><h2>On a second probe</h2>"
+        f"{_confirmed(study)}</section>",
+        _section("contours", "Two settings at once", "contours") + "</section>",
         _section("slices", "Setting by setting", "slices-auc slices-z") + "</section>",
         "<section id='early'><h2>Does divergence early in training tell the end?</h2>"
         f"{table_html(study.early, EARLY)}</section>",
@@ -210,6 +226,12 @@ def _accurate(study: StudyPage) -> str:
     return table_html(found[[c for c in columns if c in found]], words)
 
 
+def _confirmed(study: StudyPage) -> str:
+    if study.confirmed.empty:
+        return f"<p class='note'>{escape(UNCONFIRMED)}</p>"
+    return table_html(study.confirmed, CONFIRMED)
+
+
 def _together(study: StudyPage) -> str:
     """Say what p over trials is, and what it is worth here."""
     return TOGETHER + (SOUGHT if study.sought else "")
@@ -218,7 +240,7 @@ def _together(study: StudyPage) -> str:
 def _shown(study: StudyPage) -> pd.DataFrame:
     """Return the table of trials, what they are judged by first."""
     first = ["trial", "state", "auc", *JUDGED, "allowed", "front"]
-    last = ["infeasible", "error", "run"]
+    last = ["stopped", "infeasible", "error", "run"]
     twice = f"divergence.{study.quantity}"
     rest = [c for c in study.trials if c not in (*first, *last, twice)]
     return study.trials.reindex(columns=[*first, *rest, *last])
@@ -230,7 +252,8 @@ def _section(name: str, title: str, plots: str) -> str:
         f'<div class="plot" id="plot-{plot}"></div>' for plot in plots.split()
     )
     return (
-        f'<section id="{name}"><h2>{title}</h2><div class="plots">{places}</div>'
+        f'<section id="{name}"><h2>{title}</h2><div class="bar" id="{name}-bar"></div>'
+        f'<div class="plots">{places}</div>'
         f'<p class="note" id="{name}-note"></p>'
     )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from optuna.trial import FrozenTrial, TrialState
 
 from spectral_mlops.inference.significance import Array, p_max_t, p_value
 from spectral_mlops.inference.upper_bound import upper_bound
@@ -65,6 +66,12 @@ class TrialNull:
     def upper(self) -> float:
         """Upper bound of the divergence (`inference.upper_bound`)."""
         return upper_bound(self.values)
+
+
+def finished_null(trial: FrozenTrial) -> TrialNull | None:
+    """Return what a trial that finished adds to the maximum over trials."""
+    done = trial.state == TrialState.COMPLETE
+    return TrialNull.read(trial.user_attrs) if done else None
 
 
 def p_over_trials(nulls: Iterable[TrialNull | None]) -> tuple[list[float], str]:

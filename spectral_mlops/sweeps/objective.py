@@ -73,14 +73,6 @@ class Judgement:
         with experimental():
             return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True)
 
-    def pruner(self, prune: bool) -> optuna.pruners.BasePruner:
-        """Return the median rule for one objective; Optuna has none for two."""
-        if not prune or self.both:
-            return optuna.pruners.NopPruner()
-        return optuna.pruners.MedianPruner(
-            n_startup_trials=4, n_warmup_steps=WARM_UP_EPOCHS
-        )
-
     def values(self, auc: float, divergence: float) -> list[float]:
         """Return a finished trial's values.
 

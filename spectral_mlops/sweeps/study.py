@@ -17,7 +17,7 @@ from spectral_mlops.tracking.checks import redacted
 
 
 def open_study(
-    name: str, storage: str, judgement: Judgement, prune: bool
+    name: str, storage: str, judgement: Judgement, pruner: optuna.pruners.BasePruner
 ) -> optuna.Study:
     """Make a study, or open the one of that name.
 
@@ -25,7 +25,7 @@ def open_study(
         name: Of the study.
         storage: Address of a database.
         judgement: How its trials are judged.
-        prune: Whether trials below the median are stopped.
+        pruner: Which trials are stopped early (`stopping.Stopping`).
 
     Raises:
         InputError: If Optuna cannot use the storage.
@@ -36,7 +36,7 @@ def open_study(
             study_name=name,
             storage=open_storage(storage),
             directions=judgement.directions,
-            pruner=judgement.pruner(prune),
+            pruner=pruner,
             load_if_exists=True,
         )
     except (SQLAlchemyError, ValueError, ImportError) as error:

@@ -39,6 +39,7 @@ from spectral_mlops.sweeps.seen import Seen
 from spectral_mlops.sweeps.space import Space, built_in
 from spectral_mlops.sweeps.space_file import MAY_VARY, Objective
 from spectral_mlops.sweeps.stale import INTERRUPTED
+from spectral_mlops.sweeps.stopping import SOUGHT, Pruner, Stopping
 from spectral_mlops.sweeps.study import open_study, read_study, trials_table
 from spectral_mlops.sweeps.tickets import INTERVAL, Hold, Tickets
 from spectral_mlops.tracking import Tracker, open_tracker
@@ -55,8 +56,8 @@ class Sweep:
         storage: Optuna storage, ``sqlite:///optuna.db`` for a file here.
         runs: Folder below which each trial has its own.
         device: Where tensors live.
-        prune: Stop trials whose validation AUC is below the median's; one objective
-            only.
+        pruner: Which trials are stopped early (`Stopping`).
+        prune_divergence: Stop trials whose z is above it, if given.
         space: What a trial may change; the built-in space if not given.
         objective: How trials are judged (`Judgement`).
         tau: Largest divergence of ``constrained``, z.
@@ -77,7 +78,8 @@ class Sweep:
         storage: str,
         runs: Path,
         device: str = "cpu",
-        prune: bool = True,
+        pruner: Pruner = "median",
+        prune_divergence: float | None = None,
         space: Space | None = None,
         objective: Objective = "auc",
         tau: float = 2.0,
@@ -106,13 +108,18 @@ class Sweep:
             raise InputError(
                 f"--objective {objective} needs a probe. {self.plan.probe_note}"
             )
+        self.stopping = Stopping(self.judgement, pruner, prune_divergence)
+        self.stopping.check(self.plan.probe is not None)
         self.undelivered = 0
         self.where = ""
-        self.study = open_study(study, storage, self.judgement, prune)
+        rules = self.stopping.of_optuna()
+        self.study = open_study(study, storage, self.judgement, rules)
         self._same("people", self._people())
         self._same("search", self._search())
+        if prune_divergence is not None:
+            self.study.set_user_attr(SOUGHT, prune_divergence)
         self.tickets = Tickets(self.study, storage, heartbeat)
-        self._options = {"prune": prune}
+        self._options = {"pruner": pruner, "prune_divergence": prune_divergence}
         # A seed of its own for each visit, or a study that goes on would draw its
         # first trials again.
         self._sample(len(self.study.get_trials(deepcopy=False)))
@@ -268,11 +275,10 @@ class Sweep:
                 with suppress(TrackingError):  # a store that is away gives none yet
                     trial.set_user_attr("mlflow.run_id", tracker.run_id)
             seen.epoch(epoch, metrics)
-            if not self.judgement.both:
-                trial.report(metrics["val/auc"], epoch)
             if on_epoch is not None:
                 on_epoch(epoch, metrics)
-            if not self.judgement.both and trial.should_prune():
+            if why := self.stopping.why(trial, epoch, seen):
+                trial.set_user_attr("stopped", why)
                 self._constrain(trial, seen)
                 raise optuna.TrialPruned
 

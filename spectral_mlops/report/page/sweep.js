@@ -77,8 +77,86 @@ function sweep(data) {
     draw(id, title, traces, layout);
   }
 
+  // Settings of numbers that some trials have in other values than others.
+  const numeric = data.parameters.map((name, i) => {
+    const values = [...new Set(trials.map((t) => t.values[i]).filter(known))];
+    return { name, i, ok: values.length > 1 && values.every((v) => typeof v === "number"),
+      log: Math.min(...values) > 0 && Math.max(...values) / Math.min(...values) > 20,
+      weight: Math.max(0, ...data.importances.filter((row) => row.setting === name).map((row) => row.importance)) };
+  }).filter((s) => s.ok);
+  const SIDE = 32; // cells of a surface
+  const REACH = 0.1; // of a trial, as a share of an axis
+
+  // The mean of trials near each place, weighted by nearness; blank where there is none.
+  function surface(xs, ys, values) {
+    const centres = Array.from({ length: SIDE }, (_, i) => i / (SIDE - 1));
+    return centres.map((v) => centres.map((u) => {
+      let [above, below] = [0, 0];
+      values.forEach((value, k) => {
+        const weight = Math.exp(-((xs[k] - u) ** 2 + (ys[k] - v) ** 2) / (2 * REACH ** 2));
+        above += weight * value;
+        below += weight;
+      });
+      return below < 0.1 ? null : above / below;
+    }));
+  }
+
+  function contours(first, second) {
+    const some = trials.filter((t) => t.finished && known(t.z) && known(t.values[first.i]) && known(t.values[second.i]));
+    if (some.length < 6) {
+      draw("contours", "AUC and divergence over two settings", []);
+      return;
+    }
+    const scaled = ({ i, log }) => {
+      const of = (t) => (log ? Math.log10(t.values[i]) : t.values[i]);
+      const [low, high] = [Math.min(...some.map(of)), Math.max(...some.map(of))];
+      const wide = high - low || 1;
+      const back = (share) => (log ? 10 ** (low + share * wide) : low + share * wide);
+      return { at: some.map((t) => (of(t) - low) / wide), grid: Array.from({ length: SIDE }, (_, k) => back(k / (SIDE - 1))) };
+    };
+    const [x, y] = [scaled(first), scaled(second)];
+    const places = panels(2, 2, 0.14, 0.04);
+    const layout = { annotations: [], height: 420 };
+    const traces = [["AUC", (t) => t.auc, "Viridis", {}], [words, z, DIVERGING, { zmid: 0 }]].flatMap(([name, value, colorscale, more], i) => {
+      const axes = { xaxis: axisOf("x", i), yaxis: axisOf("y", i) };
+      layout[axisName("x", i)] = { ...AXIS, domain: places[i].x, anchor: axisOf("y", i), type: first.log ? "log" : "linear",
+        title: { text: short(first.name, 40) } };
+      layout[axisName("y", i)] = { ...AXIS, domain: places[i].y, anchor: axisOf("x", i), type: second.log ? "log" : "linear",
+        title: { text: i ? "" : short(second.name, 40) } };
+      layout.annotations.push(heading(name, i));
+      const values = some.map(value);
+      return [
+        { type: "contour", x: x.grid, y: y.grid, z: surface(x.at, y.at, values), colorscale, ...more, ...axes, ncontours: 12,
+          line: { width: 0.5 }, colorbar: { x: places[i].x[1], xanchor: "left", xpad: 6, thickness: 10 }, hoverinfo: "skip", showlegend: false },
+        { mode: "markers", x: some.map((t) => t.values[first.i]), y: some.map((t) => t.values[second.i]), ...axes, showlegend: false,
+          text: some.map((t, k) => `trial ${t.trial}: ${fmt(values[k])}`), hovertemplate: "%{text}",
+          marker: { color: "#fff", size: 6, line: { color: "#1b1f24", width: 1 } } },
+      ];
+    });
+    draw("contours", "AUC and divergence over two settings", traces, layout);
+  }
+
+  function pairs() {
+    const order = numeric.slice().sort((a, b) => b.weight - a.weight);
+    const state = { x: order[0], y: order[1] };
+    const show = (axis) => (value) => {
+      state[axis] = value;
+      contours(state.x, state.y);
+    };
+    if (numeric.length < 2) {
+      draw("contours", "AUC and divergence over two settings", []);
+      return;
+    }
+    const bar = byId("contours-bar");
+    if (numeric.length > 2) for (const axis of ["x", "y"]) chooser(bar, axis === "x" ? "across" : "up", numeric.map((s) => [s, s.name]), state[axis], show(axis));
+    contours(state.x, state.y);
+    byId("contours-note").textContent = "Means of the finished trials near each place, weighted by nearness (circles: trials); blank where there are none. "
+      + "The first pair is that of the largest importances. Other settings vary as well: a slope may be theirs.";
+  }
+
   drive();
   tradeoff();
+  pairs();
   slices("slices-auc", "AUC, setting by setting", (t) => t.auc, "AUC");
   slices("slices-z", `Divergence, setting by setting (${words})`, z, "z");
   byId("slices-note").textContent = "Settings of a branch are named after the choice they belong to.";
