@@ -121,7 +121,7 @@ def test_an_array_of_three_runs_what_a_study_wants(
     refused = ("--study", "refused", "--cluster-options", "partition=none")
     code, _, err = command(*words, *refused)
     assert (code, len(err.strip().splitlines())) == (2, 1)
-    assert "invalid partition" in err
+    assert "Invalid partition name" in err
     words += ["--cluster-options", "mem=600M", "--cluster-options", "time=0:30:00"]
     code, out, err = command(*words, "--study", "tiny", "--trials", 5)
     assert (code, err) == (0, ""), out
