@@ -49,11 +49,24 @@ class ModelConfig(Component):
 class TrainingConfig(Settings):
     """The loop: how long, how fast, in which folds."""
 
+    task: Literal["classification", "regression"] = Field(
+        "classification", description="whether a class is predicted, or a number"
+    )
+    target: str | None = Field(
+        None,
+        description="regression: column of numbers that is predicted; the cohort's "
+        "label column if that holds numbers",
+    )
+    loss: Literal["mse", "huber"] = Field(
+        "mse", description="regression: squared error, or Huber's from one SD"
+    )
     epochs: int = Field(30, ge=1, description="passes over the training people")
     batch_size: int = Field(16, ge=2, description="people per step")
     folds: int = Field(5, ge=2, description="stratified cross-validation folds")
     split: Literal["stratified", "site"] = Field(
-        "stratified", description="folds over target × site, or one site left out each"
+        "stratified",
+        description="folds over target × site (of numbers, thirds × group × site), or "
+        "one site left out each",
     )
     repeats: int = Field(1, ge=1, description="of the stratified folds, drawn anew")
     splits: Path | None = Field(
@@ -105,6 +118,22 @@ class TrainingConfig(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _of_one_task(self) -> "TrainingConfig":
+        if self.task == "regression" and self.class_weights != "none":
+            raise ValueError(
+                f"class_weights='{self.class_weights}' is of task='classification': a "
+                "number has no classes to weigh; leave it out"
+            )
+        given = {"target": self.target is not None, "loss": self.loss != "mse"}
+        for name in [name for name, was in given.items() if was]:
+            if self.task == "classification":
+                raise ValueError(
+                    f"{name}='{getattr(self, name)}' is of task='regression': classes "
+                    "stand in the cohort's label column; set task, or leave it out"
+                )
+        return self
+
 
 class SpectraConfig(Settings):
     """What is watched, and how often."""
@@ -124,7 +153,8 @@ class ComparisonConfig(Settings):
     """How groups are compared."""
 
     groupings: tuple[str, ...] = Field(
-        (), description="columns of the people table; the target if not given"
+        (),
+        description="columns of the people table; the label column if not given",
     )
     primary_quantity: Literal["gradient", "activation", "adjoint"] | None = Field(
         None,

@@ -37,8 +37,9 @@ def margin(outputs: Any) -> Tensor:
         outputs: Logits of shape ``[N, C]``, or ``[N]`` / ``[N, 1]``.
 
     Returns:
-        Shape ``[N]``: the logit itself, the second less the first of two, or the
-        largest less the next of several.
+        Shape ``[N]``: the one output itself (a logit, or the number predicted in a
+        regression), the second less the first of two, or the largest less the next of
+        several.
 
     Raises:
         InputError: If the outputs are no such tensor.

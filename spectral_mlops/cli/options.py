@@ -48,6 +48,14 @@ Preset = Annotated[
 People = Annotated[int | None, typer.Option(help="simulated: number of people.")]
 CohortSeed = Annotated[int | None, typer.Option(help="simulated: seed of the people.")]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training people.")]
+Task = Annotated[
+    str | None,
+    typer.Option(help="classification, or regression: a number is predicted."),
+]
+Target = Annotated[
+    str | None,
+    typer.Option(help="regression: the column of numbers to predict, such as age."),
+]
 Folds = Annotated[int | None, typer.Option(help="Cross-validation folds.")]
 BatchSize = Annotated[int | None, typer.Option(help="People per step.")]
 LearningRate = Annotated[float | None, typer.Option(help="Of the optimizer.")]

@@ -63,7 +63,15 @@ def reporter(bar: Progress) -> Any:
 
 
 def describe(metrics: Mapping[str, float]) -> str:
-    """Loss, AUC and the current divergence, as the progress bar shows them."""
-    text = f"loss {metrics['train/loss']:.3f}  AUC {metrics['val/auc']:.3f}"
+    """Loss, AUC or R², and the current divergence, as the progress bar shows them."""
+    from spectral_mlops.tracking.measures import MEASURES
+
+    text = f"loss {metrics['train/loss']:.3f}"
+    for one in MEASURES.values():
+        if f"val/{one.headline}" in metrics:
+            text += f"  {one.words} {metrics[f'val/{one.headline}']:.3f}"
+            text += "".join(
+                f"  {x.upper()} {metrics[f'val/{x}']:.4g}" for x in one.lower
+            )
     z = metrics.get("divergence/adjoint", metrics.get("divergence/activation"))
     return text if z is None or z != z else f"{text}  divergence z {z:+.2f}"

@@ -46,6 +46,8 @@ def train(
     preset: options.Preset = None,
     people: options.People = None,
     cohort_seed: options.CohortSeed = None,
+    task: options.Task = None,
+    target: options.Target = None,
     epochs: options.Epochs = None,
     folds: options.Folds = None,
     batch_size: options.BatchSize = None,
@@ -110,6 +112,8 @@ def train(
             "cohort.settings.preset": preset,
             "cohort.settings.people": people,
             "cohort.settings.seed": cohort_seed,
+            "training.task": task,
+            "training.target": target,
             "training.epochs": epochs,
             "training.folds": folds,
             "training.batch_size": batch_size,
@@ -254,9 +258,10 @@ def _train_one(
             "(training.patience).",
             highlight=False,
         )
-    show_run(console, finished.layers, result.groups, result.metrics)
+    measures = plan.task.measures
+    show_run(console, finished.layers, result.groups, result.metrics, measures)
     if len(result.performance):
-        show_performance(console, result.performance)
+        show_performance(console, result.performance, measures)
     if len(result.effects):
         show_effects(console, result.effects, plan.primary_quantity)
     if result.controls is not None:

@@ -47,7 +47,8 @@ class Cohort:
             (``[people, X, Y, Z]``) or ``timecourses`` (``[people, T, C]``, or
             ``[people, windows, T, C]``).
         target: Column of ``people`` that is predicted.
-        positive: Label of the target counted as positive.
+        positive: Label of the target counted as positive; empty where the target is
+            a number, which has no groups.
         source: Where the cohort came from, in words or as a path.
         notes: What was found and decided while reading, to be shown to the user.
         space: Where the features stand, as far as it is known.
@@ -57,8 +58,8 @@ class Cohort:
 
     Raises:
         InputError: If lengths disagree, ids repeat, a feature is not finite, a
-            person has no target label, there are fewer than two groups, or
-            padding is not zero.
+            person has no target label or number, there are fewer than two groups or
+            numbers, or padding is not zero.
     """
 
     people: pd.DataFrame
@@ -96,8 +97,34 @@ class Cohort:
         return np.array([str(label) for label in self.people[self.target]], dtype=str)
 
     @property
+    def numeric(self) -> bool:
+        """Whether the target is a number."""
+        return not self.positive
+
+    @cached_property
+    def numbers(self) -> NDArray[np.float64]:
+        """Return the target of each person as a number, shape ``[people]``.
+
+        Raises:
+            InputError: Naming who has none.
+        """
+        column = self.people[self.target]
+        found = pd.to_numeric(column, errors="coerce").to_numpy(np.float64)
+        wrong = [i for i, x in enumerate(found) if not np.isfinite(x)]
+        if wrong:
+            who, cell = self.people.index[wrong[0]], column.iloc[wrong[0]]
+            raise InputError(
+                f"{self.source}: '{self.target}' of {len(wrong)} people is no number, "
+                f"of {who} it is '{cell}'; a number is predicted where everybody has "
+                "one."
+            )
+        return found
+
+    @property
     def groups(self) -> dict[str, int]:
-        """Return the number of people per label of the target, by label."""
+        """Return the number of people per label of the target; none of a number."""
+        if self.numeric:
+            return {}
         labels, counts = np.unique(self.labels, return_counts=True)
         return {str(label): int(n) for label, n in zip(labels, counts, strict=True)}
 
@@ -240,6 +267,13 @@ class Cohort:
                 f"{self.source}: '{self.target}' is missing for {len(missing)} people "
                 f"({listed(missing)}); label them or leave them out."
             )
+        if self.numeric:
+            if np.ptp(self.numbers) == 0:
+                raise InputError(
+                    f"{self.source}: everyone has {self.target}={self.numbers[0]:g}; "
+                    "there is nothing to predict."
+                )
+            return
         groups = self.groups
         if len(groups) < 2:
             raise InputError(

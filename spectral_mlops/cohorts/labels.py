@@ -7,6 +7,8 @@ from spectral_mlops.cohorts.columns import plain
 from spectral_mlops.errors import InputError
 from spectral_mlops.registry import nearest
 
+NUMBERS = 10
+"""More different labels than that, numbers all of them, name no groups."""
 POSITIVE = (
     *("patient", "patients", "case", "cases", "sz", "scz", "schz"),
     *("schizophrenia", "1"),
@@ -28,7 +30,7 @@ def choose_positive(
         where: The file, for the message.
 
     Returns:
-        The label and the note.
+        The label and the note; no label where they are measurements (`NUMBERS`).
 
     Raises:
         InputError: If the choice is no label, or none is plain.
@@ -41,6 +43,8 @@ def choose_positive(
                 f"are {', '.join(known)}.{nearest(named, known)}"
             )
         return named, f"positive: '{named}' (as set)"
+    if len(known) > NUMBERS and all(_is_number(label) for label in known):
+        return "", f"'{column}' holds numbers, no groups"
     likely = [label for label in known if plain(label) in POSITIVE]
     if (
         len(known) != 2
@@ -84,3 +88,11 @@ def relabel(
             f"{', '.join(known)}, and each needs one name."
         )
     return [names[label] for label in labels]
+
+
+def _is_number(label: str) -> bool:
+    try:
+        float(label)
+    except ValueError:
+        return False
+    return True

@@ -92,14 +92,14 @@ def read_splits(folder: Path) -> tuple[Probe | None, list[Fold]]:
 
 
 def reuse_splits(
-    folder: Path, people: pd.DataFrame, target: str
+    folder: Path, people: pd.DataFrame, target: str | None
 ) -> tuple[Probe | None, list[Fold]]:
     """Read splits for a cohort, such as those of another run (``RUN/splits``).
 
     Args:
         folder: Written by `write_splits`.
         people: Of the cohort, index of ids.
-        target: Column that is predicted.
+        target: Column of classes that is predicted; none if a number is.
 
     Returns:
         The probe, if there is one, and the folds.
@@ -157,12 +157,14 @@ def _check_fold(
     number: int,
     fold: Fold,
     people: pd.DataFrame,
-    target: str,
+    target: str | None,
     aside: set[str],
 ) -> None:
     """Refuse a fold that cannot learn every label, or parts relatives."""
-    labels = {str(x) for x in people[target]}
-    lacking = labels - {str(x) for x in people.loc[list(fold.train_ids), target]}
+    lacking: set[str] = set()
+    if target is not None:
+        lacking = {str(x) for x in people[target]}
+        lacking -= {str(x) for x in people.loc[list(fold.train_ids), target]}
     if lacking:
         raise InputError(
             f"{folder}, fold {number}: nobody in training has {target}="

@@ -143,8 +143,8 @@ def fold_splits(
         folds: At least 2.
         seed: Of the draw.
         strata: The target first, which must exist; further columns are balanced
-            too if present and if every combination has a person for each fold,
-            else the target alone is (the folds' ``note`` says so).
+            too if present, the last ones first left out until every combination has a
+            person for each fold (the folds' ``note`` says so).
         probe: People to leave out.
         repeats: How many times all are split, each time otherwise; the first time is
             that of ``repeats=1``.
@@ -173,14 +173,18 @@ def fold_splits(
             f"folds={folds}: of column '{target}', {smallest} people outside the "
             "probe, fewer than folds; ask for fewer folds."
         )
-    note = ""
+    note, wanted = "", columns
     cells = table[columns].agg(_CELL.join, axis=1)
-    if len(columns) > 1 and cells.value_counts().min() < folds:
+    while len(columns) > 1 and cells.value_counts().min() < folds:
         note = (
-            f"Folds are balanced over '{target}' alone: some combinations of "
-            f"{' × '.join(columns)} have fewer than {folds} people."
+            f" alone: some combinations of {' × '.join(columns)} have fewer than "
+            f"{folds} people."
         )
-        columns, cells = [target], table[target]
+        columns = columns[:-1]
+        cells = table[columns].agg(_CELL.join, axis=1)
+    if columns != wanted:
+        named = " × ".join(f"'{name}'" for name in columns)
+        note = f"Folds are balanced over {named}{note}"
     ids = table.index.to_numpy()
     related = None if families is None else families[table.index]
     return [
@@ -192,7 +196,7 @@ def fold_splits(
 
 def site_splits(
     people: pd.DataFrame,
-    target: str,
+    target: str | None,
     site: str = "site",
     probe: Probe | None = None,
 ) -> list[Fold]:
@@ -200,7 +204,7 @@ def site_splits(
 
     Args:
         people: Index of ids; columns ``target`` and ``site``.
-        target: Column that is predicted.
+        target: Column of classes that is predicted; none if a number is.
         site: Column of sites.
         probe: People to leave out; they may be of any site.
 
@@ -213,20 +217,21 @@ def site_splits(
             two sites.
         UnknownNameError: If there is no such column.
     """
-    columns = _present(people, target, [])
-    table = people[[*columns, *_present(people, site, [])]]
-    table, families = _outside(_stratum_table(table, [site, target]), people, probe)
+    columns = [*_present(people, site, [])]
+    columns += [] if target is None else _present(people, target, [])
+    table, families = _outside(_stratum_table(people, columns), people, probe)
     sites = sorted(set(table[site]))
     if len(sites) < 2:
         raise InputError(
             f"training.split='site': everyone outside the probe is of {site}="
             f"{sites[0] if sites else UNKNOWN}; leaving one site out needs two."
         )
-    labels = set(table[target])
+    labels = set() if target is None else set(table[target])
     folds: list[Fold] = []
     for name in sites:
         here = (table[site] == name).to_numpy()
-        lacking = sorted(labels - set(table.loc[here, target]))
+        there = set() if target is None else set(table.loc[here, target])
+        lacking = sorted(labels - there)
         if lacking:
             raise InputError(
                 f"training.split='site': outside the probe nobody of {site}={name} has "

@@ -325,7 +325,8 @@ class capture:
     def take_in(self, share: Share) -> None:
         """Add samples of the same batch that another process passed (`hooks.shares`).
 
-        Needs ``loss_scale=``: the mean over a part is not that over the batch.
+        Needs ``loss_scale=``, the mean over a part is not that over the batch, and
+        ``subjects=``, without which samples are numbered within their part.
         """
         share.add_to(self._recorder, self._replay, self._sites)
 

@@ -14,6 +14,7 @@ from spectral_mlops.report.terminal import (
     plain_table,
     show_reasons,
 )
+from spectral_mlops.tracking.measures import CLASSIFICATION, WORDS, Measures
 
 ADDITIVE = 1e-4
 """Relative gap above which float32 rounding is no explanation."""
@@ -24,25 +25,29 @@ def show_run(
     layers: pd.DataFrame,
     groups: pd.DataFrame,
     metrics: Mapping[str, float],
+    measures: Measures = CLASSIFICATION,
 ) -> None:
     """Print what a run found, per layer and per group.
 
     Args:
         console: Where to.
         layers: From `report.layer_table`.
-        groups: Columns ``group, n, loss, accuracy``, validation people.
+        groups: Columns ``group, n, loss`` and those of the task, validation people.
         metrics: Final numbers.
+        measures: Of the run's task.
     """
     console.print(_layers(layers))
     show_reasons(console, layers["reason"])
-    console.print(_groups(groups))
-    auc, sd = metrics["final/auc"], metrics["final/auc_sd"]
-    line = f"AUC {auc:.3f} ± {sd:.3f} over folds"
-    if "final/auc_sd_seeds" in metrics:
-        line += f", ± {metrics['final/auc_sd_seeds']:.3f} over seeds"
+    console.print(_groups(groups, measures))
+    name = measures.headline
+    value, sd = metrics[f"final/{name}"], metrics[f"final/{name}_sd"]
+    line = f"{measures.words} {value:.3f} ± {sd:.3f} over folds"
+    if f"final/{name}_sd_seeds" in metrics:
+        line += f", ± {metrics[f'final/{name}_sd_seeds']:.3f} over seeds"
     line += " (validation people, who also chose the checkpoints)"
-    if "final/probe_auc" in metrics:
-        line += f"; {metrics['final/probe_auc']:.3f} on the probe, never touched before"
+    if f"final/probe_{name}" in metrics:
+        line += f"; {metrics[f'final/probe_{name}']:.3f}"
+        line += " on the probe, never touched before"
     console.print(line, highlight=False)
     z = {
         name.removeprefix("final/divergence_"): value
@@ -116,28 +121,32 @@ def show_effects(console: Console, effects: pd.DataFrame, quantity: str) -> None
     console.print(table)
 
 
-def show_performance(console: Console, performance: pd.DataFrame) -> None:
-    """Print the AUC of the network and of what it should beat.
+def show_performance(
+    console: Console, performance: pd.DataFrame, measures: Measures = CLASSIFICATION
+) -> None:
+    """Print the headline numbers of the network and of what it should beat.
 
     Args:
         console: Where to.
         performance: Columns ``model, people, group, metric, value, low, high``.
+        measures: Of the run's task.
     """
-    rows = performance[
-        (performance["metric"] == "auc") & (performance["group"] == "all")
-    ]
-    table = plain_table(
-        "AUC, 95 % of bootstrap draws of people; linear: L2 logistic regression on "
-        "the same folds; confounds: age, sex, site, motion alone"
-    )
-    table.add_column("model", no_wrap=True)
-    people = list(dict.fromkeys(rows["people"]))
-    for name in people:
-        table.add_column(name, justify="right", no_wrap=True)
-    for model in dict.fromkeys(rows["model"]):
-        of = rows[rows["model"] == model].set_index("people")
-        table.add_row(str(model), *(_interval(of, name) for name in people))
-    console.print(table)
+    everyone = performance[performance["group"] == "all"]
+    for metric in measures.judged:
+        rows = everyone[everyone["metric"] == metric]
+        table = plain_table(
+            f"{WORDS[metric]}, 95 % of bootstrap draws of people; linear: "
+            f"{measures.linear} on the same folds; confounds: age, sex, site, motion "
+            "alone"
+        )
+        table.add_column("model", no_wrap=True)
+        people = list(dict.fromkeys(rows["people"]))
+        for name in people:
+            table.add_column(name, justify="right", no_wrap=True)
+        for model in dict.fromkeys(rows["model"]):
+            of = rows[rows["model"] == model].set_index("people")
+            table.add_row(str(model), *(_interval(of, name) for name in people))
+        console.print(table)
 
 
 def _interval(rows: pd.DataFrame, name: str) -> str:
@@ -179,10 +188,11 @@ def show_parts(console: Console, parts: pd.DataFrame) -> None:
 
     Args:
         console: Where to.
-        parts: Columns ``part, held_out, z, p, auc``.
+        parts: Columns ``part, held_out, z, p`` and the task's headline number.
     """
     table = plain_table("Everyone held out once: the primary outcome of each part")
-    for name in ("part", "held out", "z", "p", "AUC"):
+    headline = str(parts.columns[-1])
+    for name in ("part", "held out", "z", "p", WORDS[headline]):
         table.add_column(name, justify="right", no_wrap=True)
     for row in parts.to_dict("records"):
         table.add_row(
@@ -190,7 +200,7 @@ def show_parts(console: Console, parts: pd.DataFrame) -> None:
             str(row["held_out"]),
             formatted(row["z"], "+.2f"),
             formatted(row["p"], ".3f"),
-            formatted(row["auc"], ".3f"),
+            formatted(row[headline], ".3f"),
         )
     console.print(table)
 
@@ -262,15 +272,17 @@ def _layers(layers: pd.DataFrame) -> Table:
     return table
 
 
-def _groups(groups: pd.DataFrame) -> Table:
+def _groups(groups: pd.DataFrame, measures: Measures) -> Table:
     table = plain_table("Validation people, out of fold", tight=False)
-    for name in ("group", "people", "loss", "accuracy"):
+    numbers = ["loss", measures.told]
+    if not measures.bounded:  # one error says little without what it is measured by
+        numbers.append(measures.headline)
+    for name in ("group", "people", *(WORDS[name] for name in numbers)):
         table.add_column(name, justify="left" if name == "group" else "right")
     for row in groups.to_dict("records"):
         table.add_row(
             str(row["group"]),
             str(row["n"]),
-            formatted(row["loss"], ".3f"),
-            formatted(row["accuracy"], ".3f"),
+            *(formatted(row[name], ".3f") for name in numbers),
         )
     return table

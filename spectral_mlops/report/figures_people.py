@@ -17,23 +17,38 @@ from spectral_mlops.report.figure_style import (
 )
 from spectral_mlops.report.stored import StoredRun
 from spectral_mlops.tracking import safe_name
+from spectral_mlops.tracking.measures import measures_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-OVERALL = {
-    "loss (nats)": {"train/loss": "training", "val/loss": "validation"},
-    "AUC, balanced accuracy": {
-        "val/auc": "AUC",
-        "val/balanced_accuracy": "balanced accuracy",
+LOSSES = {"train/loss": "training", "val/loss": "validation"}
+OVERALL: dict[str, dict[str, dict[str, str]]] = {
+    "classification": {
+        "loss (nats)": LOSSES,
+        "AUC, balanced accuracy": {
+            "val/auc": "AUC",
+            "val/balanced_accuracy": "balanced accuracy",
+        },
+    },
+    "regression": {
+        "loss (SDs, squared)": LOSSES,
+        "R², correlation": {"val/r2": "R²", "val/pearson": "correlation"},
     },
 }
 """Panels of curves over all people: label of the axis, key and name of each curve."""
-BY_GROUP = {
-    "loss (nats)": ("val_loss",),
-    "AUC": ("val_auc",),
-    "share told rightly": ("val_recall", "val_acc"),
+BY_GROUP: dict[str, dict[str, tuple[str, ...]]] = {
+    "classification": {
+        "loss (nats)": ("val_loss",),
+        "AUC": ("val_auc",),
+        "share told rightly": ("val_recall", "val_acc"),
+    },
+    "regression": {
+        "mean absolute error": ("val_mae",),
+        "R²": ("val_r2",),
+        "correlation": ("val_pearson",),
+    },
 }
 """Panels of curves per group: label of the axis, sections of keys, the first that a run
 has."""
@@ -47,17 +62,18 @@ NOTE = (
 
 @FIGURES.register("performance")
 def draw_performance(stored: StoredRun, page: Page) -> "Figure":
-    """Loss, AUC and accuracy along training: overall, then of each group.
+    """Loss, AUC and accuracy (or R² and errors) along training: overall, by group.
 
     Overall curves are means over folds of training and validation people; those of
     groups are over validation people of all folds together.
     """
     shown = shown_of(stored)
     keys = set(stored.metrics["key"])
-    overall = {label: own for label, own in OVERALL.items() if own.keys() & keys}
+    task = measures_of(stored.config).task
+    overall = {label: own for label, own in OVERALL[task].items() if own.keys() & keys}
     grouped = {
         label: section
-        for label, sections in BY_GROUP.items()
+        for label, sections in BY_GROUP[task].items()
         for section in [
             next((s for s in sections if any(k.startswith(f"{s}/") for k in keys)), "")
         ]

@@ -29,6 +29,7 @@ from spectral_mlops.report.html_people import (
 from spectral_mlops.report.html_tables import number, settings_html, tables_section
 from spectral_mlops.report.stored import StoredRun
 from spectral_mlops.report.trends import trend_cells
+from spectral_mlops.tracking.measures import WORDS, measures_of
 
 LEVEL = 0.05
 PICTURES = 2_000_000
@@ -99,7 +100,7 @@ def report_data(run: StoredRun, frame: Frame) -> dict[str, Any]:
     )
     trends, left_out = trend_cells(run.tables.get("trends", pd.DataFrame()), frame)
     primary = next(iter(frame.groupings), "")
-    where = connectomes(run.maps)
+    where, measures = connectomes(run.maps), measures_of(run.config)
     return {
         "layers": frame.layers,
         "quantities": frame.quantities,
@@ -116,8 +117,10 @@ def report_data(run: StoredRun, frame: Frame) -> dict[str, Any]:
         "trajectories": trajectory_cells(run.spectra, frame),
         "trends": trends,
         "maps": maps,
-        "performance": performance(run.metrics, frame.groupings.get(primary, ())),
-        "people": people_of(run.tables.get("groups")),
+        "performance": performance(
+            run.metrics, frame.groupings.get(primary, ()), measures
+        ),
+        "people": people_of(run.tables.get("groups"), measures),
         "influence": influence_maps(run.influence, frame),
         "where": where,
         "cost": curves(run.metrics, ["cost/"]),
@@ -152,8 +155,18 @@ def _cards(run: StoredRun) -> list[tuple[str, str]]:
     wanted = [
         (z, f"z, primary outcome: {quantity} on the probe", "+.2f"),
         (p, "p of the primary outcome", ".3f"),
-        ("final/auc", "AUC, validation people (who chose the checkpoints)", ".3f"),
-        ("final/probe_auc", "AUC on the probe", ".3f"),
+        *(
+            card
+            for name in measures_of(run.config).judged
+            for card in (
+                (
+                    f"final/{name}",
+                    f"{WORDS[name]}, validation people (who chose the checkpoints)",
+                    ".3f",
+                ),
+                (f"final/probe_{name}", f"{WORDS[name]} on the probe", ".3f"),
+            )
+        ),
         ("final/additivity", "largest relative gap Σ groups − gradient", ".1e"),
     ]
     return [

@@ -35,6 +35,7 @@ from spectral_mlops.report.runs import (
     runs_table,
 )
 from spectral_mlops.report.stored import StoredRun as WholeRun
+from spectral_mlops.tracking.measures import WORDS, measures_of
 
 RUNS = 30
 """At most so many runs are in one page; more cannot be told apart."""
@@ -114,15 +115,21 @@ def comparison_data(
             "probe": run.probe[:8],
             "yardstick": known.index((run.probe, *run.yardstick)),
             "final": run.final,
+            "headline": measures_of(records.config).headline,
             "curves": curves(
                 records.metrics,
-                ["val/auc", "val/loss", *(f"divergence/{q}" for q in QUANTITIES)],
+                [
+                    f"val/{measures_of(records.config).headline}",
+                    "val/loss",
+                    *(f"divergence/{q}" for q in QUANTITIES),
+                ],
             ),
         }
         found.append(one | (_drawn(records) if number < SPECTRA_RUNS else {}))
     return {
         "runs": found,
         "yardsticks": [one["yardstick"] for one in found],
+        "words": WORDS,
         "summary": SUMMARIES["effective_rank"],
         "pooled": POOLED,
     }

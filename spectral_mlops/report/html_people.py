@@ -11,9 +11,9 @@ from spectral_mlops.records import ALL_LAYERS, POOLED, Influence
 from spectral_mlops.report.brain import CLIPPED, domains_of
 from spectral_mlops.report.html_data import Frame, rounded, thinned
 from spectral_mlops.report.input_maps import InputMaps
+from spectral_mlops.tracking.measures import CLASSIFICATION, WORDS, Measures
 from spectral_mlops.tracking.metrics import safe_name
 
-CURVES = ("train/loss", "val/loss", "val/auc", "val/balanced_accuracy")
 NETWORKS = 120
 """Matrices of more networks are shown as the picture that the run left."""
 
@@ -41,16 +41,21 @@ def curves(
     return found
 
 
-def performance(metrics: pd.DataFrame, groups: Sequence[str]) -> dict[str, Any]:
-    """Loss, AUC and accuracy over epochs, overall and of the primary groups.
+def performance(
+    metrics: pd.DataFrame, groups: Sequence[str], measures: Measures = CLASSIFICATION
+) -> dict[str, Any]:
+    """Loss and the like over epochs, overall and of the primary groups.
 
     Args:
         metrics: From `load_metrics`.
         groups: Of the primary grouping.
+        measures: Of the run's task.
 
     Returns:
         ``overall``: key to points; ``groups``: kind (``loss``, ``acc``, whatever the
-        run has in ``val_<kind>/``) to group to points.
+        run has in ``val_<kind>/``) to group to points; ``words`` of each kind;
+        ``told``: the measure that bars show, its ``kind`` and ``words``, and whether
+        it is ``bounded`` by 0 and 1.
     """
     names: dict[str, str] = {}
     for group in sorted(groups):
@@ -60,7 +65,19 @@ def performance(metrics: pd.DataFrame, groups: Sequence[str]) -> dict[str, Any]:
         section, _, name = key.partition("/")
         kind = section.removeprefix("val_")
         kinds.setdefault(kind, {})[names.get(name, name)] = points
-    return {"overall": curves(metrics, CURVES), "groups": kinds}
+    overall = ["train/loss", *(f"val/{k}" for k in ("loss", *measures.overall))]
+    kind = next(k for k, name in measures.groups.items() if name == measures.told)
+    return {
+        "overall": curves(metrics, overall),
+        "groups": kinds,
+        "words": {kind: WORDS[name] for kind, name in measures.groups.items()},
+        "told": {
+            "name": measures.told,
+            "kind": kind,
+            "words": WORDS[measures.told],
+            "bounded": measures.bounded,
+        },
+    }
 
 
 def influence_maps(influence: Sequence[Influence], frame: Frame) -> dict[str, Any]:
@@ -134,12 +151,13 @@ def inlined(pictures: Mapping[str, bytes]) -> dict[str, str]:
     }
 
 
-def people_of(table: pd.DataFrame | None) -> list[dict[str, Any]]:
-    """Rows of the table ``groups`` (loss and accuracy at the end), pooled last."""
-    if table is None or not {"group", "n", "loss", "accuracy"} <= set(table.columns):
+def people_of(table: pd.DataFrame | None, measures: Measures) -> list[dict[str, Any]]:
+    """Rows of the table ``groups`` (what was reached at the end), pooled last."""
+    needed = ["group", "n", "loss", measures.told]
+    if table is None or not {*needed} <= set(table.columns):
         return []
-    more = [name for name in ("auc", "recall") if name in table]
-    kept = table[["group", "n", "loss", "accuracy", *more]].copy()
+    more = [name for name in measures.groups.values() if name in table]
+    kept = table[[*dict.fromkeys([*needed, *more])]].copy()
     kept["pooled"] = kept["group"] == POOLED
     ordered = kept.sort_values("pooled", kind="stable")
     return [

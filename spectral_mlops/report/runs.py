@@ -19,13 +19,30 @@ from spectral_mlops.errors import InputError
 from spectral_mlops.inference.comparison import Comparison
 from spectral_mlops.records import QUANTITIES
 from spectral_mlops.tracking.details import read_null
+from spectral_mlops.tracking.measures import CLASSIFICATION, MEASURES, WORDS
 
 SPREAD = "SD over folds"
+SPREADS = {
+    one.task: SPREAD if one is CLASSIFICATION else f"{SPREAD}, {one.words}"
+    for one in MEASURES.values()
+}
+"""Heads of the SD over folds of a task's headline number."""
 METRICS = {
-    "AUC": "final/auc",
-    SPREAD: "final/auc_sd",
+    **{
+        head: key
+        for one in MEASURES.values()
+        for head, key in (
+            (one.words, f"final/{one.headline}"),
+            (SPREADS[one.task], f"final/{one.headline}_sd"),
+            *((WORDS[name], f"final/{name}") for name in one.judged[1:]),
+        )
+    },
     "loss": "final/loss",
-    "probe AUC": "final/probe_auc",
+    **{
+        f"probe {WORDS[name]}": f"final/probe_{name}"
+        for one in MEASURES.values()
+        for name in one.judged
+    },
     **{f"z {quantity}": f"final/divergence_{quantity}" for quantity in QUANTITIES},
 }
 SEED = "training.seed"
@@ -180,7 +197,7 @@ def over_seeds(runs: Sequence[StoredRun]) -> pd.DataFrame:
         final = {
             head: [x.final.get(key, np.nan) for x in same.values()]
             for head, key in METRICS.items()
-            if head != SPREAD
+            if head not in SPREADS.values()
         }
         layers = layers_table(list(same.values()))
         names = (layers["layer"] + " " + layers["quantity"] + " ×10³").tolist()

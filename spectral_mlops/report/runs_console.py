@@ -26,7 +26,7 @@ from spectral_mlops.report.terminal import (
 
 def show_runs(console: Console, runs: Sequence[StoredRun]) -> None:
     """Print final numbers and layers of some runs, and what may be compared."""
-    title = "Final numbers (means over folds; AUC and loss of validation people)"
+    title = "Final numbers (means over folds; of validation people, if not the probe)"
     console.print(_table(_upright(runs_table(runs)), title))
     seeds = over_seeds(runs)
     if len(seeds):

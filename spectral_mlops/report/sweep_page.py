@@ -13,13 +13,30 @@ from spectral_mlops.report.html_page import page_of, write_page
 from spectral_mlops.report.html_tables import number, table_html
 
 DETECTED = 2.0
-"""A divergence up to this z is not detected."""
+"""A divergence up to this z is not detected, if the study says no other."""
+JUDGED = ("divergence", "upper", "p", "p_max")
 READING = (
     "AUC is that of validation people, who also chose the checkpoints. Divergence is z "
     "under relabelling on the study's one probe, of all layers together: how "
     "detectable a difference is, not how large. Not detected does not mean absent, "
     "least of all where few people are held out; and the best of many trials looks "
     "better than it is."
+)
+TOGETHER = (
+    "p is of each trial by itself; p_max is adjusted over all finished trials, by the "
+    "maximum over them under each of the relabellings that they share."
+)
+SOUGHT = (
+    " Trials of this study were chosen or stopped by their divergence on this probe: "
+    "p, p_max and bounds describe it, and are no test; only a second probe is "
+    "(spectral-mlops sweep confirm)."
+)
+BOUND = (
+    "Upper is a one-sided 95 % confidence bound of the divergence, by test inversion "
+    "(CLs) against the relabellings: had the mean z of new people with this network "
+    "been larger, so low a z would be rare. It takes z to vary as a noncentral "
+    "chi-square fitted to the relabellings does, and is not adjusted for having chosen "
+    "the trial."
 )
 DRIVE = (
     "Each method's importances add up to 1. fANOVA sees only settings that every "
@@ -44,11 +61,14 @@ class StudyPage:
         quantity: Whose divergence counts.
         confounds_auc: AUC of confounds alone, NaN if unknown.
         parameters: Names of the settings that trials drew.
-        trials: Columns ``trial, state, auc, divergence, p, allowed, front``, one per
-            parameter, and more.
+        trials: Columns ``trial, state, auc, divergence, upper, p, p_max, allowed,
+            front``, one per parameter, and more; ``upper`` is the bound of the
+            divergence, ``p_max`` is adjusted over trials.
         importances: Columns ``setting, target, evaluator, importance``.
         early: Columns ``share, trials, correlation``.
         notes: What could not be said.
+        detected: A divergence up to this z is not detected.
+        sought: Whether the divergence had a part in choosing or stopping trials.
     """
 
     name: str
@@ -60,6 +80,8 @@ class StudyPage:
     importances: pd.DataFrame
     early: pd.DataFrame
     notes: Sequence[str] = field(default=())
+    detected: float = DETECTED
+    sought: bool = False
 
 
 def write_study_page(study: StudyPage, out: Path) -> Path:
@@ -83,7 +105,8 @@ def study_page(study: StudyPage) -> str:
         _section("slices", "Setting by setting", "slices-auc slices-z") + "</section>",
         "<section id='early'><h2>Does divergence early in training tell the end?</h2>"
         f"{table_html(study.early, EARLY)}</section>",
-        f"<section id='trials'><h2>Trials</h2>{table_html(_shown(study))}</section>",
+        "<section id='trials'><h2>Trials</h2>"
+        f"{table_html(_shown(study), _together(study))}</section>",
     ]
     return page_of(f"Study {study.name}", sections, {"sweep": study_data(study)})
 
@@ -94,7 +117,7 @@ def study_data(study: StudyPage) -> dict[str, Any]:
     drawn = trials[np.isfinite(trials["auc"].astype(float))]
     return {
         "quantity": study.quantity,
-        "detected": DETECTED,
+        "detected": study.detected,
         "confounds": study.confounds_auc,
         "parameters": list(study.parameters),
         "importances": study.importances.to_dict("records"),
@@ -146,7 +169,7 @@ def accurate_trials(study: StudyPage) -> tuple[float, pd.DataFrame]:
         return float("nan"), finished
     half = float(np.nanmedian(finished["auc"].astype(float)))
     good = finished["allowed"].astype(bool) & (finished["auc"] >= half)
-    unseen = finished["divergence"] <= DETECTED
+    unseen = finished["divergence"] <= study.detected
     return half, finished[good & unseen].sort_values("auc", ascending=False)
 
 
@@ -178,19 +201,23 @@ def _accurate(study: StudyPage) -> str:
     half, found = accurate_trials(study)
     words = (
         f"Finished and allowed, AUC at least {number(half, '.3f')} (the better half), "
-        f"z of {study.quantity} at most {DETECTED:g}. p is of each trial by itself, "
-        "not adjusted over trials. A difference may be there all the same: look at how "
-        "many people are held out."
+        f"z of {study.quantity} at most {study.detected:g}. A difference may be there "
+        f"all the same, up to the bound. {BOUND} {_together(study)}"
     )
     if found.empty:
         return f"<p class='note'>{escape(words)} There is none.</p>"
-    columns = ["trial", "auc", "divergence", "p", *study.parameters, "run"]
+    columns = ["trial", "auc", *JUDGED, *study.parameters, "run"]
     return table_html(found[[c for c in columns if c in found]], words)
+
+
+def _together(study: StudyPage) -> str:
+    """Say what p over trials is, and what it is worth here."""
+    return TOGETHER + (SOUGHT if study.sought else "")
 
 
 def _shown(study: StudyPage) -> pd.DataFrame:
     """Return the table of trials, what they are judged by first."""
-    first = ["trial", "state", "auc", "divergence", "p", "allowed", "front"]
+    first = ["trial", "state", "auc", *JUDGED, "allowed", "front"]
     last = ["infeasible", "error", "run"]
     twice = f"divergence.{study.quantity}"
     rest = [c for c in study.trials if c not in (*first, *last, twice)]

@@ -18,7 +18,8 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import spearmanr
 
 from spectral_mlops.records import QUANTITIES
-from spectral_mlops.report.sweep_page import StudyPage, write_study_page
+from spectral_mlops.report.sweep_page import DETECTED, StudyPage, write_study_page
+from spectral_mlops.sweeps.familywise import TrialNull, p_over_trials
 from spectral_mlops.sweeps.study import read_study, trials_table
 
 FEWEST = 10
@@ -59,7 +60,10 @@ def answers(study: optuna.Study) -> StudyPage:
         table = pd.DataFrame(columns=["trial", "state", "auc", "run"])
     table["divergence"] = table.get(f"divergence.{quantity}", np.nan)
     table["p"] = [trial.user_attrs.get("p") for trial in trials]
-    for column in ("auc", "divergence", "p"):
+    nulls = [_null(trial) for trial in trials]
+    table["p_max"], strangers = p_over_trials(nulls)
+    table["upper"] = [math.nan if null is None else null.upper for null in nulls]
+    for column in ("auc", "divergence", "p", "p_max", "upper"):
         table[column] = table[column].astype(float)
     table["allowed"] = [not _infeasible(trial) for trial in trials]
     table["front"] = front(table)
@@ -73,7 +77,9 @@ def answers(study: optuna.Study) -> StudyPage:
         trials=table,
         importances=drive,
         early=early_and_late(trials, quantity),
-        notes=notes,
+        notes=[*notes, *([strangers] if strangers else [])],
+        detected=_detected(str(search.get("objective", ""))),
+        sought=str(search.get("objective", "auc")) != "auc",
     )
 
 
@@ -213,6 +219,18 @@ def _number(trial: FrozenTrial, name: str) -> float:
     if value is None and name == "auc" and trial.values:
         value = trial.values[0]  # a study of an older version
     return math.nan if value is None else float(value)
+
+
+def _null(trial: FrozenTrial) -> TrialNull | None:
+    """Return what a trial that finished adds to the maximum over trials."""
+    done = trial.state == TrialState.COMPLETE
+    return TrialNull.read(trial.user_attrs) if done else None
+
+
+def _detected(objective: str) -> float:
+    """Return the z above which a divergence counts: tau of ``constrained``."""
+    _, constrained, tau = objective.partition("≤")
+    return float(tau) if constrained else DETECTED
 
 
 def _infeasible(trial: FrozenTrial) -> bool:

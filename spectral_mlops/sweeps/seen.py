@@ -4,8 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from spectral_mlops.sweeps.familywise import TrialNull
+
 POINTS = 40
 """Of a trajectory: user attributes are rows of a database."""
+AUC = "auc"
 
 
 class Seen:
@@ -22,6 +25,7 @@ class Seen:
         self.p = math.nan
         self.latest: dict[str, float] = {}
         self.trajectory: dict[str, list[tuple[int, float]]] = {}
+        self.null: TrialNull | None = None
 
     @property
     def divergence(self) -> float:
@@ -31,12 +35,15 @@ class Seen:
     def epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Take an epoch's numbers; some epochs have no divergence."""
         self.auc = metrics.get("val/auc", self.auc)
+        if math.isfinite(self.auc):
+            self.trajectory.setdefault(AUC, []).append((epoch, self.auc))
         for quantity, value in self._known(metrics, "divergence/").items():
             self.latest[quantity] = value
             self.trajectory.setdefault(quantity, []).append((epoch, value))
 
-    def end(self, metrics: Mapping[str, float]) -> None:
+    def end(self, metrics: Mapping[str, float], null: TrialNull | None = None) -> None:
         """Take a finished run's numbers, at the checkpoints chosen by its loss."""
+        self.null = null
         self.auc = metrics["final/auc"]
         self.p = metrics.get("final/primary_p", math.nan)
         # None is kept of the last epoch's where there is none at the checkpoints.
@@ -52,7 +59,8 @@ class Seen:
                 [epoch, round(value, 4)] for epoch, value in thinned(points)
             ]
         beside = {"auc": self.auc, "p": self.p}
-        return found | {name: x for name, x in beside.items() if math.isfinite(x)}
+        found |= {name: x for name, x in beside.items() if math.isfinite(x)}
+        return found | (self.null.attributes() if self.null else {})
 
     def _known(self, metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
         values = {q: metrics.get(f"{prefix}{q}", math.nan) for q in self.quantities}

@@ -32,8 +32,9 @@ Objective = Literal["auc", "auc,divergence", "constrained"]
 Scalar = bool | int | float | str
 FIRST_DRAWS = 3
 MAY_VARY = ("model", "training")
-FIXED = ("folds", "repeats", "seed", "seeds", "split", "splits")
-"""Settings of training that decide who is in which fold: one study, one answer."""
+FIXED = ("folds", "repeats", "seed", "seeds", "split", "splits", "task", "target")
+"""Settings of training that decide who is in which fold, and what is learned: one
+study, one answer."""
 
 
 class Range(Settings):

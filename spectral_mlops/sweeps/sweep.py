@@ -31,6 +31,7 @@ from spectral_mlops.sweeps.draw import (
     settled_corners,
 )
 from spectral_mlops.sweeps.ended import TAKEN_OVER, Ended, TakenOver, said
+from spectral_mlops.sweeps.familywise import TrialNull
 from spectral_mlops.sweeps.objective import Judgement
 from spectral_mlops.sweeps.recipe import Recipe, known_store
 from spectral_mlops.sweeps.reconcile import Reconciled, reconcile
@@ -86,6 +87,11 @@ class Sweep:
         if os.environ.get("MLFLOW_RUN_ID"):
             raise InputError(
                 "MLFLOW_RUN_ID is set, and every trial is a run of its own: unset it."
+            )
+        if config.training.task != "classification":
+            raise InputError(
+                f"training.task='{config.training.task}': sweeps search for AUC, which "
+                "a number has not; sweep a classification, or train with --task alone."
             )
         self.config, self.runs, self.device = config, runs, device
         self.space = space or built_in()
@@ -282,7 +288,7 @@ class Sweep:
             checkpoints=False,
         )
         metrics = finished.result.metrics
-        seen.end(metrics)
+        seen.end(metrics, TrialNull.of(plan, finished.result))
         if "baseline/confounds_auc" in metrics:
             self.study.set_user_attr("confounds_auc", metrics["baseline/confounds_auc"])
         self._constrain(trial, seen)

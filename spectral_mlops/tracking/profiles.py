@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from spectral_mlops.registry import Registry
+from spectral_mlops.tracking.measures import MEASURES
 
 Family = Literal["own", "summary", "groups", "layers", "focus"]
+
+_ALL_CURVES = [curve for one in MEASURES.values() for curve in one.groups]
 
 COSTS = ("cost/tracking_s", "cost/pending")
 """Keys of trackers themselves; every run has room for them."""
@@ -36,7 +39,7 @@ class Profile:
             leave.
         focus: Keys for single layers' effective ranks per group.
         charted_groups: Groups with performance keys of their own: the largest.
-        group_curves: What those are.
+        group_curves: What those are, of those that a run's task has.
         images: Steps at which each image is drawn, at most.
 
     What is left of ``keys`` is the user's own, and cannot be taken by the others.
@@ -50,7 +53,7 @@ class Profile:
     details: int = 0
     focus: int = 0
     charted_groups: int = 6
-    group_curves: tuple[str, ...] = ("loss", "acc", "bacc", "auc", "recall")
+    group_curves: tuple[str, ...] = tuple(dict.fromkeys(_ALL_CURVES))
     images: int = 0
 
     def room(self, family: Family) -> int:
@@ -66,7 +69,7 @@ class Profile:
 
 PROFILES: Registry[str, Profile] = Registry("profile")
 SWEEP = Profile(
-    "sweep", 40, 100, summary=7, charted_groups=2, group_curves=("auc", "recall")
+    "sweep", 40, 100, summary=7, charted_groups=2, group_curves=("auc", "recall", "r2")
 )
 STANDARD = Profile("standard", 150, 300, summary=10, groups=40, details=70, images=12)
 FULL = Profile(

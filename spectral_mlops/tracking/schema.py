@@ -78,11 +78,28 @@ _MEANINGS: tuple[tuple[str, str], ...] = (
         r"auc/(?P<w>.+)",
         "area under the curve of {w} over epochs, as its mean over those it has",
     ),
-    (r"baseline/(?P<w>.+)", "AUC of a simple model in the same folds: {w}"),
+    (r"baseline/(?P<w>.+)", "of a simple model in the same folds: {w}"),
     (r"controls/(?P<w>.+)", "z of the primary outcome under the control {w}"),
-    (r"train/loss", "mean loss of training people, mean over folds, nats"),
+    (
+        r"train/loss",
+        "mean loss of training people, mean over folds: nats, or, of a number, squared "
+        "error in SDs of the target",
+    ),
     (r"val/(?P<w>.+)", "{w} of validation people, mean over folds"),
-    (r"val_loss/(?P<g>.+)", "mean loss of validation people of group {g}, nats"),
+    (r"val_loss/(?P<g>.+)", "mean loss of validation people of group {g}"),
+    (
+        r"val_r2/(?P<g>.+)",
+        "coefficient of determination within group {g}, validation people of all folds",
+    ),
+    (
+        r"val_mae/(?P<g>.+)",
+        "mean absolute error of validation people of group {g}, units of the target",
+    ),
+    (
+        r"val_pearson/(?P<g>.+)",
+        "correlation of predicted and true within group {g}, validation people of all "
+        "folds",
+    ),
     (r"val_acc/(?P<g>.+)", "share of validation people of group {g} told rightly"),
     (
         r"val_auc/(?P<g>.+)",

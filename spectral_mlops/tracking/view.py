@@ -16,6 +16,7 @@ from urllib.request import urlopen
 
 from spectral_mlops.errors import InputError
 from spectral_mlops.records import QUANTITIES
+from spectral_mlops.tracking.measures import CLASSIFICATION, MEASURES
 from spectral_mlops.tracking.metrics import SHORT
 from spectral_mlops.tracking.quiet import quiet  # NOTE: stays before mlflow
 from spectral_mlops.tracking.store import (
@@ -147,12 +148,21 @@ def _headlines(known: list[str]) -> list[Chart]:
     over, final = (
         ("divergence/", "final/divergence_") if probe else ("excess/", "excess/")
     )
+    tasks = [x for x in MEASURES.values() if f"val/{x.headline}" in known]
+    tasks = tasks or [CLASSIFICATION]
     lines = [
         [f"{over}{quantity}" for quantity in QUANTITIES],
-        ["val/auc", "val/balanced_accuracy"],
+        *(
+            [f"val/{name}" for name in one.overall if name not in one.lower]
+            for one in tasks
+        ),
         ["train/loss", "val/loss"],
     ]
-    pairs = [(f"{final}{quantity}", "final/auc") for quantity in QUANTITIES]
+    pairs = [
+        (f"{final}{quantity}", f"final/{one.headline}")
+        for one in tasks
+        for quantity in QUANTITIES
+    ]
     return [
         *(_line(some) for each in lines if (some := _present(each, known))),
         *(_scatter(x, y) for x, y in pairs if len(_present([x, y], known)) == 2),
@@ -161,7 +171,7 @@ def _headlines(known: list[str]) -> list[Chart]:
 
 def _groups(known: list[str]) -> list[Chart]:
     """Chart people's groups side by side: performance, ranks, norms."""
-    prefixes = ["val_acc", "val_loss", "norm_grad"]
+    prefixes = ["val_acc", "val_loss", "val_mae", "norm_grad"]
     prefixes += [f"erank_{SHORT[quantity]}" for quantity in QUANTITIES]
     found = [[k for k in known if k.startswith(f"{each}/")] for each in prefixes]
     return [_line(keys[:LINES]) for keys in found if keys]

@@ -75,5 +75,5 @@ def _check_people(plan: Plan, run: Path) -> None:
     path = run / "predictions.tsv"
     said = pd.read_csv(path, sep="\t", dtype={"participant_id": str})
     rows = plan.cohort.rows(said["participant_id"])
-    if not np.array_equal(plan.targets[rows], said["target"].to_numpy()):
+    if not np.allclose(plan.targets[rows], said["target"].to_numpy(), rtol=1e-12):
         raise changed

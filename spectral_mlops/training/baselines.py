@@ -1,10 +1,11 @@
 """What little suffices: simple predictions in the run's own folds.
 
-``linear`` is logistic regression with an L2 penalty on the features that the network
-gets (of time courses, on their correlations); ``confounds`` knows age, sex, site and
-motion and no feature. Both are fitted on a fold's training people alone. A network
-that does not beat the first has learned nothing that a line does not tell, and one that
-does not beat the second may have learned who moves.
+``linear`` is logistic regression with an L2 penalty (of a number, ridge regression) on
+the features that the network gets (of time courses, on their correlations);
+``confounds`` knows age, sex, site and motion and no feature. Both are fitted on a
+fold's training people alone. A network that does not beat the first has learned nothing
+that a line does not tell, and one that does not beat the second may have learned who
+moves.
 """
 
 from collections.abc import Sequence
@@ -20,16 +21,11 @@ from spectral_mlops.cohorts.features import VOLUME_THRESHOLD
 from spectral_mlops.errors import UnknownNameError
 from spectral_mlops.registry import nearest
 from spectral_mlops.training.intervals import ROW, Judged, performance_table
-from spectral_mlops.training.performance import Predictions
+from spectral_mlops.training.performance import Said
 from spectral_mlops.training.plan import Plan
 
 Array = NDArray[np.float64]
 
-STRENGTH = 10.0
-"""Inverse of the L2 penalty, of rows of mean square length 1 (C = 10/d in z-scores)."""
-CONFOUND_STRENGTH = 1.0
-"""The same for confounds, a handful of z-scored columns."""
-STEPS = 5000
 CHUNK = 1 << 16
 """Features that are looked at together."""
 
@@ -47,8 +43,8 @@ class Baseline:
 
     name: str
     about: str
-    validation: list[Predictions]
-    probe: list[Predictions]
+    validation: list[Said]
+    probe: list[Said]
 
 
 def baselines(plan: Plan) -> list[Baseline]:
@@ -71,9 +67,7 @@ def baselines(plan: Plan) -> list[Baseline]:
     return found
 
 
-def judge(
-    plan: Plan, said: Sequence[Predictions], probed: Sequence[Predictions]
-) -> pd.DataFrame:
+def judge(plan: Plan, said: Sequence[Said], probed: Sequence[Said]) -> pd.DataFrame:
     """Judge a run's networks beside the baselines, all with intervals.
 
     Args:
@@ -103,6 +97,7 @@ def judge(
         dict(zip(ids, groups, strict=True)),
         settings.draws,
         plan.config.comparison.seed,
+        plan.task.metrics,
     )
 
 
@@ -136,7 +131,8 @@ def _linear(plan: Plan) -> Baseline:
             features = adjustment.apply(cohort, np.arange(len(features)))
         rows = [train, *_held_out(plan, fold.validation_ids)]
         known, *others = _rotated(features, rows)
-        parts = _fit(plan, train, known, others, fold.validation_ids, STRENGTH)
+        strength = plan.task.features
+        parts = _fit(plan, train, known, others, fold.validation_ids, strength)
         said.append(parts[0])
         probed += parts[1:]
     return Baseline("linear", about, said, probed)
@@ -151,7 +147,8 @@ def _confounds(plan: Plan, columns: Sequence[str]) -> Baseline:
             design.matrix(cohort.people.iloc[rows])
             for rows in (train, *_held_out(plan, fold.validation_ids))
         )
-        parts = _fit(plan, train, known, others, fold.validation_ids, CONFOUND_STRENGTH)
+        strength = plan.task.confounds
+        parts = _fit(plan, train, known, others, fold.validation_ids, strength)
         said.append(parts[0])
         probed += parts[1:]
     return Baseline("confounds", ", ".join(columns), said, probed)
@@ -211,20 +208,14 @@ def _fit(
     others: Sequence[Array],
     validation: Sequence[str],
     strength: float,
-) -> list[Predictions]:
+) -> list[Said]:
     """Fit on training people; predict the validation people, and then the probe's."""
-    from sklearn.linear_model import LogisticRegression
-
-    model = LogisticRegression(C=strength, max_iter=STEPS)
-    model.fit(known, plan.targets[train])
+    say = plan.task.fit(known, plan.targets[train], strength)
     ids = [tuple(validation), *([plan.probe.ids] if plan.probe else [])]
-    parts = []
-    for who, rows in zip(ids, others, strict=True):
-        probabilities = np.zeros((len(who), len(plan.classes)))
-        probabilities[:, model.classes_] = model.predict_proba(rows)
-        targets = plan.targets[plan.cohort.rows(who)]
-        parts.append(Predictions(who, targets, probabilities))
-    return parts
+    return [
+        say(who, plan.targets[plan.cohort.rows(who)], rows)
+        for who, rows in zip(ids, others, strict=True)
+    ]
 
 
 def correlations_of(signals: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -253,19 +244,24 @@ def correlations_of(signals: NDArray[np.floating]) -> NDArray[np.float32]:
     return found
 
 
-def baseline_metrics(performance: pd.DataFrame) -> dict[str, float]:
-    """Return the baselines' AUC as metrics, ``baseline/<name>`` and ``…_probe``.
+def baseline_metrics(
+    performance: pd.DataFrame, names: Sequence[str] = ("auc",)
+) -> dict[str, float]:
+    """Return the baselines' numbers: ``baseline/<model>_<name>``, and ``…_probe``.
 
     Args:
         performance: From `intervals.performance_table`.
+        names: Of metrics in it.
     """
     rows = performance[
-        (performance["metric"] == "auc")
+        performance["metric"].isin(list(names))
         & (performance["group"] == "all")
         & (performance["model"] != "network")
     ]
     suffix = {"validation": "", "probe": "_probe"}
     return {
-        f"baseline/{row['model']}_auc{suffix[row['people']]}": float(row["value"])
+        f"baseline/{row['model']}_{row['metric']}{suffix[row['people']]}": float(
+            row["value"]
+        )
         for row in rows.to_dict("records")
     }

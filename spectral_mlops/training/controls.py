@@ -69,7 +69,7 @@ class Controls:
         self._rows = plan.cohort.rows(plan.probe.ids)
         self._ids = [str(who) for who in plan.probe.ids]
         self._labels = plan.labels(self._rows)[plan.primary]
-        self._targets = plan.targets[self._rows]
+        self._targets = plan.target_strata[self._rows]
         strata, within = self._strata_of(self._labels)
         self._within, self._families, self._strata = with_families(
             self._ids, within, strata, plan.families

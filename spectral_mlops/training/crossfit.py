@@ -15,7 +15,7 @@ from spectral_mlops.errors import InputError
 from spectral_mlops.inference.crossfit import combine_folds
 from spectral_mlops.training.loop import RunResult
 from spectral_mlops.training.outcome import p_text
-from spectral_mlops.training.plan import STRATA, Plan, draw_folds
+from spectral_mlops.training.plan import Plan, draw_folds, strata_of
 
 
 def crossfit_plans(plan: Plan, parts: int) -> list[Plan]:
@@ -34,9 +34,9 @@ def crossfit_plans(plan: Plan, parts: int) -> list[Plan]:
             "--crossfit holds everyone out once, and training.splits says who is held "
             "out; use one of them."
         )
-    strata = (plan.cohort.target, *STRATA)
+    people, strata = strata_of(plan.config, plan.cohort, plan.primary)
     probes = crossfit_probes(
-        plan.cohort.people,
+        people,
         parts,
         plan.primary,
         strata,
@@ -44,7 +44,7 @@ def crossfit_plans(plan: Plan, parts: int) -> list[Plan]:
     )
     plans = []
     for number, probe in enumerate(probes):
-        folds = draw_folds(plan.config, plan.cohort, probe)
+        folds = draw_folds(plan.config, plan.cohort, probe, plan.primary)
         note = f"Part {number + 1} of {parts}: {len(probe.ids)} people held out."
         plans.append(replace(plan, probe=probe, probe_note=note, folds=tuple(folds)))
     return plans
@@ -61,16 +61,17 @@ def crossfit_table(
         results: Of their runs.
 
     Returns:
-        One row per part (people held out, z, p, AUC on them), and one sentence.
+        One row per part (people held out, z, p, AUC or R² on them), and one sentence.
     """
     z = f"final/divergence_{plan.primary_quantity}"
+    headline, none = plan.task.measures.headline, float("nan")
     table = pd.DataFrame(
         {
             "part": range(1, len(parts) + 1),
             "held_out": [len(part.probe.ids) if part.probe else 0 for part in parts],
-            "z": [result.metrics.get(z, float("nan")) for result in results],
-            "p": [r.metrics.get("final/primary_p", float("nan")) for r in results],
-            "auc": [r.metrics.get("final/probe_auc", float("nan")) for r in results],
+            "z": [result.metrics.get(z, none) for result in results],
+            "p": [result.metrics.get("final/primary_p", none) for result in results],
+            headline: [r.metrics.get(f"final/probe_{headline}", none) for r in results],
         }
     )
     together = combine_folds(table["p"].tolist())

@@ -24,7 +24,7 @@ from spectral_mlops.training.inputs import (
     pieces,
 )
 from spectral_mlops.training.optimisation import Optimisation
-from spectral_mlops.training.performance import Predictions
+from spectral_mlops.training.performance import Said
 from spectral_mlops.training.plan import Plan
 
 
@@ -40,7 +40,7 @@ class FoldRun:
         device: Where tensors live.
         seed: Which of the fold's ``training.seeds`` networks, counted from 0: they
             differ in first weights, batch order and dropout, and in nothing else.
-        targets: Class of every person, in the cohort's order, to train on instead of
+        targets: Target of every person, in the cohort's order, to train on instead of
             their own (as some controls do).
         watched: Whether training batches are watched.
         details: Whether directions and influence are kept, as the settings say.
@@ -54,7 +54,7 @@ class FoldRun:
         device: torch.device,
         *,
         seed: int = 0,
-        targets: NDArray[np.int64] | None = None,
+        targets: NDArray[Any] | None = None,
         watched: bool = True,
         details: bool = False,
         team: Team | None = None,
@@ -67,12 +67,14 @@ class FoldRun:
         self.adjustment = plan.adjustment(self.train_rows)
         self.scaler = fit_scaler(plan, self.train_rows, self.adjustment)
         self._seed(epoch=-1)
-        self.model = build_model(config.model, self.scaler.inputs, len(plan.classes))
+        self.model = build_model(config.model, self.scaler.inputs, plan.task.outputs)
         self.model.to(device)
         if self.team.size > 1:
             check_separable(self.model)
         learned = plan.targets if targets is None else targets
-        self.learned = learned[self.train_rows]
+        self.scale = plan.task.scale(learned[self.train_rows])
+        self.learned = plan.task.learned(learned[self.train_rows], self.scale)
+        self._strata = torch.from_numpy(plan.task.strata(learned)[self.train_rows])
         self.optimisation = Optimisation(
             self.model,
             config.training,
@@ -114,8 +116,8 @@ class FoldRun:
             epoch: Counted from 0.
 
         Returns:
-            What was seen, and the loss per person in nats, a mean by the weights of
-            their classes.
+            What was seen, and the loss per person, a mean by the weights of their
+            classes.
         """
         self._seed(epoch)
         self.model.train()
@@ -134,7 +136,8 @@ class FoldRun:
             targets, labels = self.targets[share], self.plan.labels(rows)
             scale = how.scale_of(mass)
             how.begin(epoch, number, len(batches))
-            with self.monitor.watch(labels, people, targets, scale) as seen:
+            strata = self._strata[share]
+            with self.monitor.watch(labels, people, strata, scale) as seen:
                 with team.together():
                     if len(share):
                         with how.precision():
@@ -154,7 +157,7 @@ class FoldRun:
         loss_of_all = team.total(float(total)) / how.masses([self.learned])[0]
         return self.monitor.collect(epoch), loss_of_all
 
-    def validate(self, epoch: int) -> Predictions:
+    def validate(self, epoch: int) -> Said:
         """Predict the validation people, and keep the weights of the lowest loss.
 
         A network that has run out of patience goes on only as long as its siblings
@@ -212,7 +215,7 @@ class FoldRun:
             batches = _split(batch, self.plan.config.training.batch_size)
         return self.monitor.probe(batches, epoch=epoch)
 
-    def predict_probe(self) -> Predictions | None:
+    def predict_probe(self) -> Said | None:
         """Predict the held-out people, if there are any."""
         if self.plan.probe is None:
             return None
@@ -235,14 +238,14 @@ class FoldRun:
             return (*batches[:-2], torch.cat(batches[-2:]))
         return batches
 
-    def _predict(self, rows: NDArray[np.intp], inputs: Inputs) -> Predictions:
+    def _predict(self, rows: NDArray[np.intp], inputs: Inputs) -> Said:
         self.model.eval()
         with torch.no_grad():
             size = self.plan.config.training.batch_size
-            logits = torch.cat([self.model(x) for x in pieces(inputs, size)])
-            probabilities = logits.double().softmax(1).cpu().numpy()
+            outputs = torch.cat([self.model(x) for x in pieces(inputs, size)])
         ids = tuple(self.plan.cohort.people.index[rows])
-        return Predictions(ids, self.plan.targets[rows], probabilities)
+        task, targets = self.plan.task, self.plan.targets[rows]
+        return task.said(ids, targets, outputs, self.scale)
 
     def _make_probe_batch(self) -> ProbeBatch | None:
         if self.plan.probe is None:
@@ -250,7 +253,7 @@ class FoldRun:
         rows = self.plan.cohort.rows(self.plan.probe.ids)
         return ProbeBatch(
             self._tensor(rows),
-            torch.from_numpy(self.plan.targets[rows]).to(self.device),
+            torch.from_numpy(self.plan.target_strata[rows]),
             self.plan.labels(rows),
             self.plan.cohort.people.index[rows],
         )

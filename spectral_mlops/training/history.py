@@ -9,15 +9,20 @@ import torch
 from numpy.typing import NDArray
 
 from spectral_mlops.records import Divergence, EpochRecord, Spectrum
+from spectral_mlops.tracking.measures import MEASURES
 
 Array = NDArray[np.float64]
 Cell = tuple[str, str, str, str]  # layer, quantity, grouping, group
 Network = tuple[int, int]  # fold, seed
 
-BEST = {"val/auc": max, "val/loss": min, "val/balanced_accuracy": max}
+BEST = {"val/loss": min} | {
+    f"val/{name}": min if name in one.lower else max
+    for one in MEASURES.values()
+    for name in one.overall
+}
 """Curves with a best value, and which it is."""
 _CURVES = ("curves", "ranks", "divergences", "probe")
-AREAS = ("val/auc", "divergence/")
+AREAS = (*(f"val/{one.headline}" for one in MEASURES.values()), "divergence/")
 """Curves, or beginnings of their names, with a mean over epochs."""
 
 

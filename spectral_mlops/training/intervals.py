@@ -1,7 +1,7 @@
 """How sure performance is: bootstrap intervals over people.
 
-People are drawn with replacement within class and group, as many as there are; networks
-stay as they are. An interval tells how much a number depends on who happened
+People are drawn with replacement within group (and class), as many as there are;
+networks stay as they are. An interval tells how much a number depends on who happened
 to be held out, not how much another training would change it; relatives count as
 unrelated people. Every metric is a weighted mean over people, or of pairs of them, so a
 draw is a row of weights and no prediction is sorted twice.
@@ -9,15 +9,17 @@ draw is a row of weights and no prediction is sorted twice.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from spectral_mlops.training.performance import Predictions
+from spectral_mlops.training.performance import Estimates, Predictions, Said
 
 Array = NDArray[np.float64]
-Metric = Callable[[Predictions, Array], Array]
+Metric = Callable[[Any, Array], Array]
+"""Of `Said` of ``n`` people and weights ``[draws, n]``, giving ``[draws]``."""
 
 LEVEL = 0.95
 SMALLEST = 2
@@ -67,9 +69,36 @@ def weighted_accuracy(said: Predictions, weights: Array) -> Array:
     return _ratio(weights @ right, weights.sum(1))
 
 
-def weighted_loss(said: Predictions, weights: Array) -> Array:
-    """Mean cross-entropy of weighted people, in nats, shape ``[draws]``."""
+def weighted_loss(said: Said, weights: Array) -> Array:
+    """Mean loss of weighted people, shape ``[draws]``."""
     return _ratio(weights @ said.losses, weights.sum(1))
+
+
+def weighted_r2(said: Estimates, weights: Array) -> Array:
+    """Coefficient of determination of weighted people, shape ``[draws]``.
+
+    ``1 − Σ w (y − ŷ)² / Σ w (y − ȳ_w)²``; NaN where all who weigh have one target.
+    """
+    centred = said.targets - _weighted_mean(said.targets, weights)
+    spread = np.where(_vary(said.targets, weights), (weights * centred**2).sum(1), 0.0)
+    return 1 - _ratio(weights @ (said.targets - said.values) ** 2, spread)
+
+
+def weighted_mae(said: Estimates, weights: Array) -> Array:
+    """Mean absolute error of weighted people, shape ``[draws]``."""
+    return _ratio(weights @ np.abs(said.targets - said.values), weights.sum(1))
+
+
+def weighted_pearson(said: Estimates, weights: Array) -> Array:
+    """Correlation of predicted and true of weighted people, shape ``[draws]``.
+
+    NaN where either is the same for all who weigh.
+    """
+    both = (said.targets, said.values)
+    x, y = (values - _weighted_mean(values, weights) for values in both)
+    scale = np.sqrt((weights * x**2).sum(1) * (weights * y**2).sum(1))
+    known = np.logical_and(*(_vary(values, weights) for values in both))
+    return _ratio((weights * x * y).sum(1), np.where(known, scale, 0.0))
 
 
 METRICS: dict[str, Metric] = {
@@ -78,6 +107,14 @@ METRICS: dict[str, Metric] = {
     "accuracy": weighted_accuracy,
     "loss": weighted_loss,
 }
+"""Of `Predictions`."""
+METRICS_OF_NUMBERS: dict[str, Metric] = {
+    "r2": weighted_r2,
+    "mae": weighted_mae,
+    "pearson": weighted_pearson,
+    "loss": weighted_loss,
+}
+"""Of `Estimates`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +130,7 @@ class Judged:
 
     model: str
     people: str
-    parts: Sequence[Predictions]
+    parts: Sequence[Said]
 
 
 def performance_table(
@@ -101,30 +138,33 @@ def performance_table(
     labels: Mapping[str, str],
     draws: int = 1000,
     seed: int = 0,
+    metrics: Mapping[str, Metric] = METRICS,
 ) -> pd.DataFrame:
     """Judge models over all people and group by group, with intervals.
 
     A metric is computed for every network's people and averaged over networks; those
-    that lack a class of a group are left out of that group's AUC. Of everyone,
-    ``value`` is what ``final/auc`` and ``final/probe_auc`` are.
+    that lack a class of a group are left out of that group's AUC (and those that have
+    one target in it, of its R² and correlation). Of everyone, ``value`` is what
+    ``final/auc`` (or ``r2``) and ``final/probe_auc`` are.
 
     Args:
         judged: All models; of the same people the same draws are taken.
         labels: Group of each person, by id.
         draws: Of the bootstrap.
         seed: Of the draws.
+        metrics: By name.
 
     Returns:
         Columns ``model, people, group, n, metric, value, low, high``: the group
         ``all`` first, then each of two people or more; 95 % percentile intervals. AUC
-        is left out where no network's people have every class.
+        is left out where no network's people have every class, R² where none's vary.
     """
     rows = []
     for one in judged:
         weights = _draw(one.parts, labels, draws, seed)
         groups = sorted({labels[who] for part in one.parts for who in part.ids})
         for group in ["all", *(name for name in groups if name != "all")]:
-            rows += _rows_of(one, group, weights, labels)
+            rows += _rows_of(one, group, weights, labels, metrics)
     return pd.DataFrame(rows, columns=[*ROW])
 
 
@@ -132,22 +172,23 @@ ROW = ("model", "people", "group", "n", "metric", "value", "low", "high")
 
 
 def _rows_of(
-    one: Judged, group: str, weights: Mapping[str, Array], labels: Mapping[str, str]
+    one: Judged,
+    group: str,
+    weights: Mapping[str, Array],
+    labels: Mapping[str, str],
+    metrics: Mapping[str, Metric],
 ) -> list[dict[str, object]]:
     """Return one row per metric, of everyone or of one group."""
     parts = []
     for part in one.parts:
-        chosen = [i for i, who in enumerate(part.ids) if group in ("all", labels[who])]
-        if chosen:
-            ids = tuple(part.ids[i] for i in chosen)
-            parts.append(
-                Predictions(ids, part.targets[chosen], part.probabilities[chosen])
-            )
+        chosen = np.array([group in ("all", labels[who]) for who in part.ids])
+        if chosen.any():
+            parts.append(part.of(chosen))
     people = {who for part in parts for who in part.ids}
     if len(people) < SMALLEST:
         return []
     rows = []
-    for name, metric in METRICS.items():
+    for name, metric in metrics.items():
         each = []
         for part in parts:
             drawn = np.stack([weights[who] for who in part.ids], axis=1)
@@ -165,19 +206,19 @@ def _rows_of(
 
 
 def _draw(
-    parts: Sequence[Predictions], labels: Mapping[str, str], draws: int, seed: int
+    parts: Sequence[Said], labels: Mapping[str, str], draws: int, seed: int
 ) -> dict[str, Array]:
     """Return how often each person is drawn, ``{person: [draws]}``.
 
-    Within class and group, over all folds: strata of a fold would be so small that
-    they hide much of what varies.
+    Within group, and class where there are some, over all folds: strata of a fold would
+    be so small that they hide much of what varies.
     """
     cells: dict[tuple[int, str], list[str]] = {}
     seen: set[str] = set()
     for part in parts:
-        for who, target in zip(part.ids, part.targets, strict=True):
+        for who, stratum in zip(part.ids, part.strata, strict=True):
             if who not in seen:
-                cells.setdefault((int(target), labels[who]), []).append(who)
+                cells.setdefault((int(stratum), labels[who]), []).append(who)
                 seen.add(who)
     rng = np.random.default_rng([seed, draws])
     weights: dict[str, Array] = {}
@@ -186,6 +227,18 @@ def _draw(
         drawn = rng.multinomial(count, np.full(count, 1 / count), size=draws)
         weights |= dict(zip(members, drawn.T.astype(np.float64), strict=True))
     return weights
+
+
+def _weighted_mean(values: Array, weights: Array) -> Array:
+    """Shape ``[draws, 1]``."""
+    return _ratio(weights @ values, weights.sum(1))[:, None]
+
+
+def _vary(values: Array, weights: Array) -> NDArray[np.bool_]:
+    """Whether those who weigh differ, ``[draws]``: sums of squares round to no zero."""
+    there = weights > 0
+    low = np.where(there, values, np.inf).min(axis=1)
+    return low < np.where(there, values, -np.inf).max(axis=1)
 
 
 def _mean(values: Array) -> Array:

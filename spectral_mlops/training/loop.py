@@ -5,7 +5,7 @@ are averaged relabelling by relabelling before z is formed (`networks`).
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -41,8 +41,9 @@ from spectral_mlops.training.networks import (
     start_networks,
 )
 from spectral_mlops.training.outcome import outcome_of
-from spectral_mlops.training.performance import Predictions
+from spectral_mlops.training.performance import Said
 from spectral_mlops.training.plan import Plan
+from spectral_mlops.training.task import TargetScale
 from spectral_mlops.training.trajectories import trajectory_table
 from spectral_mlops.training.trends import compare_everyone, only, trend_table
 from spectral_mlops.training.verdict import controls_table, verdict_of
@@ -50,14 +51,6 @@ from spectral_mlops.training.verdict import controls_table, verdict_of
 OnEpoch = Callable[[int, Mapping[str, float]], None]
 Progress = Callable[[str, int, int], None]
 
-CURVES = {
-    "loss": "loss",
-    "acc": "accuracy",
-    "bacc": "balanced_accuracy",
-    "auc": "auc",
-    "recall": "recall",
-}
-"""Sections ``val_<curve>/<group>``, and columns of `Predictions.per_group`."""
 UNTRAINED = -1
 """Epoch of what the probe shows before training."""
 
@@ -77,14 +70,15 @@ class RunResult:
             network`` is in this order.
         validation: Out-of-fold predictions at the chosen checkpoints, of each seed.
         groups: How well each group's validation people are predicted
-            (`Predictions.per_group`), means over seeds.
-        auc: Validation AUC of each network.
+            (`Said.per_group`), means over seeds.
+        headline: Validation AUC of each network; R² where a number is predicted.
         best_epochs: The checkpoint chosen by validation loss, of each network.
         additivity: Largest relative gap between the sum over groups and what
             reached a parameter, on the first watched batch of every network.
         weights: State dict of the chosen checkpoint, of each network.
         scalers: What each fold's features were scaled with before the network.
         adjustments: What was taken out of each fold's features before that.
+        targets: In what each fold's network learned the target, if it is a number.
         init: On the probe at the untrained networks, averaged like ``divergences``.
         controls: What the primary outcome was held against (`controls_table`), if
             it was.
@@ -114,9 +108,9 @@ class RunResult:
     last_epoch: list[EpochRecord]
     divergences: list[Divergence]
     networks: list[tuple[int, int]]
-    validation: list[Predictions]
+    validation: list[Said]
     groups: pd.DataFrame
-    auc: list[float]
+    headline: list[float]
     best_epochs: list[int]
     additivity: float
     weights: list[dict[str, torch.Tensor]]
@@ -137,6 +131,7 @@ class RunResult:
     history: History = field(default_factory=History)
     performance: pd.DataFrame = field(default_factory=pd.DataFrame)
     adjustments: list[Adjustment] = field(default_factory=list)
+    targets: list[TargetScale] = field(default_factory=list)
 
 
 class _EpochOfNetworks:
@@ -306,22 +301,20 @@ def _finish(
     probed = _on_probe(plan, networks, held_out)
     together = probed.together
     metrics = _headlines(plan, together, "final/divergence_{}")
-    metrics |= _spread(plan, networks, probed, said)
+    measures = plan.task.measures
+    headlines = [getattr(x, measures.headline) for x in said]
+    metrics |= _spread(plan, networks, probed, headlines)
     compared = probed.pairs or mean_comparisons(networks, training_comparisons)
     predicted = [p for one in networks if (p := one.predict_probe()) is not None]
     validation = by_seed(networks, said)
-    aucs = [x.auc for x in said]
-    metrics |= {
-        "final/auc": float(np.mean(aucs)),
-        "final/auc_sd": float(np.std(np.mean(by_fold(networks, aucs), axis=1))),
-        "final/loss": float(np.mean([x.loss for x in validation])),
-        "final/balanced_accuracy": float(np.mean([x.balanced_accuracy for x in said])),
-    }
+    over_folds = np.std(np.mean(by_fold(networks, headlines), axis=1))
+    metrics |= _means(said, measures.overall, "final/")
+    metrics[f"final/{measures.headline}_sd"] = float(over_folds)
+    metrics |= _means(validation, ["loss"], "final/")
     if predicted:
-        metrics["final/probe_auc"] = float(np.mean([x.auc for x in predicted]))
-        metrics["final/probe_loss"] = float(np.mean([x.loss for x in predicted]))
+        metrics |= _means(predicted, [*measures.judged, "loss"], "final/probe_")
     performance = judge(plan, said, predicted)
-    metrics |= baseline_metrics(performance)
+    metrics |= baseline_metrics(performance, measures.judged)
     gaps = [max((x.monitor.additivity or {"": np.nan}).values()) for x in networks]
     metrics["final/additivity"] = float(np.max(gaps))
     verdict, table, effects = "", None, pd.DataFrame()
@@ -352,12 +345,15 @@ def _finish(
         networks=[(one.number, one.seed) for one in networks],
         validation=validation,
         groups=_per_group(plan, validation),
-        auc=aucs,
+        headline=headlines,
         best_epochs=[one.best_epoch for one in networks],
         additivity=metrics["final/additivity"],
         weights=[one.best_weights for one in networks],
         scalers=[fold[0].scaler for fold in by_fold(networks, networks)],
         adjustments=[fold[0].adjustment for fold in by_fold(networks, networks)],
+        targets=[
+            fold[0].scale for fold in by_fold(networks, networks) if plan.cohort.numeric
+        ],
         init=[],
         controls=table,
         verdict=verdict,
@@ -418,11 +414,17 @@ def _on_probe(
     return _OnProbe(together, together, everyone, trends)
 
 
+def _means(said: list[Said], names: Sequence[str], prefix: str) -> dict[str, float]:
+    """Mean over networks of each number."""
+    values = {name: [getattr(one, name) for one in said] for name in names}
+    return {f"{prefix}{name}": float(np.mean(x)) for name, x in values.items()}
+
+
 def _spread(
-    plan: Plan, networks: list[FoldRun], probed: _OnProbe, said: list[Predictions]
+    plan: Plan, networks: list[FoldRun], probed: _OnProbe, headlines: list[float]
 ) -> dict[str, float]:
-    """Tell how much single networks vary: in AUC, and in z under the same null."""
-    values = {"final/auc": [x.auc for x in said]}
+    """Tell how much single networks vary: in AUC or R², and in z, one null for all."""
+    values = {f"final/{plan.task.measures.headline}": headlines}
     each = [_headlines(plan, x, "final/divergence_{}") for x in probed.everyone]
     for name in each[0] if each else ():
         values[name] = [one.get(name, np.nan) for one in each]
@@ -449,7 +451,7 @@ def _groups(comparisons: list[Comparison]) -> set[str]:
     return {group for item in comparisons for group in (item.group_a, item.group_b)}
 
 
-def _per_group(plan: Plan, validation: list[Predictions]) -> pd.DataFrame:
+def _per_group(plan: Plan, validation: list[Said]) -> pd.DataFrame:
     """How well each group's people are predicted, means over seeds."""
     tables = []
     for said in validation:
@@ -464,25 +466,22 @@ def _per_group(plan: Plan, validation: list[Predictions]) -> pd.DataFrame:
 def _epoch_metrics(
     plan: Plan,
     losses: list[float],
-    validation: list[Predictions],
-    said: list[Predictions],
+    validation: list[Said],
+    said: list[Said],
 ) -> dict[str, float]:
-    """Loss and accuracy of one epoch: means over networks; per group, over people."""
+    """Loss and the like of one epoch: means over networks; per group, over people."""
     table = _per_group(plan, validation).set_index("group").drop("all")
     groups: dict[str, dict[str, float]] = table.to_dict("index")  # type: ignore[assignment]
-    metrics = {
-        "train/loss": float(np.mean(losses)),
-        "val/loss": float(np.mean([x.loss for x in said])),
-        "val/auc": float(np.mean([x.auc for x in said])),
-        "val/balanced_accuracy": float(np.mean([x.balanced_accuracy for x in said])),
-    }
+    measures = plan.task.measures
+    metrics = {"train/loss": float(np.mean(losses))}
+    metrics |= _means(said, ["loss", *measures.overall], "val/")
     profile, names = PROFILES.get(plan.config.tracking.profile), dict[str, str]()
     for group in groups:
         names[group] = safe_name(group, names.values())
     largest = table["n"].nlargest(profile.charted_groups).index
-    for curve in profile.group_curves:
+    for curve in (name for name in profile.group_curves if name in measures.groups):
         for group in (group for group in groups if group in largest):
-            value = groups[group][CURVES[curve]]
+            value = groups[group][measures.groups[curve]]
             # of one class the balanced accuracy is the recall, which has its own key
             double = curve == "bacc" and np.isfinite(groups[group]["recall"])
             if np.isfinite(value) and not double:

@@ -16,7 +16,7 @@ from spectral_mlops.inference.comparison import Comparison, average
 from spectral_mlops.inference.effects import RunSpread, run_spread
 from spectral_mlops.training.distributed import Team
 from spectral_mlops.training.fold import FoldRun
-from spectral_mlops.training.performance import Predictions
+from spectral_mlops.training.performance import Said
 from spectral_mlops.training.plan import Plan
 
 T = TypeVar("T")
@@ -51,14 +51,12 @@ def by_fold(networks: Sequence[FoldRun], found: Iterable[T]) -> list[list[T]]:
     return list(folds.values())
 
 
-def by_seed(
-    networks: Sequence[FoldRun], said: Iterable[Predictions]
-) -> list[Predictions]:
+def by_seed(networks: Sequence[FoldRun], said: Iterable[Said]) -> list[Said]:
     """Join predictions over folds; everyone is in each seed's once."""
-    seeds: dict[int, list[Predictions]] = {}
+    seeds: dict[int, list[Said]] = {}
     for network, one in zip(networks, said, strict=True):
         seeds.setdefault(network.seed, []).append(one)
-    return [Predictions.join(parts) for parts in seeds.values()]
+    return [Said.join(parts) for parts in seeds.values()]
 
 
 def mean_comparisons(

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
 from spectral_mlops.config import TrainingConfig
 from spectral_mlops.errors import InputError
+from spectral_mlops.training.task import task_of
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -37,8 +37,8 @@ class Optimisation:
         model: The network, on its device.
         config: Settings of the training.
         device: Where it is.
-        targets: Class of every training person, shape ``[n]``.
-        classes: Number of classes.
+        targets: Of every training person, as the loss takes them, shape ``[n]``.
+        classes: Number of classes, if there are any.
         shared: Whether batches are passed in shares, so that no loss is a mean over
             what is passed at once.
 
@@ -51,7 +51,7 @@ class Optimisation:
         model: nn.Module,
         config: TrainingConfig,
         device: torch.device,
-        targets: NDArray[np.int64],
+        targets: NDArray[Any],
         classes: int,
         shared: bool = False,
     ) -> None:
@@ -69,12 +69,14 @@ class Optimisation:
         )
         half = config.amp == "float16"
         self.scaler = torch.amp.GradScaler(device.type) if half else None
-        self._weights = class_weights(config, targets, classes)
+        self._task = task_of(config, classes)
+        self._weights: NDArray[np.float64] | None = None
         self._loss_weights: Tensor | None = None
         if config.class_weights != "none":
+            self._weights = class_weights(config, targets, classes)
             self._loss_weights = torch.from_numpy(self._weights).float().to(device)
 
-    def masses(self, targets: Sequence[NDArray[np.int64]]) -> list[float]:
+    def masses(self, targets: Sequence[NDArray[Any]]) -> list[float]:
         """Return what the loss of each batch is divided by.
 
         It is the sum of the weights of all people in the same step of the optimizer:
@@ -83,7 +85,9 @@ class Optimisation:
         Args:
             targets: Of each batch of an epoch, in order.
         """
-        own = [float(self._weights[batch].sum()) for batch in targets]
+        own = [float(np.size(batch)) for batch in targets]
+        if self._weights is not None:
+            own = [float(self._weights[batch].sum()) for batch in targets]
         together = self._config.accumulate
         sums = [sum(own[i : i + together]) for i in range(0, len(own), together)]
         return [sums[i // together] for i in range(len(own))]
@@ -122,14 +126,13 @@ class Optimisation:
         """Return the batch's share of the step's loss.
 
         Args:
-            outputs: Logits, shape ``[N, classes]``.
-            targets: Class numbers, shape ``[N]``.
+            outputs: Of the network, shape ``[N, outputs]``.
+            targets: As the task has them, shape ``[N]``.
             mass: From `masses`.
         """
         if self._mean:
-            return cross_entropy(outputs, targets, self._loss_weights)
-        loss = cross_entropy(outputs, targets, self._loss_weights, reduction="sum")
-        return loss / mass
+            return self._task.mean_loss(outputs, targets, self._loss_weights)
+        return self._task.loss(outputs, targets, self._loss_weights) / mass
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a loss to that of the step."""

@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from spectral_mlops.cohorts import (
@@ -36,6 +38,8 @@ from spectral_mlops.records import QUANTITIES, Quantity, check_quantities
 from spectral_mlops.registry import nearest
 from spectral_mlops.schedule import NullEpochs, evenly_spaced
 from spectral_mlops.spectra.statistics import function_of_spectra
+from spectral_mlops.training.target import balanced, groupings_of, with_target
+from spectral_mlops.training.task import Task, task_of
 
 NONE = "n/a"
 MIXING = (
@@ -55,7 +59,7 @@ class Plan:
         config: All settings, those left to defaults filled in.
         cohort: The people.
         classes: Labels of the target in the order of the model's outputs; of two,
-            the positive one is second.
+            the positive one is second; none of a number.
         groupings: Columns whose groups are watched; the first is the primary one.
         probe: Held-out people, or ``None`` where the cohort is too small.
         probe_note: What the probe holds, or why there is none.
@@ -75,6 +79,11 @@ class Plan:
 
     def __post_init__(self) -> None:
         check_apart(self.probe, self.folds)
+
+    @cached_property
+    def task(self) -> Task:
+        """What is learned."""
+        return task_of(self.config.training, len(self.classes))
 
     @property
     def primary(self) -> str:
@@ -117,16 +126,24 @@ class Plan:
                 "the probe, at the checkpoints chosen by validation loss "
                 f"({self.config.comparison.divergence}, all layers together)."
             )
-        warning = site_warning(self.cohort.people, self.cohort.target, *STRATA)
+        about = self.primary if self.cohort.numeric else self.cohort.target
+        warning = site_warning(self.cohort.people, about, *STRATA)
         mixing = self.config.model.settings.get("norm") == "batch"
         warnings = [*([warning] if warning else []), *([MIXING] if mixing else [])]
         return [*self.cohort.notes, *warnings, self.probe_note, *outcome, *fold_notes]
 
     @cached_property
-    def targets(self) -> NDArray[np.int64]:
-        """Class number of every person, in the cohort's order."""
+    def targets(self) -> NDArray[Any]:
+        """Class number, or number, of every person, in the cohort's order."""
+        if self.cohort.numeric:
+            return self.cohort.numbers
         numbers = {label: i for i, label in enumerate(self.classes)}
         return np.array([numbers[str(x)] for x in self.cohort.labels], dtype=np.int64)
+
+    @cached_property
+    def target_strata(self) -> NDArray[np.int64]:
+        """What other labels stay within: the target's classes, or thirds."""
+        return self.task.strata(self.targets)
 
     @cached_property
     def _columns(self) -> dict[str, NDArray[np.str_]]:
@@ -200,19 +217,14 @@ def make_plan(
     """
     model = check_model(config.model)
     function_of_spectra(config.comparison.divergence)
-    cohort = load_cohort(config.cohort, workdir, progress)
+    labelled = load_cohort(config.cohort, workdir, progress)
+    cohort = with_target(labelled, config)
+    task = task_of(config.training, len(cohort.groups))
     takes = model_entry(config.model.name).takes
     layout = layout_for(cohort, takes, config.model.name)
-    check_built(config.model, inputs_of(cohort, layout), len(cohort.groups))
-    groupings = config.comparison.groupings or (cohort.target,)
+    check_built(config.model, inputs_of(cohort, layout), task.outputs)
+    groupings = groupings_of(config, labelled, cohort)
     columns = [str(name) for name in cohort.people.columns]
-    for name in groupings:
-        if name not in columns:
-            raise UnknownNameError(
-                f"comparison.groupings names '{name}', which is no column of the "
-                f"people of {cohort.source}: choose from {', '.join(columns)}."
-                f"{nearest(name, columns)}"
-            )
     declared, watched = config.comparison.primary_quantity, config.spectra.quantities
     if declared and watched and declared not in watched:
         raise InputError(
@@ -230,6 +242,7 @@ def make_plan(
         raise InputError(
             f"--controls (controls.run) holds the probe against controls. {note}"
         )
+    _check_spread(cohort, folds)
     aside = probe.ids if probe else ()
     check_adjustment(
         cohort,
@@ -253,24 +266,47 @@ def make_plan(
     return Plan(config, cohort, tuple(classes), groupings, probe, note, tuple(folds))
 
 
-def draw_folds(config: RunConfig, cohort: Cohort, probe: Probe | None) -> list[Fold]:
+def draw_folds(
+    config: RunConfig, cohort: Cohort, probe: Probe | None, grouping: str
+) -> list[Fold]:
     """Draw the folds that the settings ask for, outside the probe."""
     settings = config.training
+    people, strata = strata_of(config, cohort, grouping)
     if settings.split == "site":
         if settings.repeats > 1:
             raise InputError(
                 f"training.repeats={settings.repeats}: training.split='site' leaves "
                 "each site out once, and nothing in it is drawn; leave repeats out."
             )
-        return site_splits(cohort.people, cohort.target, *STRATA, probe)
+        classes = None if cohort.numeric else cohort.target
+        return site_splits(people, classes, *STRATA, probe)
     return fold_splits(
-        cohort.people,
+        people,
         settings.folds,
         settings.seed,
-        strata=(cohort.target, *STRATA),
+        strata=strata,
         probe=probe,
         repeats=settings.repeats,
     )
+
+
+def strata_of(
+    config: RunConfig, cohort: Cohort, grouping: str
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Return the people, and the columns that probe and folds are balanced over."""
+    task = task_of(config.training, len(cohort.groups))
+    return balanced(cohort, task, grouping, STRATA)
+
+
+def _check_spread(cohort: Cohort, folds: Sequence[Fold]) -> None:
+    """Refuse a fold whose training people all have one number."""
+    for number, fold in enumerate(folds if cohort.numeric else ()):
+        found = cohort.numbers[cohort.rows(fold.train_ids)]
+        if np.ptp(found) == 0:
+            raise InputError(
+                f"Fold {number}: everyone in training has {cohort.target}="
+                f"{found[0]:g}; a network cannot learn what does not vary."
+            )
 
 
 def _splits(
@@ -284,15 +320,17 @@ def _splits(
     chosen = config.training.splits
     folder = given or (workdir / chosen if chosen else None)
     if folder is None:
+        people, strata = strata_of(config, cohort, grouping)
         probe, note = set_probe_aside(
-            cohort.people,
+            people,
             grouping,
             config.comparison.probe_fraction,
-            strata=(cohort.target, *STRATA),
+            strata=strata,
             seed=config.comparison.probe_seed,
         )
-        return probe, note, draw_folds(config, cohort, probe)
-    probe, folds = reuse_splits(folder, cohort.people, cohort.target)
+        return probe, note, draw_folds(config, cohort, probe, grouping)
+    classes = None if cohort.numeric else cohort.target
+    probe, folds = reuse_splits(folder, cohort.people, classes)
     held = f"a probe of {len(probe.ids)} people" if probe else "no probe"
     return probe, f"Splits of {folder}: {held}, {len(folds)} folds.", folds
 

@@ -4,13 +4,15 @@ Targets move between people of one *cell*: of the same site, of the same strata 
 the split, and in the same part of it (the probe, or the validation people of one
 fold). Each training set so keeps its numbers of every label, and the split, which
 was drawn to balance them, is as likely for the permuted targets as for the real
-ones. Without that, retrainings would not be exchangeable with the run.
+ones. Without that, retrainings would not be exchangeable with the run. (Of a number
+the split balances thirds; they move with it, and each fold keeps its own.)
 
-Which labels move. The target always does. A grouping that tells the same as the
-target, or a finer or coarser version of it (one determines the other), is a name
-of the target and moves with it. Any other grouping (sex, age) belongs to the
-person: it stays, and targets move within its groups, so that each group keeps its
-share of every target. One set of retrainings so serves all groupings.
+Which labels move. The target always does, and where it is a number nothing else. A
+grouping that tells the same as a target of classes, or a finer or coarser version of
+it (one determines the other), is a name of the target and moves with it. Any other
+grouping (sex, age) belongs to the person: it stays, and targets move within its
+groups, so that each group keeps its share of every target. One set of retrainings so
+serves all groupings.
 
 Families. They move as blocks (`inference.exchange`), a cell being a stratum: as wholes
 where they have as many members in each cell, and among the members within a cell. To
@@ -24,6 +26,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from spectral_mlops.cohorts.families import families_of
 from spectral_mlops.errors import InputError
@@ -72,7 +75,7 @@ class TargetShuffle:
     @property
     def different(self) -> int:
         """How many permutations there are that differ, the run itself among them."""
-        return count_distinct(self.kinds, self.plan.targets)
+        return count_distinct(self.kinds, _codes(self.plan))
 
     def permuted(self, number: int) -> Plan:
         """Return the run with permuted targets; number 0 is the run itself.
@@ -105,7 +108,8 @@ def shuffle_of(plan: Plan) -> TargetShuffle:
     named = [
         name
         for name in plan.groupings
-        if name == target or _one_determines(_texts(people, name), goal)
+        if name == target
+        or (not plan.cohort.numeric and _one_determines(_texts(people, name), goal))
     ]
     moving = tuple(dict.fromkeys([target, *named]))
     balanced = [
@@ -119,7 +123,7 @@ def shuffle_of(plan: Plan) -> TargetShuffle:
     for name in plan.groupings:
         more = [*within, *([] if name in (*moving, *within) else [name])]
         kinds = _kinds(plan, more, families)
-        enough = count_distinct(kinds, plan.targets) >= FEWEST
+        enough = count_distinct(kinds, _codes(plan)) >= FEWEST
         if name == plan.primary or name in moving or enough:
             tested.append(name)
             within = more
@@ -163,6 +167,12 @@ def _kinds(
     cells = ["\x1f".join(labels) for labels in zip(*columns, strict=True)]
     ids = [str(who) for who in people.index]
     return kinds_of(cells, None if families is None else families[ids].tolist())
+
+
+def _codes(plan: Plan) -> NDArray[np.int64]:
+    """Return a code for each different target."""
+    codes: NDArray[np.int64] = np.unique(plan.targets, return_inverse=True)[1]
+    return codes
 
 
 def _texts(people: pd.DataFrame, column: str) -> list[str]:

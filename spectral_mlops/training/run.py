@@ -26,7 +26,7 @@ from spectral_mlops.training.distributed import Team
 from spectral_mlops.training.images import leave_images
 from spectral_mlops.training.loop import OnEpoch, Progress, RunResult, train
 from spectral_mlops.training.optimisation import check_precision
-from spectral_mlops.training.performance import Predictions
+from spectral_mlops.training.performance import Said
 from spectral_mlops.training.plan import Plan
 
 LEFT = (
@@ -277,20 +277,21 @@ def _leave_checkpoints(folder: Path, result: RunResult) -> None:
         arrays: dict[str, Any] = {**other.to_arrays()}
         if arrays:
             np.savez(folder / f"fold-{fold}-adjustment.npz", **arrays)
+    for fold, scale in enumerate(result.targets):
+        np.savez(folder / f"fold-{fold}-target.npz", mean=scale.mean, sd=scale.sd)
 
 
-def _predictions(validation: Sequence[Predictions]) -> pd.DataFrame:
-    """One row per person and seed, with a probability for each class."""
+def _predictions(validation: Sequence[Said]) -> pd.DataFrame:
+    """One row per person and seed: a probability for each class, or the number."""
     tables = []
     for seed, said in enumerate(validation):
-        columns = {f"p_{k}": p for k, p in enumerate(said.probabilities.T)}
         tables.append(
             pd.DataFrame(
                 {
                     "participant_id": said.ids,
                     "seed": seed,
                     "target": said.targets,
-                    **columns,
+                    **said.columns,
                 }
             )
         )
@@ -310,6 +311,8 @@ def _leave_schema(folder: Path, plan: Plan, tracker: Tracker) -> None:
     groups = {grouping: dict(Counter(found)) for grouping, found in labels.items()}
     more = {
         "primary_grouping": plan.primary,
+        "task": plan.task.measures.task,
+        "headline": plan.task.measures.headline,
         "classes": list(plan.classes),
         "target": plan.cohort.target,
         "seeds": {

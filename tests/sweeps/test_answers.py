@@ -21,6 +21,7 @@ from spectral_mlops.report.sweep_page import (
 )
 from spectral_mlops.sweeps import write_study
 from spectral_mlops.sweeps.answers import answers, early_and_late, front
+from spectral_mlops.sweeps.familywise import TrialNull
 from tests.report.pages import HOSTILE
 
 STORAGE = "sqlite:///optuna.db"
@@ -37,6 +38,7 @@ def known_study(count=40, name="known"):
     )
     study.set_user_attr("confounds_auc", 0.55)
     rng = np.random.default_rng(1)
+    chance = np.random.default_rng(2).normal(size=(199, 40))
     for number in range(count):
         rate, dropout = rng.random(2)
         auc, z = 0.5 + 0.4 * rate, 4 - 5 * dropout
@@ -44,6 +46,7 @@ def known_study(count=40, name="known"):
             "auc": auc,
             "divergence.activation": z,
             "p": 0.01 if z > 2 else 0.4,
+            **TrialNull(np.append(z, chance[:, number]), "these").attributes(),
             "trajectory.activation": [[0, -z], [4, 0.5 * z], [9, z]],
             "mlflow.run_id": f"run{number}",
         }
@@ -136,6 +139,45 @@ def test_accurate_without_detected_divergence():
     assert sorted(table["trial"]) == sorted(wanted["trial"])
     assert 0 < len(table) < 20
     assert table["auc"].is_monotonic_decreasing
+
+
+def test_p_over_trials_and_bounds_stand_beside_z():
+    found = answers(known_study())
+    trials = found.trials
+    assert (trials["p_max"] >= 1 / 200).all()
+    order = trials.sort_values("divergence")
+    assert order["p_max"].iloc[0] == pytest.approx(1.0)
+    assert order["p_max"].iloc[-1] < 0.2
+    assert (trials["upper"] > trials["divergence"]).all()
+    page = study_page(found)
+    assert "adjusted over all finished trials" in page
+    assert "not adjusted for having chosen the trial" in page
+    assert "are no test" not in page.split("<script>")[0]
+
+
+def test_what_counts_as_detected_is_tau_where_constrained():
+    study = known_study()
+    constrained = {"objective": "constrained ≤ 3.5", "primary quantity": "activation"}
+    study.set_user_attr("search", constrained)
+    found = answers(study)
+    assert study_data(found)["detected"] == found.detected == 3.5
+    _, table = accurate_trials(found)
+    assert 2 < table["divergence"].max() <= 3.5
+    page = study_page(found).split("<script>")[0]
+    assert "z of activation at most 3.5" in page
+    assert "are no test" in page
+
+
+def test_trials_that_did_not_finish_have_no_p_over_trials():
+    study = known_study(12)
+    attributes = study.get_trials()[0].user_attrs
+    study.add_trial(create_trial(state=TrialState.PRUNED, user_attrs=attributes))
+    study.add_trial(create_trial(value=0.7, user_attrs={"auc": 0.7}))
+    other = TrialNull(np.arange(200.0), "of others").attributes()
+    study.add_trial(create_trial(value=0.7, user_attrs={"auc": 0.7} | other))
+    found = answers(study)
+    assert found.trials["p_max"].isna().tolist() == [False] * 12 + [True] * 3
+    assert any(note.startswith("1 trials with other") for note in found.notes)
 
 
 def test_the_page_is_whole_and_names_stay_text():

@@ -7,6 +7,7 @@ from optuna.trial import TrialState
 from spectral_mlops.errors import InputError, TrackingError
 from spectral_mlops.sweeps import Sweep
 from spectral_mlops.sweeps import sweep as module
+from spectral_mlops.sweeps.familywise import TrialNull
 from spectral_mlops.sweeps.space import MAX_DEPTH, suggest
 from spectral_mlops.tracking import load_run, open_store
 
@@ -54,6 +55,12 @@ def test_every_trial_is_a_complete_run_of_its_own(make, uri):
                 run.data.metrics[f"final/divergence_{quantity}"]
             )
         assert len(load_run(run.info.run_id, uri)) > 0
+        null = TrialNull.read(trial.user_attrs)
+        z = trial.user_attrs["divergence.adjoint"]
+        assert null.values[0] == pytest.approx(z, abs=1e-5)
+        assert null.p == pytest.approx(trial.user_attrs["p"])
+        assert len(null.values) == 20
+    assert len({TrialNull.read(t.user_attrs).relabellings for t in trials}) == 1
     table = sweep.table()
     assert list(table["trial"]) == [0, 1]
     assert set(table["run"]) == runs.keys()

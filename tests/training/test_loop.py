@@ -172,7 +172,7 @@ def test_the_final_numbers_are_those_of_the_lowest_validation_loss(small):
     fold.restore_best()
     for name, weight in fold.model.state_dict().items():
         assert torch.equal(weight, result.weights[0][name])
-    assert fold.validate(best).auc == pytest.approx(result.auc[0])
+    assert fold.validate(best).auc == pytest.approx(result.headline[0])
 
 
 def test_the_same_settings_give_the_same_run(small):

@@ -41,7 +41,7 @@ def test_the_first_network_is_that_of_a_run_with_one(small, three):
     assert one.networks == [(0, 0), (1, 0)]
     for fold in range(2):
         assert same_weights(one.weights[fold], several.weights[3 * fold])
-        assert one.auc[fold] == several.auc[3 * fold]
+        assert one.headline[fold] == several.headline[3 * fold]
     firsts = [d for d in several.directions if d.seed == 0]
     assert len(firsts) == len(one.directions) == len(several.directions) / 3
     for a, b in zip(one.directions, firsts, strict=True):
@@ -83,7 +83,7 @@ def test_seeds_then_folds_are_averaged_before_z(three):
     assert result.metrics[f"{name}_sd_folds"] == pytest.approx(folds.std(ddof=1))
     squares = np.square(alone - folds[:, None]).sum()
     assert result.metrics[f"{name}_sd_seeds"] == pytest.approx(np.sqrt(squares / 4))
-    aucs = np.reshape(result.auc, (2, 3))
+    aucs = np.reshape(result.headline, (2, 3))
     assert result.metrics["final/auc"] == pytest.approx(aucs.mean())
     assert result.metrics["final/auc_sd"] == pytest.approx(aucs.mean(1).std())
 

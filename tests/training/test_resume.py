@@ -144,7 +144,8 @@ def test_interrupted_after_the_last_epoch_it_is_done_again(
     same_run(whole, parts)
 
 
-def test_interrupted_before_any_checkpoint_begins_anew(small, tmp_path):
+def test_interrupted_before_any_checkpoint_begins_anew(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(Checkpoints, "due", lambda self: False)
     settings = small(training={"epochs": 3})
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     start(make_plan(settings, Path()), whole)

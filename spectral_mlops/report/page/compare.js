@@ -21,11 +21,14 @@ function compare(data) {
 
   function scatter() {
     const key = `final/divergence_${state.quantity}`;
-    const [y, words] = runs.some((r) => known(r.final["final/probe_auc"])) ? ["final/probe_auc", "AUC on the probe"] : ["final/auc", "AUC, validation people"];
+    // Of runs of both tasks the first one's is shown: AUC and R² share no axis.
+    const headline = runs[0].headline;
+    const name = data.words[headline];
+    const [y, words] = runs.some((r) => known(r.final[`final/probe_${headline}`])) ? [`final/probe_${headline}`, `${name} on the probe`] : [`final/${headline}`, `${name}, validation people`];
     const there = runs.filter((r) => known(r.final[key]) && known(r.final[y]));
-    draw("scatter", `Divergence between groups on the probe (z, ${state.quantity}) and accuracy`, there.map((r) => ({
+    draw("scatter", `Divergence between groups on the probe (z, ${state.quantity}) and ${name}`, there.map((r) => ({
       x: [r.final[key]], y: [r.final[y]], mode: "markers+text", text: [r.number], textposition: "top center", name: title(r),
-      marker: { color: r.style[0], size: 12, symbol: symbol(r) }, hovertemplate: "z %{x:.3g}, AUC %{y:.3f}",
+      marker: { color: r.style[0], size: 12, symbol: symbol(r) }, hovertemplate: `z %{x:.3g}, ${name} %{y:.3f}`,
     })), { xaxis: { title: { text: `z, ${state.quantity}` } }, yaxis: { title: { text: words } } });
     byId("scatter-note").textContent = (apart ? caution + " " : "")
       + "z says how detectable a difference is, not how large.";
@@ -44,10 +47,12 @@ function compare(data) {
     }
     draw("z", `Probe: z at ${short(state.layer)}, ${state.quantity}`, lines, {
       xaxis: { title: { text: "epoch" } }, yaxis: { title: { text: "z under relabelling" } } });
-    draw("auc", "AUC of validation people", runs.filter((r) => r.curves["val/auc"]).map((r) => ({
-      x: r.curves["val/auc"][0], y: r.curves["val/auc"][1], name: title(r), hovertemplate: "epoch %{x}: %{y:.3f}",
-      mode: r.curves["val/auc"][0].length > 1 ? "lines" : "markers", line: { color: r.style[0], dash: r.style[1] },
-      marker: { color: r.style[0] } })), { xaxis: { title: { text: "epoch" } }, yaxis: { title: { text: "AUC" } } });
+    const headline = `val/${runs[0].headline}`;
+    const name = data.words[runs[0].headline];
+    draw("auc", `${name} of validation people`, runs.filter((r) => r.curves[headline]).map((r) => ({
+      x: r.curves[headline][0], y: r.curves[headline][1], name: title(r), hovertemplate: "epoch %{x}: %{y:.3f}",
+      mode: r.curves[headline][0].length > 1 ? "lines" : "markers", line: { color: r.style[0], dash: r.style[1] },
+      marker: { color: r.style[0] } })), { xaxis: { title: { text: "epoch" } }, yaxis: { title: { text: name } } });
     byId("over-note").textContent = apart ? caution : "";
   }
 

@@ -278,7 +278,7 @@ function report(data) {
   function performance() {
     const groups = data.groupings[data.primary] || [];
     const own = (name) => (data.styles[data.primary] || {})[name] || [data.pooledColour, "solid"];
-    const words = { loss: "loss", acc: "accuracy", bacc: "balanced accuracy", auc: "AUC", recall: "recall" };
+    const { words, told } = data.performance;
     const kinds = Object.keys(data.performance.groups).map((k) => [k, `${words[k] || k} per group`]);
     if (Object.keys(data.performance.overall).length) kinds.push(["", "overall"]);
     let kind = kinds.length ? kinds[0][0] : "";
@@ -296,17 +296,19 @@ function report(data) {
     if (!bar) return;
     chooser(bar, "show", kinds, kind, (value) => { kind = value; show(); });
     show();
-    const last = Object.entries(data.performance.groups.acc || {}).map(([group, [, y]]) => ({ group, accuracy: y[y.length - 1] }));
+    const last = Object.entries(data.performance.groups[told.kind] || {}).map(([group, [, y]]) => ({ group, [told.name]: y[y.length - 1] }));
     const people = data.people.length ? data.people : last;
-    draw("people", data.people.length ? "At the end, validation people" : "Accuracy at the last epoch, validation people",
-      people.length ? [{ type: "bar", x: people.map((_, i) => i), y: people.map((p) => p.accuracy),
+    const beside = ["loss", "auc", "recall", "r2", "pearson"];
+    draw("people", data.people.length ? "At the end, validation people" : `At the last epoch, validation people: ${told.words}`,
+      people.length ? [{ type: "bar", x: people.map((_, i) => i), y: people.map((p) => p[told.name]),
         marker: { color: people.map((p) => (p.pooled ? data.pooledColour : own(p.group)[0])) },
-        text: people.map((p) => fmt(p.accuracy) + (known(p.n) ? ` (n = ${p.n})` : "")), hoverinfo: "text",
-        hovertext: people.map((p) => `${safe(label(p.group))}: accuracy ${fmt(p.accuracy)}` + ["loss", "auc", "recall"].map((k) => (known(p[k]) ? `, ${k} ${fmt(p[k])}` : "")).join("")) }] : [],
+        text: people.map((p) => fmt(p[told.name]) + (known(p.n) ? ` (n = ${p.n})` : "")), hoverinfo: "text",
+        hovertext: people.map((p) => `${safe(label(p.group))}: ${told.words} ${fmt(p[told.name])}` + beside.map((k) => (known(p[k]) ? `, ${k} ${fmt(p[k])}` : "")).join("")) }] : [],
       { xaxis: { tickvals: people.map((_, i) => i), ticktext: people.map((p) => short(label(p.group), 18)) },
-        yaxis: { title: { text: "accuracy" }, range: [0, 1.08] } });
+        yaxis: { title: { text: told.words }, ...(told.bounded ? { range: [0, 1.08] } : { rangemode: "tozero" }) } });
     byId("performance-note").textContent = groups.length
-      ? "These people chose the checkpoints; the probe was never touched before. Of a group with one class accuracy is its recall." : "";
+      ? "These people chose the checkpoints; the probe was never touched before."
+        + (told.name === "accuracy" ? " Of a group with one class accuracy is its recall." : "") : "";
   }
 
   function connectome() {
