@@ -59,7 +59,7 @@ def ran(*words, storage):
     """Run the command to its end; give what it wrote."""
     log = Path("log").stat().st_size if Path("log").exists() else 0
     code = start(*words, storage=storage).wait()
-    said = Path("log").read_text()[log:]
+    said = Path("log").read_bytes()[log:].decode()
     assert code in (0, 3), said
     return said
 
@@ -179,6 +179,9 @@ def test_workers_killed_at_random_lose_and_repeat_nothing(cheap, migrated, tmp_p
             assert "undelivered" not in first + again
             trials = study.get_trials()
             assert all(t.state.is_finished() for t in trials)
+            assert [
+                t.user_attrs["error"] for t in trials if "error" in t.user_attrs
+            ] == []
             assert len(counted(trials)) == 40
             check_both_stores(study, server.address)
 
