@@ -83,9 +83,7 @@ def view(
 
 def init(
     tracking: options.TrackingUri = None,
-    storage: Annotated[
-        str, typer.Option(help="Optuna storage of studies.")
-    ] = "sqlite:///optuna.db",
+    storage: options.Storage = "sqlite:///optuna.db",
     experiment: options.Experiment = None,
 ) -> None:
     """Make the MLflow store, its experiment and the Optuna storage ready.

@@ -27,6 +27,7 @@ from spectral_mlops.tracking.quiet import quiet  # NOTE: stays before mlflow
 from spectral_mlops.tracking.spool import Event, Spool, inside
 from spectral_mlops.tracking.store import (
     Store,
+    may_come_back,
     open_store,
     redacted,
     resolve_uri,
@@ -102,7 +103,8 @@ class Delivery:
                 run = self._attached(store) if self._given else self._own(store)
                 _take(store, run, str(self._spool.root))
             except (MlflowException, OSError) as error:
-                raise unusable(self._uri, error) from error
+                away = may_come_back(self._uri, error)
+                raise unusable(self._uri, error, away=away) from error
         self.store, self.run = store, run
         self._spool.write_info(
             run_id=run.info.run_id, experiment_id=run.info.experiment_id
@@ -120,6 +122,7 @@ class Delivery:
         """Send the first event, which a run that cannot be described is refused by.
 
         Raises:
+            StoreAway: If the store does not answer any more; it is sent later.
             TrackingError: If the store refuses it; a run made for it is ended.
         """
         event = next(self._spool.events(self._place))
@@ -127,6 +130,8 @@ class Delivery:
             try:
                 self._send_start(event)
             except (MlflowException, OSError) as error:
+                if may_come_back(self._uri, error):
+                    raise unusable(self._uri, error, away=True) from error
                 if not self._given:
                     self._store.client.set_terminated(self._run_id, "FAILED")
                 raise unusable(self._uri, error) from error

@@ -73,6 +73,7 @@ class Store:
 
         Raises:
             InputError: If there is none and none may be made.
+            StoreAway: If the store does not answer any more.
             TrackingError: If it is the store's Default (whose files go wherever
                 the store was first opened), was deleted, or keeps its files
                 where this process cannot write.
@@ -83,7 +84,8 @@ class Store:
             try:
                 found = self._find(number, name, make)
             except (MlflowException, OSError) as error:
-                raise unusable(self.uri, error) from error
+                away = may_come_back(self.uri, error)
+                raise unusable(self.uri, error, away=away) from error
         if found.experiment_id == "0":
             raise TrackingError(
                 "The store's Default experiment is not used, because its files may "
@@ -186,7 +188,7 @@ def open_store(tracking_uri: str | None = None) -> Store:
             client = MlflowClient(uri)
             client.search_experiments(max_results=1)
         except (MlflowException, OSError) as error:
-            raise unusable(uri, error, away=_may_come_back(uri, error)) from error
+            raise unusable(uri, error, away=may_come_back(uri, error)) from error
     return Store(uri, client)
 
 
@@ -217,7 +219,7 @@ def sqlite_path(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:") else None
 
 
-def _may_come_back(uri: str, error: Exception) -> bool:
+def may_come_back(uri: str, error: Exception) -> bool:
     """Return whether a server is away, rather than an address wrong by its form."""
     answered = getattr(error, "get_http_status_code", lambda: 500)() < 500
     return sqlite_path(uri) is None and not answered

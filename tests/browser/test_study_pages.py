@@ -1,8 +1,11 @@
 """A study in the pages of others: optuna-dashboard, and MLflow's own."""
 
+import os
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import optuna
 import pytest
@@ -32,7 +35,9 @@ class Study:
 
 @pytest.fixture(scope="module")
 def study(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
-    program = shutil.which("optuna-dashboard")
+    # Beside Python too: an environment need not be activated.
+    places = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    program = shutil.which("optuna-dashboard", path=places)
     if program is None:
         pytest.skip("there is no optuna-dashboard here")
     folder = tmp_path_factory.mktemp("study")

@@ -121,7 +121,7 @@ def test_an_array_of_three_runs_what_a_study_wants(
     refused = ("--study", "refused", "--cluster-options", "partition=none")
     code, _, err = command(*words, *refused)
     assert (code, len(err.strip().splitlines())) == (2, 1)
-    assert "invalid partition" in err
+    assert "Invalid partition name" in err
     words += ["--cluster-options", "mem=600M", "--cluster-options", "time=0:30:00"]
     code, out, err = command(*words, "--study", "tiny", "--trials", 5)
     assert (code, err) == (0, ""), out
@@ -244,13 +244,34 @@ def test_missing_programs_are_named(monkeypatch):
         array_of().start()
 
 
-def squeue(monkeypatch, script):
-    """Put a stand-in for SLURM's program first."""
+def stand_in_for(monkeypatch, name, script):
+    """Put a stand-in for a program of SLURM first."""
     Path("bin").mkdir(exist_ok=True)
-    program = Path("bin/squeue").absolute()
+    program = Path("bin", name).absolute()
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+
+
+def squeue(monkeypatch, script):
+    stand_in_for(monkeypatch, "squeue", script)
+
+
+def test_jobs_are_handed_in_and_left_alone(command, cheap, monkeypatch):
+    stand_in_for(monkeypatch, "srun", "exit 1")
+    stand_in_for(monkeypatch, "sbatch", "cp $1 batch; echo Submitted batch job 7")
+    words = ["--config", cheap, "--tracking", "none", "--trials", 4, "--no-wait"]
+    words += ["--cluster", "slurm", "--workers", 2, "--cluster-options", "cpus=2"]
+    code, out, err = command("sweep", *words, "--cluster-options", "time=1:00:00")
+    assert (code, err) == (0, "")
+    assert "Jobs 7_0 to 7_1" in out
+    assert "Its page" not in out
+    batch = Path("batch").read_text()
+    said = ("array=0-1%2", "cpus-per-task=2", "requeue", "signal=USR1@90", "time=60")
+    assert all(f"#SBATCH --{option}\n" in batch for option in said)
+    assert "export SUBMITIT_PREEMPT_SIGNAL=USR1" in batch
+    study = optuna.load_study(study_name="sweep", storage=STORAGE)
+    assert Tickets(study, STORAGE).counts() == {"free": 4, "taken": 0, "spent": 0}
 
 
 def test_a_controller_that_is_away_ends_nothing(monkeypatch):

@@ -13,7 +13,14 @@ from mlflow import __version__ as mlflow_version
 
 from spectral_mlops import cli
 from spectral_mlops.errors import TrackingError
-from spectral_mlops.tracking import MlflowTracker, load_run, open_store, view_experiment
+from spectral_mlops.tracking import (
+    MlflowTracker,
+    Store,
+    load_run,
+    open_store,
+    sync_run,
+    view_experiment,
+)
 from spectral_mlops.tracking import view as view_module
 from spectral_mlops.tracking.view import TAG
 from tests.conformance import COHORT, TrackerSuite
@@ -52,6 +59,30 @@ def test_experiment_on_anothers_disk_is_refused(address: str) -> None:
     store.client.create_experiment("elsewhere", "file:///absent/a/b/c")
     with pytest.raises(TrackingError, match="on the server's disk"):
         MlflowTracker(tracking_uri=address, experiment="elsewhere").start("one")
+
+
+def test_a_server_that_goes_while_a_run_is_made_stops_nothing(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.start()
+    find = Store._find
+
+    def gone(self: Store, *words: object) -> object:
+        server.kill()
+        return find(self, *words)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Store, "_find", gone)
+    told: list[str] = []
+    tracker = MlflowTracker(
+        tracking_uri=server.address, folder=tmp_path / "run", notice=told.append
+    )
+    with tracker:
+        tracker.log_metrics({"train/loss": 0.5})
+    assert tracker.undelivered
+    assert "Training goes on" in told[0]
+    monkeypatch.undo()
+    server.start()
+    assert sync_run(tmp_path / "run").undelivered == 0
 
 
 def test_view_asks_the_server_for_its_version(address: str) -> None:
