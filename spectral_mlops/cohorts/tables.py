@@ -84,7 +84,7 @@ def read_people(
 
     frame = pd.DataFrame(
         {
-            new: _values(table.column(old), new)
+            new: [None if is_missing(cell) else cell for cell in table.column(old)]
             for old, new in names.items()
             if old != ids
         },
@@ -92,6 +92,9 @@ def read_people(
     )
     frame[target] = relabel(table.column(labels), label_names, table.path, labels)
     frame, others_out = _only(frame, target, keep, table.path)
+    # Of those who stay: who left a study may have words in the place of an age.
+    numeric = [name for name in frame if name in NUMERIC and name != target]
+    frame = frame.assign(**{name: _values(frame[name]) for name in numeric})
     counts = frame[target].value_counts().sort_index()
     if len(counts) < 2:
         raise InputError(
@@ -171,12 +174,9 @@ def _check_ids(table: Table, ids: str, labels: str) -> None:
         )
 
 
-def _values(cells: list[str], name: str) -> list[float] | list[str | None]:
-    """Return a column's cells: numbers for age and motion, else text."""
-    known = [None if is_missing(cell) else cell for cell in cells]
-    if name in NUMERIC:
-        try:
-            return [float("nan") if cell is None else float(cell) for cell in known]
-        except ValueError:
-            pass  # "89+", "Disenrolled": the column stays text
-    return known
+def _values(cells: "pd.Series[str]") -> "pd.Series[float] | pd.Series[str]":
+    """Return a column as numbers, if all that are known are some."""
+    try:
+        return cells.map(lambda cell: float("nan") if cell is None else float(cell))
+    except ValueError:
+        return cells  # "89+"

@@ -283,7 +283,7 @@ class Controls:
                 families=plan.families,
             )
             compared.append(
-                monitor.probe([batch]).comparisons(
+                monitor.probe(one.in_batches(batch)).comparisons(
                     settings.permutations,
                     seed=settings.seed,
                     divergence=settings.divergence,

@@ -1,6 +1,6 @@
 """What a fold keeps beside spectra: directions, and groups' influence on each other."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -54,7 +54,9 @@ class FoldDetails:
         if self._steps is not None:
             self._steps.add(seen, optimizer)
 
-    def end_epoch(self, epoch: int, model: nn.Module, probe: ProbeBatch | None) -> None:
+    def end_epoch(
+        self, epoch: int, model: nn.Module, probe: Sequence[ProbeBatch]
+    ) -> None:
         """Keep what the epoch showed.
 
         Directions are those of the held-out people and margin adjoints, as
@@ -64,7 +66,7 @@ class FoldDetails:
         Args:
             epoch: Counted from 0.
             model: As it is after the epoch.
-            probe: The held-out people, if there are any.
+            probe: The held-out people, if there are any, a part at a time.
         """
         if self._steps is not None:
             found = self._steps.records(epoch, fold=self._fold)
@@ -72,14 +74,14 @@ class FoldDetails:
         seen, self._last, source = self._last, None, "train"
         if not self._k or epoch not in self._epochs:
             return
-        if probe is not None:
+        if probe:
             seen, source = _pass(model, probe), "probe"
         if seen is not None and seen.reached_layers():
             leading = leading_directions(
                 seen, k=self._k, epoch=epoch, source=source, fold=self._fold
             )
             self.directions += [replace(one, seed=self._seed) for one in leading]
-            if probe is not None and leading:
+            if probe and leading:
                 angles = _relabelled(self._plan, model, probe, leading[0].layer)
                 here = epoch, self._fold, self._seed
                 self.angles += [RelabelledAngle(*here, one) for one in angles]
@@ -105,7 +107,7 @@ class FoldDetails:
 
 
 def _relabelled(
-    plan: Plan, model: nn.Module, batch: ProbeBatch, layer: str
+    plan: Plan, model: nn.Module, batches: Sequence[ProbeBatch], layer: str
 ) -> list[Comparison]:
     """Compare leading subspaces at a layer, with the relabellings of the run."""
     settings = plan.config.comparison
@@ -117,14 +119,14 @@ def _relabelled(
         strata=plan.strata(),
         families=plan.families,
     )
-    seen = monitor.probe([batch])
+    seen = monitor.probe(batches)
     seen.spectra = [s for s in seen.spectra if s.layer == layer]
     return seen.comparisons(
         settings.permutations, seed=settings.seed, divergence="principal_angle"
     )
 
 
-def _pass(model: nn.Module, batch: ProbeBatch) -> capture:
+def _pass(model: nn.Module, batches: Sequence[ProbeBatch]) -> capture:
     """Pass held-out people for their factors; nothing of the model changes."""
     trained = [p for p in model.parameters() if p.requires_grad]
     with (
@@ -132,13 +134,16 @@ def _pass(model: nn.Module, batch: ProbeBatch) -> capture:
         torch.enable_grad(),
         capture(
             model,
-            batch.groups,
-            subjects=batch.subjects,
+            batches[0].groups,
+            subjects=batches[0].subjects,
             reduction="sum",
             missing="group",
             additivity=False,
         ) as seen,
     ):
-        scalar = margin(model(batch.inputs)).sum()
-        torch.autograd.grad(scalar, trained, allow_unused=True)
+        for number, batch in enumerate(batches):
+            if number:
+                seen.relabel(batch.groups, batch.subjects)
+            scalar = margin(model(batch.inputs)).sum()
+            torch.autograd.grad(scalar, trained, allow_unused=True)
     return seen

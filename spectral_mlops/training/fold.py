@@ -153,7 +153,7 @@ class FoldRun:
                 team.add_gradients(self.model)
             how.end(number, len(batches))
         if self.details is not None:
-            self.details.end_epoch(epoch, self.model, self.probe_batch)
+            self.details.end_epoch(epoch, self.model, self.probe_batches)
         loss_of_all = team.total(float(total)) / how.masses([self.learned])[0]
         return self.monitor.collect(epoch), loss_of_all
 
@@ -201,19 +201,26 @@ class FoldRun:
         """The held-out people, if there are any; read anew where they are many."""
         return self._make_probe_batch() if self.lazy else self._probe_batch
 
+    @property
+    def probe_batches(self) -> list[ProbeBatch]:
+        """The held-out people as they pass the network; empty without a probe."""
+        batch = self.probe_batch
+        return [] if batch is None else self.in_batches(batch)
+
+    def in_batches(self, batch: ProbeBatch) -> list[ProbeBatch]:
+        """Part people where they are too many to pass a network at once."""
+        if not self.lazy:
+            return [batch]
+        return _split(batch, self.plan.config.training.batch_size)
+
     def restore_best(self) -> None:
         """Load the weights chosen by validation loss."""
         self.model.load_state_dict(self.best_weights)
 
     def probe(self, epoch: int) -> EpochSpectra | None:
         """Pass the held-out people, if there are any; nothing of the model changes."""
-        batch = self.probe_batch
-        if batch is None:
-            return None
-        batches = [batch]
-        if self.lazy:
-            batches = _split(batch, self.plan.config.training.batch_size)
-        return self.monitor.probe(batches, epoch=epoch)
+        batches = self.probe_batches
+        return self.monitor.probe(batches, epoch=epoch) if batches else None
 
     def predict_probe(self) -> Said | None:
         """Predict the held-out people, if there are any."""

@@ -159,3 +159,42 @@ def test_people_without_a_label_may_be_left_out(write):
     nobody = write("q.tsv", "ID\tCDR\nOAS1\tn/a\n")
     with pytest.raises(InputError, match=r"nobody has a label in column 'CDR'"):
         read_people(nobody, label_column="CDR", drop_unlabelled=True)
+
+
+@pytest.mark.parametrize(
+    ("concept", "names"),
+    [
+        ("id", "participant_id,ID,Id,SUB_ID,SUBID,subjectid,FILE_ID,,niftifile"),
+        ("id", "filename,freesurferfile"),
+        ("group", "group,diagnosis,dx,DX_GROUP,Dx_group,condit,Class,Cat,Subject Type"),
+        ("group", "Subject_Type,isControl,sz"),
+        ("age", "age,Age,Current Age,AGE_AT_SCAN"),
+        ("sex", "sex,Sex,gender,Gender,SEX,Gen"),
+        ("fd", "FD,FD Scrubbed,func_mean_fd,fd_mean,mean_fd"),
+        ("site", "site,SITE,SITE_ID,ScannerSerialNumber"),
+    ],
+)
+def test_names_seen_in_published_tables(concept, names):
+    assert [concept_of(name) for name in names.split(",")] == [
+        concept for _ in names.split(",")
+    ]
+
+
+def test_cobre_as_indi_published_it(write):
+    """The id has no name, two columns could be the group, and some left the study."""
+    path = write(
+        "COBRE_phenotypic_data.csv",
+        ",Current Age,Gender,Handedness,Subject Type,Diagnosis\n"
+        "0040000,20,Female,Right,Patient,295.3\n"
+        "0040001,27,Male,Right,Control,None\n"
+        "0040002,Disenrolled,Disenrolled,Disenrolled,Disenrolled,Disenrolled\n",
+    )
+    with pytest.raises(InputError, match=r"'Subject Type' and 'Diagnosis' could each"):
+        read_people(path)
+    people = read_people(path, None, "Subject Type", None, ("Control", "Patient"))
+    assert people.frame["group"].to_dict() == {
+        "0040000": "Patient",
+        "0040001": "Control",
+    }
+    assert people.frame["age"].tolist() == [20.0, 27.0]
+    assert people.frame["sex"].tolist() == ["Female", "Male"]

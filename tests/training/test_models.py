@@ -12,8 +12,9 @@ from spectral_mlops.models import MODELS
 from spectral_mlops.models.padding import valid_steps
 from spectral_mlops.tracking import MemoryTracker
 from spectral_mlops.training import inputs, make_plan, run
-from spectral_mlops.training.controls import _mixed
+from spectral_mlops.training.controls import Controls, _mixed
 from spectral_mlops.training.fold import FoldRun
+from spectral_mlops.training.outcome import no_outcome
 from tests.training.toys import toy
 
 SMALL = {
@@ -129,3 +130,43 @@ def test_volumes_need_not_fit_into_memory(tmp_path, monkeypatch):
     with MemoryTracker() as tracker:
         found = run(plan, tracker, tmp_path / "run", name="x", figures=False).result
     assert found.metrics["final/additivity"] < 1e-5
+
+
+def test_controls_and_directions_of_volumes_in_parts_are_those_of_all_at_once(
+    monkeypatch,
+):
+    """To rounding: sums over people are taken in another order."""
+    config = toy("volume", model={"name": "cnn3d", "settings": SMALL["cnn3d"][1]})
+    plan = make_plan(config, Path())
+    whole = FoldRun(plan, 0, torch.device("cpu"), details=True)
+    monkeypatch.setattr(inputs, "IN_MEMORY", 0)
+    lazy = FoldRun(plan, 0, torch.device("cpu"), details=True)
+    sizes = []
+    lazy.model.conv_1.register_forward_hook(lambda m, a, out: sizes.append(len(out)))
+    for one in (whole, lazy):
+        one.train_epoch(0)
+        one.validate(0)
+    assert max(sizes) <= config.training.batch_size < len(plan.probe.ids)
+    kept = [
+        {(d.quantity, d.group, d.index): d for d in one.details.directions}
+        for one in (whole, lazy)
+    ]
+    assert kept[0].keys() == kept[1].keys()
+    assert kept[0]
+    for key, one in kept[0].items():
+        other = kept[1][key]
+        assert (one.source, one.samples) == ("probe", other.samples)
+        assert other.value == pytest.approx(one.value, rel=1e-4)
+        assert abs(one.vector @ other.vector) == pytest.approx(1, abs=1e-3)
+    angles = [[x.angle.values for x in one.details.angles] for one in (whole, lazy)]
+    np.testing.assert_allclose(*angles, atol=2e-3)
+    outcomes = []
+    for one in (whole, lazy):
+        controls = Controls(plan, [one], no_outcome("none"), no_outcome("none"))
+        mixing = torch.eye(len(plan.probe.ids), dtype=torch.float64).flip(0)
+        mixed = controls._probe(mix=lambda x, m=mixing: _mixed(m, x))
+        outcomes.append([controls._probe(), controls._probe([*range(14)]), mixed])
+    for a, b in zip(*outcomes, strict=True):
+        assert np.isfinite(a.z)
+        np.testing.assert_allclose(a.values, b.values, rtol=1e-3, atol=1e-3)
+    assert max(sizes) <= config.training.batch_size
