@@ -121,6 +121,11 @@ class Plan:
         """What the user should be told before training starts."""
         fold_notes = dict.fromkeys(fold.note for fold in self.folds if fold.note)
         outcome = []
+        if self.cohort.numeric:
+            mean, sd = self.targets.mean(), self.targets.std()
+            outcome.append(
+                f"Predicted: '{self.cohort.target}', a number, {mean:.4g} ± {sd:.4g}."
+            )
         if self.probe is not None:
             outcome.append(
                 f"Primary outcome: {self.primary_quantity} between {self.compared} on "

@@ -249,6 +249,9 @@ def test_groups_are_compared_and_a_number_is_predicted():
         third = people.loc[list(fold.validation_ids), "third"].value_counts()
         assert third.max() - third.min() <= 3
     assert plan.config.training.target == "age"
+    age = plan.cohort.people["age"]
+    said = f"Predicted: 'age', a number, {age.mean():.4g} ± {age.std(ddof=0):.4g}."
+    assert said in plan.notes
 
 
 @pytest.mark.parametrize(
