@@ -31,11 +31,20 @@ from experiments.benchmarks.peers import measure_peers
 from experiments.benchmarks.plots import plot_accuracy, plot_sweep
 from experiments.benchmarks.results import describe, fill, joined, read, write
 from experiments.benchmarks.scaling import SWEEPS, fit_sweep, measure_sweep
+from experiments.benchmarks.sweeps import (
+    SWEEP_TRIALS,
+    TRIALS,
+    measure_linkage,
+    measure_sweep_command,
+)
 from experiments.benchmarks.table import Effort, measure_cases
 from experiments.benchmarks.views import tables
 
 HERE = Path(__file__).parent
-PARTS = ("cases", "memory", "scaling", "accuracy", "null", "peers", "gpu")
+PARTS = (
+    *("cases", "memory", "scaling", "accuracy", "null", "peers"),
+    *("linkage", "sweep", "gpu"),
+)
 QUICK_CASES = ("mlp-taper", "mlp-narrow-2", "mlp-narrow-16")
 QUICK_PARTS = ("cases", "scaling", "accuracy", "null")
 CONSOLE = Console(stderr=True)
@@ -65,11 +74,13 @@ def _read(arguments: list[str] | None) -> argparse.Namespace:
     add("--threads", nargs="+", type=int, help="of torch; default: 1 2")
     add("--rounds", type=int, help="of each measurement; default: 5")
     add("--budget", type=float, default=60, help="seconds a measurement may take")
+    add("--sweep-words", default="", help="more words of the command of part sweep")
     add("--out", type=Path, help="folder of the results; default: results/")
     add("--readme", action="store_true", help="fill README.md from --out; no measuring")
     given = sys.argv[1:] if arguments is None else arguments
     chosen = parser.parse_args(given)
     chosen.command = shlex.join(["python", "-m", "experiments.benchmarks.run", *given])
+    chosen.sweep_words = shlex.split(chosen.sweep_words)
     quick = chosen.quick
     parts = QUICK_PARTS if quick else [p for p in PARTS if p != "gpu" or _has_gpu()]
     chosen.parts = chosen.parts or parts
@@ -184,6 +195,17 @@ def _measure_peers(chosen: argparse.Namespace) -> None:
     _store(chosen, "peers", [threads], rows, len(cases))
 
 
+def _measure_linkage(chosen: argparse.Namespace) -> None:
+    rows = measure_linkage(10 if chosen.quick else TRIALS)
+    _store(chosen, "linkage", [1], rows, 1)
+
+
+def _measure_sweep(chosen: argparse.Namespace) -> None:
+    trials = 2 if chosen.quick else SWEEP_TRIALS
+    rows = measure_sweep_command(trials, tuple(chosen.sweep_words), chosen.quick)
+    _store(chosen, "sweep", [1], rows, 1)
+
+
 def _measure_gpu(chosen: argparse.Namespace) -> None:
     cases = gpu_cases()
     rows = measure_gpu(cases, chosen.effort)
@@ -197,6 +219,8 @@ MEASURE = {
     "accuracy": _measure_accuracy,
     "null": _measure_null,
     "peers": _measure_peers,
+    "linkage": _measure_linkage,
+    "sweep": _measure_sweep,
     "gpu": _measure_gpu,
 }
 

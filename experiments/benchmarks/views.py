@@ -184,6 +184,30 @@ def _peers(stored: Stored) -> str:
     return _about(stored) + markdown(stored["rows"], columns) + f"\n\n{versions}"
 
 
+def _linkage(stored: Stored) -> str:
+    columns: dict[str, Callable[[Row], str]] = {
+        "trials": lambda row: str(row["trials"]),
+        "a trial, ms": lambda row: _number(row["ms"], 0),
+        "90 %, ms": lambda row: _number(row["ms_p90"], 0),
+        "goal": lambda row: _goal(row, "ms", 0),
+        "first tenth, ms": lambda row: _number(row["ms_first"], 0),
+        "last tenth, ms": lambda row: _number(row["ms_last"], 0),
+        "last / first": lambda row: _number(row["growth"]),
+        "its goal": lambda row: _goal(row, "growth", 1),
+    }
+    return _about(stored) + markdown(stored["rows"], columns)
+
+
+def _sweep(stored: Stored) -> str:
+    columns: dict[str, Callable[[Row], str]] = {
+        "command": lambda row: f"`{row['command']}`",
+        "trials": lambda row: str(row["trials"]),
+        "seconds": lambda row: _number(row["seconds"], 0),
+        "goal": lambda row: _goal(row, "seconds", 0),
+    }
+    return _about(stored) + markdown(stored["rows"], columns)
+
+
 def _gpu(stored: Stored) -> str:
     columns: dict[str, Callable[[Row], str]] = {
         "case": lambda row: row["title"],
@@ -208,5 +232,7 @@ VIEWS: dict[str, tuple[str, Callable[[Stored], str]]] = {
     "accuracy": ("accuracy", _accuracy),
     "null": ("null", _null),
     "peers": ("peers", _peers),
+    "linkage": ("linkage", _linkage),
+    "sweep": ("sweep", _sweep),
     "gpu": ("gpu", _gpu),
 }

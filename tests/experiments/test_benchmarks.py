@@ -3,13 +3,15 @@
 import json
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
 import torch
 from torch import nn
 
-from experiments.benchmarks import measure, run
+from experiments.benchmarks import measure, run, sweeps
 from experiments.benchmarks.accuracy import SPECTRA, TARGET, measure_accuracy
 from experiments.benchmarks.cases import CASES, Case, mlp
 from experiments.benchmarks.gpu import count_synchronisations
@@ -19,6 +21,11 @@ from experiments.benchmarks.null import measure_null
 from experiments.benchmarks.peers import PEERS, measure_peers
 from experiments.benchmarks.results import describe, fill, joined, read, write
 from experiments.benchmarks.scaling import fit_exponent, fit_sweep, measure_sweep
+from experiments.benchmarks.sweeps import (
+    flatness,
+    measure_linkage,
+    measure_sweep_command,
+)
 from experiments.benchmarks.table import (
     Effort,
     compare_overheads,
@@ -336,3 +343,48 @@ def test_the_null_is_timed_on_what_can_be_tested():
     for row in rows:
         assert 0 < row["seconds_low"] <= row["seconds"] <= row["seconds_high"]
         assert row["seconds_met"] == (row["seconds"] < row["seconds_goal"])
+
+
+# -- studies ---------------------------------------------------------------------
+
+
+def test_linkage_is_that_of_a_real_study(monkeypatch):
+    """Every trial asks, logs, and tells, and nothing is left behind."""
+    told = []
+    tell = optuna.Study.tell
+
+    def watching(study, trial, values=None, **how):
+        told.append((trial.number, how["state"].name, values))
+        return tell(study, trial, values, **how)
+
+    monkeypatch.setattr(optuna.Study, "tell", watching)
+    (row,) = measure_linkage(3)
+    assert [number for number, *_ in told] == [0, 1, 2, 3]
+    assert [about for _, *about in told] == [["COMPLETE", [0.8]]] * 4
+    assert row["trials"] == 3
+    assert row["ms"] > 0
+    assert not any(Path().iterdir())
+
+
+def test_growth_is_that_of_the_last_tenth():
+    row = flatness([100.0] * 10 + [130.0] * 80 + [160.0] * 10)
+    assert (row["ms_first"], row["ms"], row["ms_last"]) == (100, 130, 160)
+    assert row["growth"] == pytest.approx(1.6)
+    assert not row["growth_met"]
+    assert not row["ms_met"]  # of the last trials
+    assert flatness([100.0] * 20)["ms_met"]
+
+
+def test_a_sweep_is_the_command_itself(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        sweeps.subprocess, "run", lambda words, **how: calls.append((words, how))
+    )
+    (row,) = measure_sweep_command(40, ("--workers", "2"))
+    (words, how), *_ = calls
+    assert words[1:] == [
+        *("-m", "spectral_mlops.cli", "sweep", "--trials", "40", "--workers", "2")
+    ]
+    assert how["check"]
+    assert row["seconds_met"]
+    assert row["command"] == "spectral-mlops sweep --trials 40 --workers 2"

@@ -13,6 +13,7 @@ from spectral_mlops.sweeps import Sweep
 from spectral_mlops.sweeps.objective import Judgement
 from spectral_mlops.sweeps.seen import POINTS, Seen, thinned
 from spectral_mlops.sweeps.space_file import data_space
+from spectral_mlops.sweeps.stopping import Stopping
 
 NAN = math.nan
 SPACE = {
@@ -199,7 +200,7 @@ def test_past_its_first_trials_the_sampler_goes_where_trials_are_allowed(objecti
     study = optuna.create_study(
         directions=judged.directions,
         sampler=judged.sampler(0, grouped=True),
-        pruner=judged.pruner(True),
+        pruner=Stopping(judged).of_optuna(),
     )
     space = data_space(SPACE, "x")
     for _ in range(40):
