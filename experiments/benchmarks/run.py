@@ -38,12 +38,13 @@ from experiments.benchmarks.sweeps import (
     measure_sweep_command,
 )
 from experiments.benchmarks.table import Effort, measure_cases
+from experiments.benchmarks.tracking import measure_tracking
 from experiments.benchmarks.views import tables
 
 HERE = Path(__file__).parent
 PARTS = (
     *("cases", "memory", "scaling", "accuracy", "null", "peers"),
-    *("linkage", "sweep", "gpu"),
+    *("tracking", "linkage", "sweep", "gpu"),
 )
 QUICK_CASES = ("mlp-taper", "mlp-narrow-2", "mlp-narrow-16")
 QUICK_PARTS = ("cases", "scaling", "accuracy", "null")
@@ -206,6 +207,12 @@ def _measure_sweep(chosen: argparse.Namespace) -> None:
     _store(chosen, "sweep", [1], rows, 1)
 
 
+def _measure_tracking(chosen: argparse.Namespace) -> None:
+    threads = chosen.threads[0]
+    rows = list(measure_tracking(threads, chosen.rounds))
+    write(chosen.out, "tracking", describe([threads], chosen.command), rows=rows)
+
+
 def _measure_gpu(chosen: argparse.Namespace) -> None:
     cases = gpu_cases()
     rows = measure_gpu(cases, chosen.effort)
@@ -221,6 +228,7 @@ MEASURE = {
     "peers": _measure_peers,
     "linkage": _measure_linkage,
     "sweep": _measure_sweep,
+    "tracking": _measure_tracking,
     "gpu": _measure_gpu,
 }
 

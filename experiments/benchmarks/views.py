@@ -170,6 +170,22 @@ def _null(stored: Stored) -> str:
     return _about(stored) + markdown(stored["rows"], columns)
 
 
+def _tracking(stored: Stored) -> str:
+    columns: dict[str, Callable[[Row], str]] = {
+        "job": lambda row: row["case"],
+        "threads": lambda row: str(row["threads"]),
+        "epoch, seconds": lambda row: _number(row["epoch"]),
+        "share of the training thread": lambda row: (
+            f"{row['share']:.2%} ({row['share_low']:.2%}–{row['share_high']:.2%})"
+        ),
+        "goal": lambda row: _goal(row, "share"),
+        "epoch, spool / none": lambda row: _ratio(row, "none"),
+        "epoch, spool / no tracker": lambda row: _ratio(row, "bare"),
+        "rounds": lambda row: str(row["rounds"]),
+    }
+    return _about(stored) + markdown(stored["rows"], columns)
+
+
 def _peers(stored: Stored) -> str:
     def cell(name: str) -> Callable[[Row], str]:
         def show(row: Row) -> str:
@@ -234,5 +250,6 @@ VIEWS: dict[str, tuple[str, Callable[[Stored], str]]] = {
     "peers": ("peers", _peers),
     "linkage": ("linkage", _linkage),
     "sweep": ("sweep", _sweep),
+    "tracking": ("tracking", _tracking),
     "gpu": ("gpu", _gpu),
 }

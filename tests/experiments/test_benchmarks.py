@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.benchmarks import measure, run, sweeps
+from experiments.benchmarks import measure, run, sweeps, tracking
 from experiments.benchmarks.accuracy import SPECTRA, TARGET, measure_accuracy
 from experiments.benchmarks.cases import CASES, Case, mlp
 from experiments.benchmarks.gpu import count_synchronisations
@@ -40,6 +40,7 @@ from experiments.benchmarks.variants import (
     Watched,
     identical,
 )
+from experiments.benchmarks.views import tables
 from spectral_mlops import capture
 from tests.reference import ReferenceMethod, padded
 
@@ -388,3 +389,20 @@ def test_a_sweep_is_the_command_itself(monkeypatch):
     assert how["check"]
     assert row["seconds_met"]
     assert row["command"] == "spectral-mlops sweep --trials 40 --workers 2"
+
+
+# -- tracking --------------------------------------------------------------------
+
+
+def test_tracking_is_measured_beside_the_same_job_without(small, tmp_path, monkeypatch):
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(tracking, "EPOCHS", 4)
+    try:
+        (row,) = tracking.measure_tracking(1, rounds=2, settings=small())
+    finally:
+        torch.set_num_threads(threads)
+    assert 0 < row["share_low"] <= row["share"] <= row["share_high"] < 1
+    assert row["share_met"] == (row["share"] < row["share_goal"])
+    assert row["bare_low"] <= row["bare_ratio"] <= row["bare_high"]
+    write(tmp_path, "tracking", describe([1], "here"), [row])
+    assert "| main job | 1 |" in tables(tmp_path)["tracking"]
