@@ -203,7 +203,9 @@ def _peers(stored: Stored) -> str:
 def _linkage(stored: Stored) -> str:
     columns: dict[str, Callable[[Row], str]] = {
         "trials": lambda row: str(row["trials"]),
-        "a trial, ms": lambda row: _number(row["ms"], 0),
+        "a trial, ms": lambda row: _number(row["linked_ms"], 0),
+        "Optuna alone, ms": lambda row: _number(row["alone_ms"], 0),
+        "linkage, ms": lambda row: _number(row["ms"], 0),
         "90 %, ms": lambda row: _number(row["ms_p90"], 0),
         "goal": lambda row: _goal(row, "ms", 0),
         "first tenth, ms": lambda row: _number(row["ms_first"], 0),

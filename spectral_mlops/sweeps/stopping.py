@@ -85,10 +85,10 @@ class Stopping:
         """
         if not self.judgement.both:
             trial.report(seen.auc, epoch)
-            if trial.should_prune():
-                return f"AUC {seen.auc:.3f} after {epoch + 1} epochs ({self.pruner})"
-        if epoch < WARM_UP_EPOCHS:
+        if epoch < WARM_UP_EPOCHS:  # Optuna would read the database to say the same
             return ""
+        if not self.judgement.both and trial.should_prune():
+            return f"AUC {seen.auc:.3f} after {epoch + 1} epochs ({self.pruner})"
         z = _value(seen.trajectory.get(self.judgement.quantity, ()), epoch)
         if self.largest is not None and z > self.largest:
             return f"divergence {z:.2f} after {epoch + 1} epochs"

@@ -119,6 +119,7 @@ class Sweep:
         if prune_divergence is not None:
             self.study.set_user_attr(SOUGHT, prune_divergence)
         self.tickets = Tickets(self.study, storage, heartbeat)
+        self._confounds = self.study.user_attrs.get("confounds_auc", math.nan)
         self._options = {"pruner": pruner, "prune_divergence": prune_divergence}
         # A seed of its own for each visit, or a study that goes on would draw its
         # first trials again.
@@ -295,8 +296,10 @@ class Sweep:
         )
         metrics = finished.result.metrics
         seen.end(metrics, TrialNull.of(plan, finished.result))
-        if "baseline/confounds_auc" in metrics:
-            self.study.set_user_attr("confounds_auc", metrics["baseline/confounds_auc"])
+        alone = metrics.get("baseline/confounds_auc", self._confounds)
+        if alone != self._confounds and math.isfinite(alone):  # once: all share people
+            self._confounds = alone
+            self.study.set_user_attr("confounds_auc", alone)
         self._constrain(trial, seen)
         values = self.judgement.values(seen.auc, seen.divergence)
         if not all(map(math.isfinite, values)):
@@ -319,8 +322,9 @@ class Sweep:
 
     def _constrain(self, trial: optuna.Trial, seen: Seen) -> None:
         """Say once whether the trial is allowed: Optuna takes no second answer."""
-        alone = self.study.user_attrs.get("confounds_auc", math.nan)
-        about = (seen.auc, seen.divergence, alone)
+        if math.isnan(self._confounds):  # another worker may know by now
+            self._confounds = self.study.user_attrs.get("confounds_auc", math.nan)
+        about = (seen.auc, seen.divergence, self._confounds)
         for name, far in self.judgement.constraints(*about).items():
             trial.set_constraint(name, far)
         if said := self.judgement.why_not(*about):
@@ -367,8 +371,9 @@ class Sweep:
         with suppress(TrackingError):
             tracker.log_tags(ended.tags())
         tracker.close(ended.status)
-        with suppress(TrackingError):  # a store that was away may be back
-            about["mlflow.run_id"] = tracker.run_id
+        if "mlflow.run_id" not in trial.user_attrs:
+            with suppress(TrackingError):  # a store that was away may be back
+                about["mlflow.run_id"] = tracker.run_id
         self.undelivered += tracker.undelivered
         self.where = tracker.where
         if ended.error == TAKEN_OVER:

@@ -324,7 +324,7 @@ class Delivery:
             "mlflow.source.name": sys.argv[0] or "interactive",
             "mlflow.source.type": "LOCAL",
         }
-        if commit := git_state()[0]:
+        if commit := start["tags"].get("spectral.git_commit") or git_state()[0]:
             tags["mlflow.source.git.commit"] = commit
         return store.client.create_run(
             experiment.experiment_id, tags=tags, run_name=start["name"] or None

@@ -9,7 +9,7 @@ import pytest
 from optuna.trial import TrialState
 
 from spectral_mlops.errors import InputError, UnknownNameError
-from spectral_mlops.sweeps import Sweep
+from spectral_mlops.sweeps import Sweep, stopping
 from spectral_mlops.sweeps.objective import Judgement
 from spectral_mlops.sweeps.seen import POINTS, Seen, thinned
 from spectral_mlops.sweeps.space_file import data_space
@@ -124,6 +124,7 @@ def test_a_trial_without_the_divergence_it_is_judged_by_failed(make):
 def test_a_pruned_trial_says_first_whether_it_is_allowed(make, monkeypatch):
     every = {"comparison": {"null_epochs": 3}}
     sweep = make(SPACE, every, objective="constrained", tau=-50.0)
+    monkeypatch.setattr(stopping, "WARM_UP_EPOCHS", 0)
     monkeypatch.setattr(optuna.Trial, "should_prune", lambda self: True)
     assert sweep.run_trial() == TrialState.PRUNED
     (trial,) = sweep.study.get_trials()

@@ -5,7 +5,7 @@ import pytest
 from optuna.trial import TrialState
 
 from spectral_mlops.errors import InputError, TrackingError
-from spectral_mlops.sweeps import Sweep
+from spectral_mlops.sweeps import Sweep, stopping
 from spectral_mlops.sweeps import sweep as module
 from spectral_mlops.sweeps.familywise import TrialNull
 from spectral_mlops.sweeps.space import MAX_DEPTH, suggest
@@ -111,6 +111,7 @@ def test_a_failed_trial_is_marked_and_the_study_goes_on(make, uri, monkeypatch):
 
 def test_a_pruned_trial_is_killed_and_keeps_its_divergence(make, uri, monkeypatch):
     sweep = make()
+    monkeypatch.setattr(stopping, "WARM_UP_EPOCHS", 0)
     monkeypatch.setattr(optuna.Trial, "should_prune", lambda self: self._last == 1)
     report = optuna.Trial.report
 
