@@ -67,7 +67,8 @@ def test_age_from_grey_matter(command, settings, uri):
     assert "accuracy" not in out
     (folder,) = Path("runs").iterdir()
     table = pd.read_table(folder / "predictions.tsv", dtype={"participant_id": str})
-    assert list(table.columns) == ["participant_id", "seed", "target", "predicted"]
+    columns = ["participant_id", "seed", "repeat", "target", "predicted"]
+    assert list(table.columns) == columns
     people = pd.read_table(settings_folder(folder) / "participants.tsv", index_col=0)
     np.testing.assert_allclose(table["target"], people["age"][table["participant_id"]])
     assert r2_score(table["target"], table["predicted"]) > 0.1

@@ -55,7 +55,7 @@ def study(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         study="search",
         storage=storage,
         runs=folder / "runs",
-        prune=False,
+        pruner="none",
     )
     for _ in range(TRIALS):
         sweep.run_trial()

@@ -7,6 +7,7 @@ stand-in never shadows the real image in the user's storage.
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,13 +20,13 @@ TOOLS = ("podman", "runc", "debootstrap", "apt-get")
 
 
 @pytest.fixture(scope="session")
-def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
+def podman() -> Iterator[Podman]:
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     if missing:
         pytest.skip(f"not installed: {', '.join(missing)}")
     if os.geteuid() != 0:
         pytest.skip("making a base image with debootstrap needs root")
-    podman = Podman(tmp_path_factory.mktemp("podman"))
+    podman = Podman(Path(tempfile.mkdtemp(prefix="podman-")))  # it wants a short path
     try:
         podman.start()
         podman.make_base()

@@ -113,7 +113,8 @@ def test_what_may_be_compared_is_said(stored):
         ("config.json", "{", "config.json is missing or damaged"),
         ("config.json", "[]", "config.json is damaged"),
         ("config.json", '{"trainning": {}}', "trainning"),
-        ("splits/splits.json", None, r"splits.json is missing or damaged"),
+        ("splits/splits.json", None, r"there is no splits/splits.json"),
+        ("splits/splits.json", "{", r"splits.json is missing or damaged"),
     ],
 )
 def test_a_folder_that_is_no_finished_run_is_refused(file, content, said, stored):

@@ -52,7 +52,7 @@ def made(small, uri, monkeypatch, request):
             study="tiny",
             storage=STORAGE,
             runs=Path("runs"),
-            prune=False,
+            pruner="none",
             heartbeat=2.0,
         )
         sweep.want(trials)

@@ -48,7 +48,8 @@ def training(metric):
     def run(plan, tracker, folder, *, name, tags, **settings):
         tracker.start(name, tags=tags)
 
-        return SimpleNamespace(result=SimpleNamespace(metrics={"final/auc": metric}))
+        result = SimpleNamespace(metrics={"final/auc": metric}, null=[])
+        return SimpleNamespace(result=result)
 
     return run
 

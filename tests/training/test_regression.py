@@ -378,7 +378,8 @@ def test_a_network_learns_it_and_says_so_in_years(finished):
     curve = [value for name, _, value in tracker.history if name == "val/mae"]
     assert metrics["best/val_mae"] == min(curve)
     table = pd.read_table(done.folder / "predictions.tsv")
-    assert list(table.columns) == ["participant_id", "seed", "target", "predicted"]
+    columns = ["participant_id", "seed", "repeat", "target", "predicted"]
+    assert list(table.columns) == columns
     rows = plan.cohort.rows(table["participant_id"])
     np.testing.assert_allclose(table["target"], plan.targets[rows])
     ids = list(plan.folds[0].validation_ids)

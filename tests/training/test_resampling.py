@@ -22,7 +22,7 @@ def intervals(parts, families=None):
     ids = {who for part in parts for who in part.ids}
     labels = dict.fromkeys(ids, "a")
     judged = [Judged("m", "validation", parts)]
-    return performance_table(judged, labels, 300, 0, families)
+    return performance_table(judged, labels, 300, 0, families=families)
 
 
 def test_twins_who_are_told_alike_are_as_uncertain_as_half_as_many_people():

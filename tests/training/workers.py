@@ -18,7 +18,7 @@ from spectral_mlops.training import assist, make_plan, read_plan, run
 from spectral_mlops.training.checkpoint import Checkpoints
 from spectral_mlops.training.distributed import Team, joined
 from spectral_mlops.training.fold import FoldRun
-from tests.cases import Gain
+from tests.networks import Gain
 from tests.training import toys
 
 assert toys.STEPS  # the import made the toy cohort known
