@@ -103,10 +103,9 @@ class Share:
                     rows=call.rows,
                 )
             )
-        for name, gradient in (
-            self.reaching.items() if recorder.arrivals.reaching else ()
-        ):
-            _add(recorder.arrivals.reaching, name, gradient)
+        if recorder.arrivals.reaching:  # it was asked for, and is whole
+            for name, gradient in self.reaching.items():
+                _add(recorder.arrivals.reaching, name, gradient)
         for totals, parts in (
             (recorder.arrivals.masked, self.masked),
             (replay.gradients, self.replayed),
