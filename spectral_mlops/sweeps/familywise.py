@@ -10,9 +10,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from spectral_mlops.inference.significance import Array, p_max_t, p_value
 from spectral_mlops.inference.upper_bound import upper_bound
-from spectral_mlops.training.loop import RunResult
 from spectral_mlops.training.outcome import outcome_of
 from spectral_mlops.training.plan import Plan
+from spectral_mlops.training.result import RunResult
 
 ATTRIBUTE = "null"
 DIGITS = 5

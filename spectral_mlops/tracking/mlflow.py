@@ -9,13 +9,13 @@ from pathlib import Path
 from spectral_mlops.errors import StoreAway, TrackingError
 from spectral_mlops.records import CohortSummary
 from spectral_mlops.tracking.delivery import Delivery, known_uri
+from spectral_mlops.tracking.entries import write_entries
 from spectral_mlops.tracking.pending import RECORDS
 from spectral_mlops.tracking.spool import Spool
 from spectral_mlops.tracking.spooled import (
     Notice,
     SpoolTracker,
     remove_empty,
-    write_entries,
 )
 from spectral_mlops.tracking.store import experiment_name, redacted, resolve_uri
 from spectral_mlops.tracking.uploader import Uploader

@@ -10,9 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from uuid import uuid4
 
 import pandas as pd
@@ -20,14 +19,22 @@ import pandas as pd
 from spectral_mlops.errors import TrackingError
 from spectral_mlops.records import CohortSummary, EpochRecord
 from spectral_mlops.tracking.base import Status, Tracker
+from spectral_mlops.tracking.entries import (
+    Entry,
+    File,
+    Plain,
+    Records,
+    aside,
+    record_id,
+    write_entries,
+)
 from spectral_mlops.tracking.metrics import KeyNames
 from spectral_mlops.tracking.pending import (
     build_part,
     remove_unrecorded,
-    write_pending,
 )
 from spectral_mlops.tracking.shards import KINDS, SCHEMA_VERSION
-from spectral_mlops.tracking.spool import FOLDER, Event, Spool, read_info, sync_file
+from spectral_mlops.tracking.spool import FOLDER, Event, Spool, read_info
 from spectral_mlops.tracking.writer import Writer
 
 PART = 10
@@ -38,75 +45,6 @@ SLOWEST = 16
 """At least every so many epochs are written, however much time it takes."""
 
 Notice = Callable[[str], None]
-
-
-def _id(record: EpochRecord) -> tuple[int, str, int, int]:
-    return record.epoch, record.source, record.fold, record.seed
-
-
-class _Entry(Protocol):
-    """Something logged that is not on the disk yet."""
-
-    @property
-    def points(self) -> int:
-        """How many points and files it is."""
-
-    def write(self, root: Path) -> tuple[int, str, dict[str, Any]]:
-        """Write its files, but not those of records, and return its event."""
-
-
-@dataclass(frozen=True)
-class _Plain:
-    """An event without a file."""
-
-    kind: str
-    body: dict[str, Any]
-    time: int = field(default_factory=lambda: int(time.time() * 1000))
-
-    @property
-    def points(self) -> int:
-        return Event(0, 0, self.kind, self.body, 0).points
-
-    def write(self, root: Path) -> tuple[int, str, dict[str, Any]]:
-        return self.time, self.kind, self.body
-
-
-@dataclass(frozen=True)
-class _Records:
-    """An epoch's records, the ``number``-th that were logged."""
-
-    records: list[EpochRecord]
-    part: str
-    number: int
-    time: int = field(default_factory=lambda: int(time.time() * 1000))
-
-    @property
-    def points(self) -> int:
-        return 1
-
-    def write(self, root: Path) -> tuple[int, str, dict[str, Any]]:
-        ids = [list(_id(record)) for record in self.records]
-        return self.time, "records", {"part": self.part, "records": ids}
-
-
-@dataclass(frozen=True)
-class _File:
-    """A file, table or image: one that lies in the run's folder, or is put there."""
-
-    kind: str
-    path: str
-    body: dict[str, Any]
-    content: bytes | None = None
-    time: int = field(default_factory=lambda: int(time.time() * 1000))
-    points: int = 1
-
-    def write(self, root: Path) -> tuple[int, str, dict[str, Any]]:
-        if self.content is not None:
-            target = root / self.path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(self.content)
-            sync_file(target)
-        return self.time, self.kind, {"path": self.path} | self.body
 
 
 @dataclass
@@ -172,30 +110,6 @@ class _Past:
                 self.images.add((body["key"], body["step"]))
             case "names":
                 self.names = body["names"]
-
-
-def write_entries(entries: list[_Entry], spool: Spool) -> int:
-    """Bring entries to the disk, in order; records of one part go into one file.
-
-    Returns:
-        How many points and files they are.
-
-    Raises:
-        OSError: If the disk did not take them; then the spool has none of them.
-    """
-    parts: dict[str, list[_Records]] = {}
-    for entry in entries:
-        if isinstance(entry, _Records):
-            parts.setdefault(entry.part, []).append(entry)
-    for part, some in parts.items():
-        records = [record for entry in some for record in entry.records]
-        write_pending(spool.root, part, some[0].number, records)
-    return spool.append([entry.write(spool.root) for entry in entries])
-
-
-def _aside(content: bytes, name: str) -> str:
-    """Return where in a run's folder a file from elsewhere is kept."""
-    return f"{FOLDER}/files/{sha256(content).hexdigest()[:16]}/{Path(name).name}"
 
 
 class _Pace:
@@ -281,7 +195,7 @@ class SpoolTracker(Tracker):
         self.folder = Path(folder or Path("runs") / FOLDER / made).absolute()
         self._notice = notice or logging.getLogger("spectral_mlops").warning
         self._spool: Spool | None = None
-        self._writer: Writer[_Entry] = Writer(self._bring, self._wrote)
+        self._writer: Writer[Entry] = Writer(self._bring, self._wrote)
         self._past = _Past()
         self._pace = _Pace()
         self._parts = "part-"
@@ -343,7 +257,7 @@ class SpoolTracker(Tracker):
             "cohort": None if cohort is None else asdict(cohort),
         }
         try:
-            self._put(_Plain("resume" if self.resumed else "start", body))
+            self._put(Plain("resume" if self.resumed else "start", body))
             if self._writer.waiting:
                 raise TrackingError(f"{self.folder} cannot be written: {self._full}.")
         except BaseException:
@@ -398,17 +312,17 @@ class SpoolTracker(Tracker):
         self, records: list[EpochRecord], metrics: dict[str, float], step: int
     ) -> None:
         past = self._past
-        new = [r for r in records if _id(r) not in past.ids]
+        new = [r for r in records if record_id(r) not in past.ids]
         if records:
             metrics = metrics | self._names.budget.due(self._costs(), step)
         fresh = {k: v for k, v in metrics.items() if (k, step) not in past.points}
         if new:
-            self._writer.add(_Records(new, self._part, past.count))
+            self._writer.add(Records(new, self._part, past.count))
             past.count += 1
         if fresh:
-            self._writer.add(_Plain("metrics", {"step": step, "metrics": fresh}))
+            self._writer.add(Plain("metrics", {"step": step, "metrics": fresh}))
         if (names := self._names.state()) != past.names:
-            self._writer.add(_Plain("names", {"names": names}))
+            self._writer.add(Plain("names", {"names": names}))
             past.names = names
         if past.count >= past.built + PART:
             self._end_part()
@@ -436,7 +350,7 @@ class SpoolTracker(Tracker):
     def _end_part(self) -> None:
         """Say that a part is whole; the next records open another."""
         kinds = list(KINDS)
-        self._writer.add(_Plain("part", {"part": self._part, "kinds": kinds}))
+        self._writer.add(Plain("part", {"part": self._part, "kinds": kinds}))
         self._past.count += -self._past.count % PART
         self._past.built = self._past.count
 
@@ -445,7 +359,7 @@ class SpoolTracker(Tracker):
             return
         text = frame.to_json(orient="split", index=False, date_format="iso")
         path = f"{FOLDER}/tables/{name}.json"
-        self._put(_File("table", path, {"name": f"{name}.json"}, text.encode()))
+        self._put(File("table", path, {"name": f"{name}.json"}, text.encode()))
 
     def _log_file(self, path: Path, folder: str) -> None:
         self._put(self._lying(path, "file", {"folder": folder}))
@@ -455,28 +369,28 @@ class SpoolTracker(Tracker):
             self._put(self._lying(path, "image", {"key": key, "step": step}))
 
     def _log_tags(self, tags: dict[str, str]) -> None:
-        self._writer.add(_Plain("tags", {"tags": tags}))
+        self._writer.add(Plain("tags", {"tags": tags}))
         self._heed(self._writer.hand_over())
 
     def _log_text(self, text: str, name: str) -> None:
         folder = str(Path(name).parent)
         folder = "" if folder == "." else folder
         content = text.encode()
-        self._put(_File("file", _aside(content, name), {"folder": folder}, content))
+        self._put(File("file", aside(content, name), {"folder": folder}, content))
 
-    def _lying(self, path: Path, kind: str, body: dict[str, Any]) -> _File:
+    def _lying(self, path: Path, kind: str, body: dict[str, Any]) -> File:
         """Return the entry of a file; one from elsewhere is put aside."""
         own = path.absolute()
         if own.is_relative_to(self.folder):
-            return _File(kind, own.relative_to(self.folder).as_posix(), body)
+            return File(kind, own.relative_to(self.folder).as_posix(), body)
         content = path.read_bytes()
-        return _File(kind, _aside(content, path.name), body, content)
+        return File(kind, aside(content, path.name), body, content)
 
-    def _put(self, *entries: _Entry) -> None:
+    def _put(self, *entries: Entry) -> None:
         self._writer.add(*entries)
         self._settle()
 
-    def _bring(self, entries: list[_Entry]) -> int:
+    def _bring(self, entries: list[Entry]) -> int:
         return write_entries(entries, self.spool)
 
     def _settle(self) -> None:
@@ -498,7 +412,7 @@ class SpoolTracker(Tracker):
     def _close(self, status: Status) -> None:
         if self._past.count > self._past.built:
             self._end_part()
-        self._put(_Plain("end", {"status": status}))
+        self._put(Plain("end", {"status": status}))
         self._writer.end()
         self._deliver()
         self.spool.close()

@@ -13,9 +13,9 @@ import pandas as pd
 from spectral_mlops.cohorts import crossfit_probes
 from spectral_mlops.errors import InputError
 from spectral_mlops.inference.crossfit import combine_folds
-from spectral_mlops.training.loop import RunResult
 from spectral_mlops.training.outcome import p_text
 from spectral_mlops.training.plan import Plan, draw_folds, strata_of
+from spectral_mlops.training.result import RunResult
 
 
 def crossfit_plans(plan: Plan, parts: int) -> list[Plan]:

@@ -5,32 +5,30 @@ are averaged relabelling by relabelling before z is formed (`networks`).
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
-from spectral_mlops.cohorts import Adjustment, FeatureScaler
 from spectral_mlops.inference.comparison import (
     Comparison,
     headline,
     to_divergences,
 )
 from spectral_mlops.monitor import EpochSpectra
-from spectral_mlops.records import Direction, Divergence, EpochRecord, Influence
-from spectral_mlops.report.angles import RelabelledAngle
+from spectral_mlops.records import EpochRecord
 from spectral_mlops.schedule import NullEpochs
 from spectral_mlops.tracking import Tracker
 from spectral_mlops.tracking.metrics import safe_name
-from spectral_mlops.tracking.profiles import PROFILES
 from spectral_mlops.training.baselines import baseline_metrics, judge
 from spectral_mlops.training.checkpoint import Checkpoints
 from spectral_mlops.training.controls import Controls
 from spectral_mlops.training.distributed import Team
 from spectral_mlops.training.effects import effects_table
+from spectral_mlops.training.epoch_metrics import epoch_metrics, means_of, per_group
 from spectral_mlops.training.fold import FoldRun
 from spectral_mlops.training.history import History
 from spectral_mlops.training.networks import (
@@ -41,9 +39,8 @@ from spectral_mlops.training.networks import (
     start_networks,
 )
 from spectral_mlops.training.outcome import outcome_of
-from spectral_mlops.training.performance import Said
 from spectral_mlops.training.plan import Plan
-from spectral_mlops.training.task import TargetScale
+from spectral_mlops.training.result import RunResult
 from spectral_mlops.training.trajectories import trajectory_table
 from spectral_mlops.training.trends import compare_everyone, only, trend_table
 from spectral_mlops.training.verdict import controls_table, verdict_of
@@ -53,85 +50,6 @@ Progress = Callable[[str, int, int], None]
 
 UNTRAINED = -1
 """Epoch of what the probe shows before training."""
-
-
-@dataclass(frozen=True, eq=False)
-class RunResult:
-    """What a run found.
-
-    Attributes:
-        metrics: Final numbers, ``final/…``; NaN where there is no probe. Where a budget
-            decided it, ``cost/null_every``: every so many epochs had a null. With
-            patience, ``final/epochs``: how many were run.
-        last_epoch: Records of the last epoch's watched batches, all networks.
-        divergences: On the probe at the chosen checkpoints, averaged over seeds, then
-            folds; from the last epoch's training batches where there is no probe.
-        networks: Fold and seed of each network, fold by fold; what follows ``of each
-            network`` is in this order.
-        validation: Out-of-fold predictions at the chosen checkpoints, of each seed.
-        groups: How well each group's validation people are predicted
-            (`Said.per_group`), means over seeds.
-        headline: Validation AUC of each network; R² where a number is predicted.
-        best_epochs: The checkpoint chosen by validation loss, of each network.
-        additivity: Largest relative gap between the sum over groups and what
-            reached a parameter, on the first watched batch of every network.
-        weights: State dict of the chosen checkpoint, of each network.
-        scalers: What each fold's features were scaled with before the network.
-        adjustments: What was taken out of each fold's features before that.
-        targets: In what each fold's network learned the target, if it is a number.
-        init: On the probe at the untrained networks, averaged like ``divergences``.
-        controls: What the primary outcome was held against (`controls_table`), if
-            it was.
-        verdict: What the primary outcome means, and what the controls leave of it;
-            empty where there is no probe.
-        trajectories: Epochs of the probe adjusted over epochs and layers, and their
-            clusters (`trajectory_table`).
-        trends: How far groups' ranks and norms are apart there (`trend_table`).
-        directions: Of the first layer at chosen epochs, all networks.
-        angles: Between groups there, under the relabellings of the probe.
-        influence: Of each group's steps on each group's loss, all epochs and networks.
-        effects: Size of the differences on the probe at a fixed number of people
-            (`effects_table`).
-        null: Every final statistic on the probe under every relabelling of everyone,
-            averaged like ``divergences``; empty where there is no probe.
-        null_pairs: The same with relabellings of each pair's people alone, where that
-            is not the same.
-        coverage: How every parameter of each network is watched (`CoverageRow`).
-        gaps: Relative gap of each parameter (see ``additivity``), columns ``fold,
-            seed, parameter, gap``.
-        history: Curves and mean spectra.
-        performance: Of the networks and of simple models, with intervals
-            (`intervals.performance_table`).
-    """
-
-    metrics: dict[str, float]
-    last_epoch: list[EpochRecord]
-    divergences: list[Divergence]
-    networks: list[tuple[int, int]]
-    validation: list[Said]
-    groups: pd.DataFrame
-    headline: list[float]
-    best_epochs: list[int]
-    additivity: float
-    weights: list[dict[str, torch.Tensor]]
-    scalers: list[FeatureScaler]
-    init: list[Divergence]
-    controls: pd.DataFrame | None
-    verdict: str
-    trajectories: pd.DataFrame = field(default_factory=pd.DataFrame)
-    trends: pd.DataFrame = field(default_factory=pd.DataFrame)
-    directions: list[Direction] = field(default_factory=list)
-    angles: list[RelabelledAngle] = field(default_factory=list)
-    influence: list[Influence] = field(default_factory=list)
-    effects: pd.DataFrame = field(default_factory=pd.DataFrame)
-    null: list[Comparison] = field(default_factory=list)
-    null_pairs: list[Comparison] = field(default_factory=list)
-    coverage: pd.DataFrame = field(default_factory=pd.DataFrame)
-    gaps: pd.DataFrame = field(default_factory=pd.DataFrame)
-    history: History = field(default_factory=History)
-    performance: pd.DataFrame = field(default_factory=pd.DataFrame)
-    adjustments: list[Adjustment] = field(default_factory=list)
-    targets: list[TargetScale] = field(default_factory=list)
 
 
 class _EpochOfNetworks:
@@ -215,7 +133,7 @@ def train(
         if ending:
             last = [r for r in shown.to_records() if r.source == "train"]
         losses = [loss for _, loss in trained]
-        metrics = _epoch_metrics(plan, losses, by_seed(networks, said), said)
+        metrics = epoch_metrics(plan, losses, by_seed(networks, said), said)
         metrics |= _headlines(plan, together, "divergence/{}")
         if epoch == 0:
             metrics |= _null_cost(null_epochs)
@@ -308,11 +226,11 @@ def _finish(
     predicted = [p for one in networks if (p := one.predict_probe()) is not None]
     validation = by_seed(networks, said)
     over_folds = np.std(np.mean(by_fold(networks, headlines), axis=1))
-    metrics |= _means(said, measures.overall, "final/")
+    metrics |= means_of(said, measures.overall, "final/")
     metrics[f"final/{measures.headline}_sd"] = float(over_folds)
-    metrics |= _means(validation, ["loss"], "final/")
+    metrics |= means_of(validation, ["loss"], "final/")
     if predicted:
-        metrics |= _means(predicted, [*measures.judged, "loss"], "final/probe_")
+        metrics |= means_of(predicted, [*measures.judged, "loss"], "final/probe_")
     performance = judge(plan, said, predicted)
     metrics |= baseline_metrics(performance, measures.judged)
     gaps = [max((x.monitor.additivity or {"": np.nan}).values()) for x in networks]
@@ -344,7 +262,7 @@ def _finish(
         divergences=[x for x in divergences if x.grouping == plan.primary],
         networks=[(one.number, one.seed) for one in networks],
         validation=validation,
-        groups=_per_group(plan, validation),
+        groups=per_group(plan, validation),
         headline=headlines,
         best_epochs=[one.best_epoch for one in networks],
         additivity=metrics["final/additivity"],
@@ -414,12 +332,6 @@ def _on_probe(
     return _OnProbe(together, together, everyone, trends)
 
 
-def _means(said: list[Said], names: Sequence[str], prefix: str) -> dict[str, float]:
-    """Mean over networks of each number."""
-    values = {name: [getattr(one, name) for one in said] for name in names}
-    return {f"{prefix}{name}": float(np.mean(x)) for name, x in values.items()}
-
-
 def _spread(
     plan: Plan, networks: list[FoldRun], probed: _OnProbe, headlines: list[float]
 ) -> dict[str, float]:
@@ -449,44 +361,6 @@ def _null_cost(null_epochs: NullEpochs) -> dict[str, float]:
 
 def _groups(comparisons: list[Comparison]) -> set[str]:
     return {group for item in comparisons for group in (item.group_a, item.group_b)}
-
-
-def _per_group(plan: Plan, validation: list[Said]) -> pd.DataFrame:
-    """How well each group's people are predicted, means over seeds."""
-    tables = []
-    for said in validation:
-        labels = plan.labels(plan.cohort.rows(said.ids))[plan.primary]
-        tables.append(said.per_group(labels))
-    repeats = len(validation[0].ids) // len({*validation[0].ids})
-    numbers = tables[0].columns.drop(["group", "n"])
-    means = {name: np.mean([t[name] for t in tables], axis=0) for name in numbers}
-    return tables[0].assign(n=tables[0]["n"] // repeats, **means)
-
-
-def _epoch_metrics(
-    plan: Plan,
-    losses: list[float],
-    validation: list[Said],
-    said: list[Said],
-) -> dict[str, float]:
-    """Loss and the like of one epoch: means over networks; per group, over people."""
-    table = _per_group(plan, validation).set_index("group").drop("all")
-    groups: dict[str, dict[str, float]] = table.to_dict("index")  # type: ignore[assignment]
-    measures = plan.task.measures
-    metrics = {"train/loss": float(np.mean(losses))}
-    metrics |= _means(said, ["loss", *measures.overall], "val/")
-    profile, names = PROFILES.get(plan.config.tracking.profile), dict[str, str]()
-    for group in groups:
-        names[group] = safe_name(group, names.values())
-    largest = table["n"].nlargest(profile.charted_groups).index
-    for curve in (name for name in profile.group_curves if name in measures.groups):
-        for group in (group for group in groups if group in largest):
-            value = groups[group][measures.groups[curve]]
-            # of one class the balanced accuracy is the recall, which has its own key
-            double = curve == "bacc" and np.isfinite(groups[group]["recall"])
-            if np.isfinite(value) and not double:
-                metrics[f"val_{curve}/{names[group]}"] = value
-    return metrics
 
 
 def _coverage(networks: list[FoldRun]) -> pd.DataFrame:

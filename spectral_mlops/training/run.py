@@ -24,10 +24,11 @@ from spectral_mlops.training.checkpoint import Checkpoints
 from spectral_mlops.training.directions import leave_directions
 from spectral_mlops.training.distributed import Team
 from spectral_mlops.training.images import leave_images
-from spectral_mlops.training.loop import OnEpoch, Progress, RunResult, train
+from spectral_mlops.training.loop import OnEpoch, Progress, train
 from spectral_mlops.training.optimisation import check_precision
 from spectral_mlops.training.performance import Said
 from spectral_mlops.training.plan import Plan
+from spectral_mlops.training.result import RunResult
 
 LEFT = (
     "predictions.tsv",

@@ -149,13 +149,13 @@ def make(small):
 
 def test_every_epoch_that_is_compared_is_of_all_folds(make, monkeypatch):
     """Also of folds whose own training has stopped."""
-    formed, means = loop._epoch_metrics, []
+    formed, means = loop.epoch_metrics, []
 
     def watching(plan, losses, validation, said):
         means.append((len(said), float(np.mean([x.auc for x in said]))))
         return formed(plan, losses, validation, said)
 
-    monkeypatch.setattr(loop, "_epoch_metrics", watching)
+    monkeypatch.setattr(loop, "epoch_metrics", watching)
     sweep = make({"epochs": 6, "folds": 2, "patience": 1})
     assert sweep.run_trial() == TrialState.COMPLETE
     (trial,) = sweep.study.get_trials()
