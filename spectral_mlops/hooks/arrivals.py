@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
 from spectral_mlops.hooks.autocast import without_autocast
@@ -13,6 +14,7 @@ from spectral_mlops.hooks.replay import (
     RUNNING,
     Anchor,
     ByGroup,
+    Reached,
     pull_by_group,
     will_execute,
 )
@@ -188,26 +190,34 @@ class Arrivals:
         """Turn one call's adjoints into rows, while the layer is as it was."""
         assert call.site.rule is not None
         device = next(x for x in adjoints if x is not None).device
-        axis = call.site.batch_dim
         with torch.no_grad(), without_autocast(device.type):
             found = call.site.rule.rows(
-                call.site.module,
-                Call(
-                    call.given,
-                    adjoints,
-                    self._batch_dim if axis is None else axis,
-                    call.training,
-                    call.state,
-                    call.random,
-                    call.precision,
-                    inner,
-                    None if call.inside is None else call.inside.kept,
-                ),
+                call.site.module, self._told(call, adjoints, inner)
             )
         parts = {"": found} if isinstance(found, Contributions) else found
         for part, rows in parts.items():
             before = call.rows.get(part)
             call.rows[part] = rows if before is None else before.plus(rows)
+
+    def _told(
+        self,
+        call: Watched,
+        adjoints: tuple[Tensor | None, ...],
+        inner: Tensor | None = None,
+    ) -> Call:
+        """Return the call as its rule sees it."""
+        axis = call.site.batch_dim
+        return Call(
+            call.given,
+            adjoints,
+            self._batch_dim if axis is None else axis,
+            call.training,
+            call.state,
+            call.random,
+            call.precision,
+            inner,
+            None if call.inside is None else call.inside.kept,
+        )
 
     def _pull(
         self, call: Watched, i: int, outputs: int, anchor: Anchor, gradient: Tensor
@@ -215,11 +225,18 @@ class Arrivals:
         """Pull one adjoint back to the layer's parameters, group by group."""
         if not self._counts(call):
             return
-        first = 0 if getattr(call.site.module, "batch_first", False) else 1
-        axis = 1 if i else first  # of last states, of the output
+        rule = call.site.rule
+        assert rule is not None
+        if not call.rows:
+            with torch.no_grad(), without_autocast(gradient.device.type):
+                call.rows |= rule.known(call.site.module, self._told(call, ()))
+        packed = isinstance(call.given["input"], PackedSequence)
+        output = 0 if packed or getattr(call.site.module, "batch_first", False) else 1
+        axis = 1 if i else output  # of last states, of the output
+        owner = packed_samples(call.given["input"]) if packed and not i else None
         with RUNNING.begin(self._survey.model, gradient.device):
             pull_by_group(
-                [(anchor, anchor.onto_base(gradient), axis)],
+                [Reached(anchor, anchor.onto_base(gradient), axis, owner)],
                 trained_parameters(call.site),
                 call.labelling,
                 self.masked,
@@ -234,3 +251,10 @@ class Arrivals:
         fresh = gradient.detach()
         fresh = fresh.to_dense() if fresh.is_sparse else fresh
         self.reaching[name] = fresh.clone() if total is None else total + fresh
+
+
+def packed_samples(given: PackedSequence) -> Tensor:
+    """Return the sample behind each row of packed sequences, on the CPU."""
+    order = given.sorted_indices
+    places = torch.cat([torch.arange(int(n)) for n in given.batch_sizes])
+    return places if order is None else order.cpu()[places]

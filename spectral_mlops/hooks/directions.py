@@ -94,7 +94,7 @@ def leading_directions(
             chosen = list(_chosen(rows, people, grouping, group))
             one_hot = any(call.entries() is not None for call in chosen)
             for quantity in QUANTITIES[: 1 if one_hot else None]:
-                if quantity not in quantities:
+                if quantity not in quantities or quantity not in chosen[0].known:
                     continue
                 leading, status = _leading(chosen, quantity, k)
                 vectors = leading.vectors.cpu().numpy().astype(np.float32)

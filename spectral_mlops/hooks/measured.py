@@ -234,9 +234,12 @@ def measured_layer(
     layer: LayerRows, wanted: Wanted, elsewhere: bool
 ) -> Iterator[Measured]:
     """Yield the names under which one layer is measured."""
-    quantities = tuple(q for q in wanted.quantities if q != "gradient" or not elsewhere)
     first = layer.calls[0][1]
+    own_gradient = [q for q in wanted.quantities if q != "gradient" or not elsewhere]
+    quantities = tuple(q for q in own_gradient if q in first.known)
     if not isinstance(first, Rows):
+        if not quantities:
+            return
         yield Unpaired(layer, quantities, wanted.patches)
         return
     own = tuple(q for q in quantities if q != "activation")

@@ -6,6 +6,7 @@ says so.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -68,8 +69,9 @@ def keep_layers(
         for item in measured_layer(layer, wanted, layer.layer in elsewhere)
     }
     for matrix in lone:
-        reasons = {"gradient": NO_PEOPLE}
-        kept[matrix.parameter] = KeptLayer(matrix.parameter, {}, reasons)
+        name = matrix.parameter
+        known = kept.get(name, KeptLayer(name, {}, {}))  # of A, where Δ is hidden
+        kept[name] = replace(known, reasons={**known.reasons, "gradient": NO_PEOPLE})
     return kept
 
 

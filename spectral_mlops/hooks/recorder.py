@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
-from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
 from spectral_mlops.errors import CaptureError
@@ -268,9 +267,6 @@ class Recorder:
         """Say why a call cannot be seen as rows of samples, if so: it is replayed."""
         assert site.rule is not None
         n, x = self.labelling.size, first(given)
-        hidden = site.rule.hidden(site.module, given)
-        if hidden and isinstance(x, PackedSequence):
-            return hidden
         if complex_:
             return "has complex numbers"
         axis = self._batch_dim if site.batch_dim is None else site.batch_dim

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -135,6 +135,31 @@ class Anchor:
         return masked
 
 
+class Reached(NamedTuple):
+    """An adjoint that is pulled back group by group.
+
+    Attributes:
+        anchor: Where its tensor stands in the graph.
+        adjoint: What reached it there.
+        axis: Its batch axis.
+        owner: Sample of each place on that axis (of packed sequences); as many
+            consecutive places of each if not given.
+    """
+
+    anchor: Anchor
+    adjoint: Tensor
+    axis: int
+    owner: Tensor | None = None
+
+    def masked(self, samples: Tensor, size: int) -> Tensor:
+        """Return the adjoint, zero but for some of ``size`` samples."""
+        if self.owner is None:
+            places = unfold(samples, self.anchor.shape[self.axis] // size)
+        else:
+            places = torch.isin(self.owner, samples).nonzero().squeeze(1)
+        return self.anchor.mask(self.adjoint, self.axis, places)
+
+
 @dataclass(eq=False)
 class _Output:
     """One tensor that the model returned."""
@@ -237,7 +262,7 @@ class Replay:
             (self.checked, self.second),
         ):
             if parameters:
-                reached = [(output.anchor, adjoint, axis)]
+                reached = [Reached(output.anchor, adjoint, axis)]
                 pull_by_group(reached, parameters, output.labelling, totals)
 
     def _counts(self) -> bool:
@@ -297,7 +322,7 @@ def will_execute(node: Any) -> bool:
 
 
 def pull_by_group(
-    outputs: Sequence[tuple[Anchor, Tensor, int]],
+    outputs: Sequence[Reached],
     parameters: Mapping[str, nn.Parameter],
     labelling: Labelling,
     totals: ByGroup,
@@ -305,26 +330,17 @@ def pull_by_group(
     """Pull adjoints back to parameters, one group of samples at a time.
 
     Args:
-        outputs: Of the same call: where each stands in the graph, what reached it
-            there, and its batch axis.
+        outputs: Of the same call.
         parameters: By name.
         labelling: Of the samples; an axis may hold several rows of each.
         totals: What is found is added here.
     """
     for grouping, groups in labelling.groupings.items():
         for group, samples in groups.items():
-            masked = [
-                anchor.mask(
-                    adjoint,
-                    axis,
-                    unfold(samples, anchor.shape[axis] // labelling.size),
-                )
-                for anchor, adjoint, axis in outputs
-            ]
             found = torch.autograd.grad(
-                [anchor.edge for anchor, _, _ in outputs],
+                [reached.anchor.edge for reached in outputs],
                 list(parameters.values()),
-                masked,
+                [reached.masked(samples, labelling.size) for reached in outputs],
                 retain_graph=True,
                 allow_unused=True,
             )

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from spectral_mlops.errors import CaptureError
+from spectral_mlops.records import QUANTITIES, Quantity
 
 MAX_BYTES = 2**30
 """Size of a factor above which it is refused, unless asked for."""
@@ -55,6 +56,9 @@ class Contributions(ABC):
 
 class Factored(Contributions):
     """Contributions to a matrix that is a product of two factors."""
+
+    known: tuple[Quantity, ...] = QUANTITIES
+    """What its rows say."""
 
     @property
     @abstractmethod
@@ -194,6 +198,69 @@ class Rows(Factored):
     def factors(self, max_bytes: int = MAX_BYTES) -> tuple[Tensor, Tensor]:
         """The rows themselves."""
         return self.activation, self.adjoint
+
+
+@dataclass(frozen=True, eq=False)
+class InputRows(Factored):
+    """The rows of A of a call whose adjoints nobody can see.
+
+    Attributes:
+        rows: The activation, and an adjoint that stands for its shape alone.
+        why: Why the adjoints are not known.
+    """
+
+    rows: Rows
+    why: str
+    known: tuple[Quantity, ...] = ("activation",)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def choose(self, samples: Tensor) -> Self:
+        """See `Contributions`."""
+        return replace(self, rows=self.rows.choose(samples))
+
+    def fold(self, k: int) -> Self:
+        """See `Contributions`."""
+        return replace(self, rows=self.rows.fold(k))
+
+    def plus(self, later: Self) -> Self:
+        """The same rows: further backward passes bring adjoints."""
+        return self
+
+    def gradients(self) -> dict[str, Tensor]:
+        """None: they are pulled back by group."""
+        return {}
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(d_in, d_out)``."""
+        return self.rows.shape
+
+    def activation_rows(self, patches: bool = False) -> Tensor:
+        """Shape ``[1, N, S, d_in]``."""
+        return self.rows.activation_rows(patches)
+
+    def adjoint_rows(self) -> Tensor:
+        """Refused."""
+        raise CaptureError(self.why)
+
+    def row_counts(self, side: str) -> Tensor:
+        """``S`` for every sample, less its padding."""
+        return self.rows.row_counts(side)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the activation."""
+        return self.rows.activation.nbytes
+
+    def matrices(self) -> Tensor:
+        """Refused."""
+        raise CaptureError(self.why)
+
+    def factors(self, max_bytes: int = MAX_BYTES) -> tuple[Tensor, Tensor]:
+        """Refused."""
+        raise CaptureError(self.why)
 
 
 @dataclass(frozen=True, eq=False)

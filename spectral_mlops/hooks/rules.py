@@ -160,6 +160,13 @@ class RowRule(ABC):
         """
         return ""
 
+    def known(self, layer: Any, call: Call) -> dict[str, Contributions]:
+        """Return what is known without adjoints of a call that cannot be seen into.
+
+        By part; usually `InputRows` of the parts next to the layer's input.
+        """
+        return {}
+
     def inner(
         self, layer: Any, given: Mapping[str, Any], returned: Sequence[Tensor]
     ) -> Inner | None:

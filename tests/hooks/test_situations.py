@@ -13,7 +13,7 @@ from spectral_mlops.hooks import recorder
 from spectral_mlops.hooks.layers import attention
 from tests.cases import build
 from tests.hooks.conftest import LABELS, everything_in, hooks_on, loss_of, trained
-from tests.networks import Bare, Checkpointed, Folded, Gain, Recurrent
+from tests.networks import Bare, Checkpointed, Folded, Gain
 
 
 def network() -> nn.Module:
@@ -454,34 +454,6 @@ def test_labels_that_are_no_single_values():
     for labels in ([["a"], ["b"]], [{"a": 1}, {"b": 2}], torch.ones(2, 2), [{1}, {2}]):
         with pytest.raises(InputError, match="not a single value"):
             capture(network(), labels)
-
-
-# -- what no rule can see into -----------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
-@pytest.mark.parametrize("batch_first", [False, True])
-def test_hidden_dropout_is_pulled_back_by_group(kind, batch_first, monkeypatch):
-    """As under cuDNN, which draws its masks where nobody sees them."""
-    from spectral_mlops.hooks.layers.recurrent import RecurrentRule
-
-    monkeypatch.setattr(RecurrentRule, "hidden", lambda *_: "hides its dropout")
-    torch.manual_seed(7)
-    model = Recurrent(kind, num_layers=2, dropout=0.5, batch_first=batch_first).double()
-    x, lengths = torch.randn(7, 6, 3).double(), torch.ones(7)
-    with capture(model, LABELS) as captured:
-        torch.manual_seed(8)
-        loss_of(model(x, lengths)).backward()
-    table = {row.parameter: row for row in captured.coverage()}
-    row = table["rnn.weight_hh_l1"]
-    assert (row.method, row.split, row.why) == ("replay", "row", "hides its dropout")
-    assert max(captured.additivity_error().values()) < 1e-10
-    mask = torch.tensor([label == "a" for label in LABELS])
-    torch.manual_seed(8)
-    loss = loss_of(model(x, lengths), mask)
-    gradients = torch.autograd.grad(loss, list(model.parameters()))
-    for name, gradient in zip(trained(model), gradients, strict=True):
-        torch.testing.assert_close(captured.group_gradients()["a"][name], gradient)
 
 
 # -- passes that end elsewhere -----------------------------------------------------

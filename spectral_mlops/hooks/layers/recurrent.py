@@ -16,6 +16,9 @@ Every direction of every layer is two maps, three with a projection:
 * ``weight_hr_*``: A is the LSTM's state before projection, Δ the adjoint after it.
 
 Steps past the end of a shorter sequence are rows of zeros.
+
+cuDNN draws its dropout between layers where nobody sees it. Gradients are then pulled
+back by group; of the first layer, which stands below all dropout, A is known.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +31,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from spectral_mlops.hooks.layers.cells import BACK, Adjoints, Run
-from spectral_mlops.hooks.rows import Contributions, Rows
+from spectral_mlops.hooks.rows import Contributions, InputRows, Rows
 from spectral_mlops.hooks.rules import Call, RowRule, register_rows
 
 GATES = {
@@ -36,6 +39,12 @@ GATES = {
     nn.GRU: ("reset", "update", "new"),
     nn.LSTM: ("input", "forget", "cell", "output"),
 }
+
+
+HIDDEN = (
+    "cuDNN hides the dropout between layers: gradients by group, and of factors the "
+    "first layer's activation alone"
+)
 
 
 @register_rows(nn.RNN, nn.GRU, nn.LSTM)
@@ -70,11 +79,26 @@ class RecurrentRule(RowRule):
         x = given["input"]
         data = x.data if isinstance(x, PackedSequence) else x
         fused = data.is_cuda and torch.backends.cudnn.enabled
-        return (
-            "cuDNN hides the dropout between layers"
-            if fused and self.draws(layer)
-            else ""
-        )
+        return HIDDEN if fused and self.draws(layer) else ""
+
+    def known(self, layer: Any, call: Call) -> dict[str, Contributions]:
+        """Go up through the first layer."""
+        x, lengths = _time_first(layer, call, call.given["input"])
+        samples = _Samples(lengths, len(x))
+        first = _first_states(layer, call, call.given.get("hx"), x)
+        found: dict[str, Contributions] = {}
+        for way in _up(layer, call, samples, x, first, [], levels=1):
+            for kind, a in (("ih", way.input), ("hh", way.before)):
+                name = f"weight_{kind}{way.suffix}"
+                shape = (x.shape[1], x.shape[0], len(way.weights[kind]))
+                rows = Rows(
+                    samples.inside(a).transpose(0, 1),
+                    x.new_zeros(()).expand(shape),
+                    weight=name,
+                    taken=samples.taken(),
+                )
+                found[name] = InputRows(rows, HIDDEN)
+        return found
 
     def rows(self, layer: Any, call: Call) -> dict[str, Contributions]:
         """Go up through the layers for the states, and down for the adjoints."""
@@ -83,8 +107,7 @@ class RecurrentRule(RowRule):
         samples = _Samples(lengths, len(x))
         first = _first_states(layer, call, given.get("hx"), x)
         masks = _dropout_masks(layer, call, given["input"], x.dtype)
-        with torch.backends.cudnn.flags(enabled=False):
-            passes = _up(layer, call, samples, x, first, masks)
+        passes = _up(layer, call, samples, x, first, masks)
         output, *ends = _adjoints(layer, call, x)
         ways = 2 if layer.bidirectional else 1
         found: dict[str, Contributions] = {}
@@ -123,6 +146,11 @@ class _Pass:
     weights: Mapping[str, Tensor]
     biases: Mapping[str, Tensor]
 
+    @property
+    def before(self) -> Tensor:
+        """Hidden state before each step, ``[T, N, H]``."""
+        return torch.cat([self.first[0].unsqueeze(0), self.states[:-1]])
+
     def run(
         self, samples: "_Samples", from_above: Tensor, ends: Sequence[Tensor]
     ) -> Run:
@@ -135,7 +163,7 @@ class _Pass:
             cell_adjoint = samples.at_end(blank, ends[1])
         return Run(
             input=self.input,
-            before=torch.cat([self.first[0].unsqueeze(0), self.states[:-1]]),
+            before=self.before,
             adjoint=samples.at_end(from_above, ends[0]),
             cell=self.first[1] if len(self.first) > 1 else None,
             cell_adjoint=cell_adjoint,
@@ -151,18 +179,30 @@ def _up(
     x: Tensor,
     first: list[Tensor],
     masks: list[Tensor],
+    levels: int | None = None,
 ) -> list[_Pass]:
-    """Compute the states of every layer and direction, in the order of suffixes."""
+    """Compute the states of layers and directions, in the order of suffixes.
+
+    Args:
+        layer: The module.
+        call: Its call.
+        samples: Lengths of its sequences.
+        x: Its input, ``[T, N, d]``.
+        first: First states.
+        masks: Dropout between layers; none if empty.
+        levels: The number of layers to go up through; all of them by default.
+    """
     passes: list[_Pass] = []
     suffixes = iter(_suffixes(layer))
     below = x
-    for level in range(layer.num_layers):
+    for level in range(layer.num_layers if levels is None else levels):
         after = []
         for way in range(2 if layer.bidirectional else 1):
             suffix, states = next(suffixes), [state[len(passes)] for state in first]
             steps = samples.reversed(below) if way else below
             weights, biases = _weights(layer, call, suffix)
-            h = _states(layer, steps, states, weights, biases)
+            with torch.backends.cudnn.flags(enabled=False):
+                h = _states(layer, steps, states, weights, biases)
             passes.append(_Pass(suffix, steps, states, h, weights, biases))
             after.append(samples.reversed(h) if way else h)
         below = torch.cat(after, -1)
