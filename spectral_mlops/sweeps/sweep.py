@@ -33,8 +33,9 @@ from spectral_mlops.sweeps.draw import (
 from spectral_mlops.sweeps.ended import TAKEN_OVER, Ended, TakenOver, said
 from spectral_mlops.sweeps.familywise import TrialNull
 from spectral_mlops.sweeps.objective import Judgement
-from spectral_mlops.sweeps.recipe import Recipe, known_store
+from spectral_mlops.sweeps.recipe import Recipe, kept_recipe, known_store
 from spectral_mlops.sweeps.reconcile import Reconciled, reconcile
+from spectral_mlops.sweeps.same import check_same, check_settings, people_of, search_of
 from spectral_mlops.sweeps.seen import Seen
 from spectral_mlops.sweeps.space import Space, built_in
 from spectral_mlops.sweeps.space_file import MAY_VARY, Objective
@@ -66,8 +67,8 @@ class Sweep:
 
     Raises:
         InputError: If the space cannot be used, if there is no divergence to judge
-            by, or if the study was made with other people, another space or another
-            objective.
+            by, or if the study was made with other people, other settings, another
+            space or another objective.
     """
 
     def __init__(
@@ -90,6 +91,8 @@ class Sweep:
             raise InputError(
                 "MLFLOW_RUN_ID is set, and every trial is a run of its own: unset it."
             )
+        if (recipe := kept_recipe(study, storage)) is not None:
+            check_settings(study, recipe, config)
         if config.training.task != "classification":
             raise InputError(
                 f"training.task='{config.training.task}': sweeps search for AUC, which "
@@ -114,13 +117,15 @@ class Sweep:
         self.where = ""
         rules = self.stopping.of_optuna()
         self.study = open_study(study, storage, self.judgement, rules)
-        self._same("people", self._people())
-        self._same("search", self._search())
+        check_same(self.study, "people", people_of(self.plan))
+        check_same(self.study, "search", search_of(self.space, self.judgement))
         if prune_divergence is not None:
             self.study.set_user_attr(SOUGHT, prune_divergence)
         self.tickets = Tickets(self.study, storage, heartbeat)
         self._confounds = self.study.user_attrs.get("confounds_auc", math.nan)
         self._options = {"pruner": pruner, "prune_divergence": prune_divergence}
+        if recipe is None:
+            self.recipe.keep(self.study)
         # A seed of its own for each visit, or a study that goes on would draw its
         # first trials again.
         self._sample(len(self.study.get_trials(deepcopy=False)))
@@ -136,6 +141,10 @@ class Sweep:
         device: str = "cpu",
         trust: bool = False,
         progress: Callable[[str, int, int], None] | None = None,
+        given: Mapping[str, Any] | None = None,
+        space: Space | None = None,
+        judged: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> "Sweep":
         """Join a study that exists, with all that it keeps of itself (`want`).
 
@@ -148,33 +157,45 @@ class Sweep:
             device: See `Sweep`.
             trust: Whether code that the study names may run.
             progress: See `Sweep`.
+            given: Nested settings; must be the study's own, but for ``tracking``,
+                which may change.
+            space: Must be the study's own, if given.
+            judged: The same of ``objective`` and ``tau``.
+            options: ``pruner`` and ``prune_divergence``, from now on.
 
         Raises:
             InputError: If there is no such study, it cannot be gone on with from this
-                folder (other people, another function), or it names code without
-                ``trust``.
+                folder (other people, another function) or with what was given, or it
+                names code without ``trust``.
         """
         recipe = Recipe.of(read_study(study, storage))
         if recipe is None:
             raise InputError(
-                f"Study '{study}' was not made by 'spectral-mlops sweep', or has no "
-                "trials to run yet: start it with 'spectral-mlops sweep --study "
-                f"{study} --workers 0'."
+                f"Study '{study}' was not made by 'spectral-mlops sweep': choose "
+                "another --study."
             )
-        recipe.check_trust(study, trust)
-        judged = recipe.sweep_settings()
+        config, how = recipe.config(tracking, given), recipe.sweep_settings(judged)
+        recipe.check_trust(study, trust, given, space)
         return cls(
-            recipe.config(tracking),
+            config,
             study=study,
             storage=storage,
             runs=runs,
             device=device,
-            space=recipe.made_space(),
-            objective=judged.objective,
-            tau=judged.tau,
+            space=space or recipe.made_space(),
+            objective=how.objective,
+            tau=how.tau,
             progress=progress,
-            **recipe.options,
+            **{**recipe.options, **(options or {})},
         )
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the study keeps of itself."""
+        settings = self.config.model_dump(mode="json")
+        settings["tracking"] |= known_store(self.config)
+        judged = {"objective": self.judgement.objective, "tau": self.judgement.tau}
+        return Recipe(settings, self.space.content, judged, self._options)
 
     def want(self, trials: int) -> None:
         """Ask for trials more, and keep what workers need to join.
@@ -182,10 +203,7 @@ class Sweep:
         Args:
             trials: How many; none are fine.
         """
-        settings = self.config.model_dump(mode="json")
-        settings["tracking"] |= known_store(self.config)
-        judged = {"objective": self.judgement.objective, "tau": self.judgement.tau}
-        Recipe(settings, self.space.content, judged, self._options).keep(self.study)
+        self.recipe.keep(self.study)
         if trials:
             self.tickets.add(trials)
 
@@ -384,38 +402,3 @@ class Sweep:
             self.study.tell(
                 trial, ended.values, state=ended.state, skip_if_finished=True
             )
-
-    def _people(self) -> dict[str, str]:
-        """Whom the study is about."""
-        settings = self.config.comparison
-        return {
-            "cohort": self.plan.cohort.digest,
-            "probe": self.plan.probe.digest if self.plan.probe else "none",
-            "set of relabellings": (
-                f"{settings.permutations}, seed {settings.seed}, {settings.divergence}"
-            ),
-        }
-
-    def _search(self) -> dict[str, str]:
-        """What it searches, and for what."""
-        judged = self.judgement
-        tau = f" ≤ {judged.tau:g}" if judged.objective == "constrained" else ""
-        return {
-            "search space": self.space.digest,
-            "objective": f"{judged.objective}{tau}",
-            "primary quantity": judged.quantity,
-        }
-
-    def _same(self, about: str, mine: dict[str, str]) -> None:
-        """Write down what the study is about, or refuse what is not that."""
-        known: dict[str, Any] = self.study.user_attrs.get(about, {})
-        if not known:
-            self.study.set_user_attr(about, mine)
-            return
-        for what, digest in mine.items():
-            if known[what] != digest:
-                raise InputError(
-                    f"Study '{self.study.study_name}' was made with another {what} "
-                    f"({known[what][:20]} there, {digest[:20]} here): its trials "
-                    "would not be comparable; choose another --study."
-                )
