@@ -1,8 +1,10 @@
 """The commands of studies."""
 
+import shlex
 import signal
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from spectral_mlops.sweeps.crew import Crew
 
 NEW_TRIALS = 20
+STORAGE, RUNS = "sqlite:///optuna.db", Path("runs")
 
 sweeps = typer.Typer()
 
@@ -48,7 +51,7 @@ def sweep(
     cluster_options: clusters.Options = None,
     wait: clusters.Wait = True,
     study: names.NewStudy = "sweep",
-    storage: options.Storage = "sqlite:///optuna.db",
+    storage: options.Storage = STORAGE,
     pruner: names.Pruner = None,
     prune_divergence: names.PruneDivergence = None,
     cohort: options.CohortName = None,
@@ -67,7 +70,7 @@ def sweep(
     experiment: options.Experiment = None,
     device: options.Device = "cpu",
     threads: options.Threads = 1,
-    runs: options.Runs = Path("runs"),
+    runs: options.Runs = RUNS,
     trust: options.Trust = False,
     heartbeat: names.Heartbeat = 60.0,
 ) -> None:
@@ -137,19 +140,21 @@ def sweep(
     trusted = trust or bool(search.recipe.code())
     before = {t.number for t in search.study.get_trials() if t.state.is_finished()}
     code = 0
-    if workers is None:
-        with progress_bar() as bar, draining() as stop:
-            work(search, stop=stop, **_shown(bar, search))
-    elif cluster is not None:
-        _make_store_ready(search)
-        array = clusters.submit(
-            search, storage, workers, share, trusted, cluster_options
-        )
-        if not wait:
-            return
-        code = _watched(array)
-    else:
-        code = _with_workers(search, storage, workers, share, trusted)
+    on = _words_to_go_on(study, storage, workers, runs)
+    with _leaving_nothing_behind(search, on):
+        if workers is None:
+            with progress_bar() as bar, draining() as stop:
+                work(search, stop=stop, **_shown(bar, search))
+        elif cluster is not None:
+            _make_store_ready(search)
+            array = clusters.submit(
+                search, storage, workers, share, trusted, cluster_options
+            )
+            if not wait:
+                return
+            code = _watched(array)
+        else:
+            code = _with_workers(search, storage, workers, share, trusted)
     states = {
         trial.state.name
         for trial in search.study.get_trials()
@@ -163,11 +168,8 @@ def sweep(
     console.print(f"Look at it:  {search.where}", highlight=False, soft_wrap=True)
     left = search.tickets.counts()
     if waits := left["free"] + left["taken"]:
-        console.print(
-            f"The study wants {waits} trials more:  spectral-mlops sweep --study "
-            f"{study}",
-            highlight=False,
-        )
+        said = f"The study wants {waits} trials more:  {on}"
+        console.print(said, highlight=False, soft_wrap=True)
     if states == {"FAIL"} or code == FAILED:
         raise typer.Exit(FAILED)
     if search.undelivered or code:
@@ -177,10 +179,10 @@ def sweep(
 @sweeps.command("worker")
 def worker(
     study: names.Joined,
-    storage: options.Storage = "sqlite:///optuna.db",
+    storage: options.Storage = STORAGE,
     trials: names.MostTrials = None,
     tracking: options.TrackingUri = None,
-    runs: options.Runs = Path("runs"),
+    runs: options.Runs = RUNS,
     device: options.Device = "cpu",
     threads: options.Threads = 1,
     trust: options.Trust = False,
@@ -294,6 +296,42 @@ def _make_store_ready(search: "Sweep") -> None:
             prepare_store(where.uri, where.experiment)
         except StoreAway as error:
             notice(f"{error} Runs are kept in {search.runs} until it answers.")
+
+
+@contextmanager
+def _leaving_nothing_behind(search: "Sweep", words: str) -> Iterator[None]:
+    """At an interrupt, end what was begun, and say which command goes on."""
+    from spectral_mlops.sweeps.tickets import worker_name
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            search.tickets.silence(worker_name())  # of a trial cut short twice
+            _mend(search)
+        finally:
+            signal.signal(signal.SIGINT, before)
+        left = search.tickets.counts()
+        notice(
+            f"Interrupted. The study wants {left['free'] + left['taken']} trials "
+            f"more; go on in this folder:  {words}"
+        )
+        raise
+
+
+def _words_to_go_on(study: str, storage: str, workers: int | None, runs: Path) -> str:
+    """Return the command that goes on with a study; no password stands in it."""
+    from spectral_mlops.tracking.checks import redacted
+
+    words = ["spectral-mlops", "sweep", "--study", study]
+    if storage != STORAGE and redacted(storage) == storage:
+        words += ["--storage", storage]
+    if workers is not None:
+        words += ["--workers", str(workers)]
+    if runs != RUNS:
+        words += ["--runs", str(runs)]
+    return shlex.join(words)
 
 
 def _say_how_to_join(search: "Sweep", study: str) -> None:
