@@ -113,8 +113,9 @@ def _pause(crew: "Crew | Array", told: Sequence[int]) -> None:
 
 def _shown(sweep: "Sweep", living: int) -> Group:
     """Return the latest trials, one line each, and how many are to come."""
+    measures = sweep.judgement.measures
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for head in ("trial", "state", "AUC", "z", "settings"):
+    for head in ("trial", "state", measures.words, "z", "settings"):
         table.add_column(head, justify="left" if head == "settings" else "right")
     quantity = sweep.judgement.quantity
     for trial in sweep.study.get_trials(deepcopy=False)[-ROWS:]:
@@ -123,7 +124,7 @@ def _shown(sweep: "Sweep", living: int) -> Group:
         table.add_row(
             str(trial.number),
             trial.state.name,
-            _number(known.get("auc", latest), ".3f"),
+            _number(known.get(measures.headline, latest), ".3f"),
             _number(known.get(f"divergence.{quantity}"), "+.2f"),
             Text(settings_in_short(trial.params)),
         )

@@ -17,6 +17,7 @@ from spectral_mlops.sweeps.space_file import SweepSettings, space_of
 from spectral_mlops.sweeps.study import read_study
 from spectral_mlops.tracking.checks import redacted
 from spectral_mlops.tracking.choose import NONE, SPOOL
+from spectral_mlops.tracking.measures import Measures, measures_of
 
 ATTRIBUTE = "recipe"
 PIECE = 1900
@@ -144,6 +145,12 @@ def _model_names(tables: Any) -> Iterator[str]:
         if name == "model.name" and isinstance(inner, Mapping):
             yield from map(str, inner.get("choices", ()))
         yield from _model_names(inner)
+
+
+def study_measures(study: optuna.Study) -> Measures:
+    """Return by what a study's trials are judged; classes if it does not say."""
+    recipe = Recipe.of(study)
+    return measures_of(recipe.settings if recipe else {})
 
 
 def kept_recipe(study: str, storage: str) -> Recipe | None:

@@ -44,6 +44,7 @@ from spectral_mlops.sweeps.stopping import SOUGHT, Pruner, Stopping
 from spectral_mlops.sweeps.study import open_study, read_study, trials_table
 from spectral_mlops.sweeps.tickets import INTERVAL, Hold, Tickets
 from spectral_mlops.tracking import Tracker, open_tracker
+from spectral_mlops.tracking.measures import MEASURES
 from spectral_mlops.training import Plan, make_plan, run
 from spectral_mlops.training.loop import OnEpoch
 
@@ -82,7 +83,7 @@ class Sweep:
         pruner: Pruner = "median",
         prune_divergence: float | None = None,
         space: Space | None = None,
-        objective: Objective = "auc",
+        objective: Objective | None = None,
         tau: float = 2.0,
         progress: Callable[[str, int, int], None] | None = None,
         heartbeat: float = INTERVAL,
@@ -93,11 +94,8 @@ class Sweep:
             )
         if (recipe := kept_recipe(study, storage)) is not None:
             check_settings(study, recipe, config)
-        if config.training.task != "classification":
-            raise InputError(
-                f"training.task='{config.training.task}': sweeps search for AUC, which "
-                "a number has not; sweep a classification, or train with --task alone."
-            )
+        measures = MEASURES[config.training.task]
+        Judgement.of(objective, tau, "", measures)  # before people are loaded
         self.config, self.runs, self.device = config, runs, device
         self.space = space or built_in()
         corners = settled_corners(self.space, config)
@@ -106,10 +104,12 @@ class Sweep:
         self.plan = make_plan(first, Path.cwd(), progress)
         for corner in corners:
             plan_with(self.plan, corner)
-        self.judgement = Judgement(objective, tau, self.plan.primary_quantity)
+        quantity = self.plan.primary_quantity
+        self.judgement = Judgement.of(objective, tau, quantity, measures)
         if self.judgement.needs_divergence and self.plan.probe is None:
             raise InputError(
-                f"--objective {objective} needs a probe. {self.plan.probe_note}"
+                f"--objective {self.judgement.objective} needs a probe. "
+                f"{self.plan.probe_note}"
             )
         self.stopping = Stopping(self.judgement, pruner, prune_divergence)
         self.stopping.check(self.plan.probe is not None)
@@ -122,7 +122,7 @@ class Sweep:
         if prune_divergence is not None:
             self.study.set_user_attr(SOUGHT, prune_divergence)
         self.tickets = Tickets(self.study, storage, heartbeat)
-        self._confounds = self.study.user_attrs.get("confounds_auc", math.nan)
+        self._confounds = self._known_confounds()
         self._options = {"pruner": pruner, "prune_divergence": prune_divergence}
         if recipe is None:
             self.recipe.keep(self.study)
@@ -238,7 +238,8 @@ class Sweep:
         tracking = self.config.tracking
         folder = self.runs / f"{self._name(trial)}-{uid[:8]}"
         tracker = open_tracker(tracking.uri, tracking.experiment, folder)
-        seen = Seen(self.plan.quantities, self.judgement.quantity)
+        judged = self.judgement
+        seen = Seen(self.plan.quantities, judged.quantity, judged.accuracy)
         ended = Ended()
 
         def each_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
@@ -274,8 +275,9 @@ class Sweep:
         return reconcile(self.study, self.tickets, *about)
 
     def table(self) -> pd.DataFrame:
-        """One row per trial: state, AUC, settings, divergence, run."""
-        return trials_table(self.study, self.plan.quantities)
+        """One row per trial: state, accuracy, settings, divergence, run."""
+        accuracy = self.judgement.accuracy
+        return trials_table(self.study, self.plan.quantities, accuracy)
 
     def _train(
         self,
@@ -314,12 +316,13 @@ class Sweep:
         )
         metrics = finished.result.metrics
         seen.end(metrics, TrialNull.of(plan, finished.result))
-        alone = metrics.get("baseline/confounds_auc", self._confounds)
+        kept = f"confounds_{self.judgement.accuracy}"
+        alone = metrics.get(f"baseline/{kept}", self._confounds)
         if alone != self._confounds and math.isfinite(alone):  # once: all share people
             self._confounds = alone
-            self.study.set_user_attr("confounds_auc", alone)
+            self.study.set_user_attr(kept, alone)
         self._constrain(trial, seen)
-        values = self.judgement.values(seen.auc, seen.divergence)
+        values = self.judgement.values(seen.accuracy, seen.divergence)
         if not all(map(math.isfinite, values)):
             raise ValueError(f"its value is {values[0]}: training went astray")
         return values
@@ -341,12 +344,17 @@ class Sweep:
     def _constrain(self, trial: optuna.Trial, seen: Seen) -> None:
         """Say once whether the trial is allowed: Optuna takes no second answer."""
         if math.isnan(self._confounds):  # another worker may know by now
-            self._confounds = self.study.user_attrs.get("confounds_auc", math.nan)
-        about = (seen.auc, seen.divergence, self._confounds)
+            self._confounds = self._known_confounds()
+        about = (seen.accuracy, seen.divergence, self._confounds)
         for name, far in self.judgement.constraints(*about).items():
             trial.set_constraint(name, far)
         if said := self.judgement.why_not(*about):
             trial.set_user_attr("infeasible", said)
+
+    def _known_confounds(self) -> float:
+        """Return the accuracy of confounds alone; NaN as long as nobody knows."""
+        name = f"confounds_{self.judgement.accuracy}"
+        return float(self.study.user_attrs.get(name, math.nan))
 
     def _name(self, trial: optuna.Trial) -> str:
         return f"{self.study.study_name}-{trial.number:05d}"
