@@ -157,13 +157,6 @@ def test_a_label_column_of_numbers(command, small_folder):
     assert "R²" in out
 
 
-def test_a_sweep_of_numbers_is_refused(command):
-    Path("run.toml").write_text('[training]\ntask = "regression"\ntarget = "age"\n')
-    code, _, err = command("sweep", "--config", "run.toml", "--trials", "1")
-    assert code == 2
-    assert "sweeps search for AUC, which a number has not" in err
-
-
 def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoints, "due", lambda self: True)
     config = aged(training={"epochs": 4, "loss": "huber"})

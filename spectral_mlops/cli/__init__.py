@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from spectral_mlops.cli import compare, report, simulate, stores, sweep, train
+from spectral_mlops.cli import compare, report, simulate, stores, studies, train
 from spectral_mlops.cli.terminal import (
     BAD_INPUT,
     FAILED,
@@ -33,7 +33,7 @@ app = typer.Typer(
 )
 app.command()(train.train)
 app.command()(simulate.simulate)
-app.add_typer(sweep.sweeps, name="sweep")
+app.add_typer(studies.sweeps, name="sweep")
 app.command()(compare.compare)
 app.command()(report.report)
 app.command()(stores.sync)

@@ -1,6 +1,10 @@
 """What is shown while several workers run the trials of a study."""
 
+import signal
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
@@ -21,45 +25,97 @@ PAUSE = 1.0
 """Seconds between two looks."""
 WIDTH = 60
 """Characters of a trial's settings."""
+DRAIN, INTERRUPT, KILL = 1, 2, 3
+ORDERS = {
+    DRAIN: "Workers end their trials and take no more.",
+    INTERRUPT: "Interrupting the trials; Ctrl-C once more kills their workers.",
+    KILL: "Killing the workers.",
+}
+"""What is said of what workers are told."""
 
 
 def watch(crew: "Crew | Array") -> None:
     """Start workers and show their trials until all have ended.
 
-    SIGTERM lets them end their trials; a second one, and Ctrl-C, interrupt them.
+    SIGTERM lets them end their trials; a second one, and Ctrl-C, interrupt them; what
+    comes after that kills them.
 
     Args:
         crew: Not started, unless on a cluster.
 
     Raises:
-        KeyboardInterrupt: After all workers have ended.
+        KeyboardInterrupt: After all workers have ended, if they were interrupted.
     """
-    from spectral_mlops.sweeps import draining
-
-    with draining() as stop:
+    with _told() as told:
         crew.start()
         try:
             with Live(console=console, auto_refresh=False) as live:
-                drained = False
+                obeyed = 0
                 while crew.living:
                     for said in crew.ended():
                         notice(said)
                     live.update(_shown(crew.sweep, crew.living), refresh=True)
-                    if stop() and not drained:
-                        crew.drain()
-                        drained = True
-                    if crew.living:
-                        time.sleep(PAUSE)
+                    obeyed = _obey(crew, urgency(told), obeyed)
+                    _pause(crew, told)
         except BaseException:
             crew.interrupt()
             crew.wait()
             raise
+        if urgency(told) >= INTERRUPT:
+            raise KeyboardInterrupt
+
+
+def urgency(told: Sequence[int]) -> int:
+    """Return what signals ask for together: nothing (0), or one of `ORDERS`.
+
+    Args:
+        told: SIGINT or SIGTERM, in their order.
+    """
+    level = 0
+    for number in told:
+        at_once = number == signal.SIGINT and level < INTERRUPT
+        level = INTERRUPT if at_once else min(level + 1, KILL)
+    return level
+
+
+def _obey(crew: "Crew | Array", level: int, obeyed: int) -> int:
+    """Tell workers what is asked for, unless they were told; return that."""
+    if level > obeyed:
+        notice(ORDERS[level])
+        {DRAIN: crew.drain, INTERRUPT: crew.interrupt, KILL: crew.kill}[level]()
+    return max(level, obeyed)
+
+
+@contextmanager
+def _told() -> Iterator[list[int]]:
+    """Note SIGINT and SIGTERM: what starts or ends workers is never cut short."""
+    told: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        del frame
+        told.append(number)
+
+    watched = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, note) for number in watched}
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _pause(crew: "Crew | Array", told: Sequence[int]) -> None:
+    """Wait until it is time to look again, or until somebody says something."""
+    end, known = time.monotonic() + PAUSE, len(told)
+    while crew.living and len(told) == known and time.monotonic() < end:
+        time.sleep(0.1)
 
 
 def _shown(sweep: "Sweep", living: int) -> Group:
     """Return the latest trials, one line each, and how many are to come."""
+    measures = sweep.judgement.measures
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for head in ("trial", "state", "AUC", "z", "settings"):
+    for head in ("trial", "state", measures.words, "z", "settings"):
         table.add_column(head, justify="left" if head == "settings" else "right")
     quantity = sweep.judgement.quantity
     for trial in sweep.study.get_trials(deepcopy=False)[-ROWS:]:
@@ -68,7 +124,7 @@ def _shown(sweep: "Sweep", living: int) -> Group:
         table.add_row(
             str(trial.number),
             trial.state.name,
-            _number(known.get("auc", latest), ".3f"),
+            _number(known.get(measures.headline, latest), ".3f"),
             _number(known.get(f"divergence.{quantity}"), "+.2f"),
             Text(settings_in_short(trial.params)),
         )

@@ -24,12 +24,19 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
+def given_settings(config: Path | None, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay flags over the config file; nothing is checked, nothing added."""
+    from spectral_mlops.config import merge, read_toml
+
+    return merge(read_toml(config) if config else {}, flags)
+
+
 def read_settings(config: Path | None, flags: Mapping[str, Any]) -> "RunConfig":
     """Lay flags over the config file and validate."""
-    from spectral_mlops.config import RunConfig, merge, read_toml, validate
+    from spectral_mlops.config import RunConfig, validate
 
-    base = read_toml(config) if config else {}
-    return validate(RunConfig, merge(base, flags), str(config or "options"))
+    given = given_settings(config, flags)
+    return validate(RunConfig, given, str(config or "options"))
 
 
 def prepare_torch(device: str, threads: int) -> None:

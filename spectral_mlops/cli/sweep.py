@@ -1,17 +1,20 @@
 """The commands of studies."""
 
+import shlex
 import signal
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from spectral_mlops.cli import cluster as clusters
 from spectral_mlops.cli import options
+from spectral_mlops.cli import sweep_options as names
 from spectral_mlops.cli.crew import watch
-from spectral_mlops.cli.settings import nested, prepare_torch, read_settings
+from spectral_mlops.cli.settings import given_settings, nested, prepare_torch
 from spectral_mlops.cli.terminal import (
     FAILED,
     UNDELIVERED,
@@ -28,9 +31,9 @@ if TYPE_CHECKING:
     from spectral_mlops.sweeps import Sweep
     from spectral_mlops.sweeps.cluster import Array
     from spectral_mlops.sweeps.crew import Crew
-    from spectral_mlops.sweeps.stopping import Pruner
 
 NEW_TRIALS = 20
+STORAGE, RUNS = "sqlite:///optuna.db", Path("runs")
 
 sweeps = typer.Typer()
 
@@ -39,61 +42,18 @@ sweeps = typer.Typer()
 def sweep(
     context: typer.Context,
     config: options.ConfigFile = None,
-    space: Annotated[
-        Path | None,
-        typer.Option(
-            help="TOML file of what a trial may change; if not given: depth, width, "
-            "learning rate and dropout of the mlp.",
-            show_default=False,
-        ),
-    ] = None,
-    objective: Annotated[
-        str | None,
-        typer.Option(
-            help="auc, with divergence tracked beside it; 'auc,divergence', both; or "
-            "constrained, AUC of trials whose divergence is at most --tau. If not "
-            "given: as the space's file says, else auc.",
-            show_default=False,
-        ),
-    ] = None,
-    tau: Annotated[
-        float | None,
-        typer.Option(help="constrained: largest divergence, z. If not given: 2."),
-    ] = None,
-    trials: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Trials to add. If not given: what a study still wants; 20 if that "
-            "is none.",
-            show_default=False,
-        ),
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Processes that run trials, each with its share of the cores. If not "
-            "given: this one alone. 0: only make the study, for workers elsewhere.",
-            show_default=False,
-        ),
-    ] = None,
+    space: names.Space = None,
+    objective: names.Objective = None,
+    tau: names.Tau = None,
+    trials: names.NewTrials = None,
+    workers: names.Workers = None,
     cluster: clusters.Cluster = None,
     cluster_options: clusters.Options = None,
     wait: clusters.Wait = True,
-    study: Annotated[str, typer.Option(help="Name; goes on if it exists.")] = "sweep",
-    storage: options.Storage = "sqlite:///optuna.db",
-    pruner: Annotated[
-        str,
-        typer.Option(
-            help="Stop trials early: median (of AUC; of both, where both are "
-            "objectives), hyperband or none."
-        ),
-    ] = "median",
-    prune_divergence: Annotated[
-        float | None,
-        typer.Option(help="Stop trials whose divergence is above that z."),
-    ] = None,
+    study: names.NewStudy = "sweep",
+    storage: options.Storage = STORAGE,
+    pruner: names.Pruner = None,
+    prune_divergence: names.PruneDivergence = None,
     cohort: options.CohortName = None,
     features: options.Features = None,
     labels: options.LabelsTable = None,
@@ -101,6 +61,8 @@ def sweep(
     modality: options.Modality = None,
     preset: options.Preset = None,
     people: options.People = None,
+    task: options.Task = None,
+    target: options.Target = None,
     epochs: options.Epochs = None,
     folds: options.Folds = None,
     seed: options.Seed = None,
@@ -108,86 +70,64 @@ def sweep(
     experiment: options.Experiment = None,
     device: options.Device = "cpu",
     threads: options.Threads = 1,
-    runs: options.Runs = Path("runs"),
+    runs: options.Runs = RUNS,
     trust: options.Trust = False,
-    heartbeat: Annotated[
-        float,
-        typer.Option(
-            min=0.1,
-            help="Of a new study: seconds between two signs of life of a worker; one "
-            "that misses three is taken for dead.",
-        ),
-    ] = 60.0,
+    heartbeat: names.Heartbeat = 60.0,
 ) -> None:
     """Search architectures and settings; divergence is tracked beside AUC.
 
     Each trial is a complete MLflow run; each trial keeps its run id and the
     divergence per quantity in its user attributes. The study ends in a page and a
     summary run; 'sweep report STUDY' makes the page anew. A study goes on by its
-    name alone, with the settings it was begun with.
+    name alone, with the settings it was begun with; others are refused.
     """
     if context.invoked_subcommand is not None:
         _refuse_flags_before(context)
         return
     if cluster or cluster_options:
         clusters.check(cluster, cluster_options, workers)
-    flags = nested(
-        {
-            "cohort.name": cohort,
-            "cohort.settings.features": features,
-            "cohort.settings.labels": labels,
-            "cohort.settings.order": order,
-            "cohort.settings.modality": modality,
-            "cohort.settings.preset": preset,
-            "cohort.settings.people": people,
-            "training.epochs": epochs,
-            "training.folds": folds,
-            "training.seed": seed,
-            "tracking.uri": tracking,
-            "tracking.experiment": experiment,
-        }
+    given = given_settings(
+        config,
+        nested(
+            {
+                "cohort.name": cohort,
+                "cohort.settings.features": features,
+                "cohort.settings.labels": labels,
+                "cohort.settings.order": order,
+                "cohort.settings.modality": modality,
+                "cohort.settings.preset": preset,
+                "cohort.settings.people": people,
+                "training.task": task,
+                "training.target": target,
+                "training.epochs": epochs,
+                "training.folds": folds,
+                "training.seed": seed,
+                "tracking.uri": tracking,
+                "tracking.experiment": experiment,
+            }
+        ),
     )
     prepare_torch(device, threads)
     share = threads if _given(context, "threads") else None
     from spectral_mlops.report.console import show_trials
-    from spectral_mlops.sweeps import Sweep, draining, leave_summary, read_sweep, work
-    from spectral_mlops.sweeps.recipe import can_be_joined
+    from spectral_mlops.sweeps import draining, leave_summary, work
     from spectral_mlops.tracking.checks import redacted
 
-    asked = {"objective": objective, "tau": tau}
-    given = {name: value for name, value in asked.items() if value is not None}
-    said = bool(config or space or given or flags.keys() - {"tracking"} or experiment)
-    stops = any(_given(context, name) for name in ("pruner", "prune_divergence"))
-    alone = not (said or stops)
-    joined = alone and can_be_joined(study, storage)
     with progress_bar() as bar:
-        if joined:
-            search = Sweep.of_study(
-                study,
-                storage,
-                runs=runs,
-                tracking=tracking,
-                device=device,
-                trust=trust,
-                progress=reporter(bar),
-            )
-        else:
-            settings = read_settings(config, flags)
-            searched, judged = read_sweep(space, given)
-            search = Sweep(
-                settings,
-                study=study,
-                storage=storage,
-                runs=runs,
-                device=device,
-                pruner=cast("Pruner", pruner),  # checked there
-                prune_divergence=prune_divergence,
-                space=searched,
-                objective=judged.objective,
-                tau=judged.tau,
-                progress=reporter(bar),
-                heartbeat=heartbeat,
-            )
+        search = _opened(
+            study,
+            storage,
+            given,
+            space,
+            _those_given({"objective": objective, "tau": tau}),
+            _those_given({"pruner": pruner, "prune_divergence": prune_divergence}),
+            str(config or "options"),
+            trust,
+            heartbeat,
+            runs=runs,
+            device=device,
+            progress=reporter(bar),
+        )
     for note in search.plan.notes:
         console.print(note, highlight=False)
     left = search.tickets.counts()
@@ -196,21 +136,25 @@ def sweep(
     if workers == 0:
         _say_how_to_join(search, study)
         return
+    # Code that the study names, and nobody here trusted by name, was refused.
+    trusted = trust or bool(search.recipe.code())
     before = {t.number for t in search.study.get_trials() if t.state.is_finished()}
     code = 0
-    if workers is None:
-        with progress_bar() as bar, draining() as stop:
-            work(search, stop=stop, **_shown(bar, search))
-    elif cluster is not None:
-        _make_store_ready(search)
-        array = clusters.submit(
-            search, storage, workers, share, trust or not joined, cluster_options
-        )
-        if not wait:
-            return
-        code = _watched(array)
-    else:
-        code = _with_workers(search, storage, workers, share, trust or not joined)
+    on = _words_to_go_on(study, storage, workers, runs)
+    with _leaving_nothing_behind(search, on):
+        if workers is None:
+            with progress_bar() as bar, draining() as stop:
+                work(search, stop=stop, **_shown(bar, search))
+        elif cluster is not None:
+            _make_store_ready(search)
+            array = clusters.submit(
+                search, storage, workers, share, trusted, cluster_options
+            )
+            if not wait:
+                return
+            code = _watched(array)
+        else:
+            code = _with_workers(search, storage, workers, share, trusted)
     states = {
         trial.state.name
         for trial in search.study.get_trials()
@@ -224,11 +168,8 @@ def sweep(
     console.print(f"Look at it:  {search.where}", highlight=False, soft_wrap=True)
     left = search.tickets.counts()
     if waits := left["free"] + left["taken"]:
-        console.print(
-            f"The study wants {waits} trials more:  spectral-mlops sweep --study "
-            f"{study}",
-            highlight=False,
-        )
+        said = f"The study wants {waits} trials more:  {on}"
+        console.print(said, highlight=False, soft_wrap=True)
     if states == {"FAIL"} or code == FAILED:
         raise typer.Exit(FAILED)
     if search.undelivered or code:
@@ -237,18 +178,11 @@ def sweep(
 
 @sweeps.command("worker")
 def worker(
-    study: Annotated[str, typer.Option(help="Name of a study that 'sweep' made.")],
-    storage: options.Storage = "sqlite:///optuna.db",
-    trials: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Trials of this worker at most, of those that the study wants.",
-            show_default=False,
-        ),
-    ] = None,
+    study: names.Joined,
+    storage: options.Storage = STORAGE,
+    trials: names.MostTrials = None,
     tracking: options.TrackingUri = None,
-    runs: options.Runs = Path("runs"),
+    runs: options.Runs = RUNS,
     device: options.Device = "cpu",
     threads: options.Threads = 1,
     trust: options.Trust = False,
@@ -286,6 +220,52 @@ def worker(
         raise typer.Exit(UNDELIVERED)
 
 
+def _opened(
+    study: str,
+    storage: str,
+    given: Mapping[str, Any],
+    space: Path | None,
+    asked: Mapping[str, Any],
+    stops: Mapping[str, Any],
+    where: str,
+    trust: bool,
+    heartbeat: float,
+    **place: Any,
+) -> "Sweep":
+    """Make a study, or open the one of that name: what is given must be its own."""
+    from spectral_mlops.config import RunConfig, validate
+    from spectral_mlops.sweeps import Sweep, read_sweep
+    from spectral_mlops.sweeps.recipe import kept_recipe
+
+    searched, judged = read_sweep(space, asked)
+    if kept_recipe(study, storage) is not None:
+        return Sweep.of_study(
+            study,
+            storage,
+            trust=trust,
+            given=given,
+            space=searched,
+            judged=judged.model_dump(exclude_unset=True),
+            options=stops,
+            **place,
+        )
+    return Sweep(
+        validate(RunConfig, given, where),
+        study=study,
+        storage=storage,
+        space=searched,
+        objective=judged.objective,
+        tau=judged.tau,
+        heartbeat=heartbeat,
+        **stops,
+        **place,
+    )
+
+
+def _those_given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def _with_workers(
     search: "Sweep", storage: str, workers: int, threads: int | None, trust: bool
 ) -> int:
@@ -316,6 +296,42 @@ def _make_store_ready(search: "Sweep") -> None:
             prepare_store(where.uri, where.experiment)
         except StoreAway as error:
             notice(f"{error} Runs are kept in {search.runs} until it answers.")
+
+
+@contextmanager
+def _leaving_nothing_behind(search: "Sweep", words: str) -> Iterator[None]:
+    """At an interrupt, end what was begun, and say which command goes on."""
+    from spectral_mlops.sweeps.tickets import worker_name
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            search.tickets.silence(worker_name())  # of a trial cut short twice
+            _mend(search)
+        finally:
+            signal.signal(signal.SIGINT, before)
+        left = search.tickets.counts()
+        notice(
+            f"Interrupted. The study wants {left['free'] + left['taken']} trials "
+            f"more; go on in this folder:  {words}"
+        )
+        raise
+
+
+def _words_to_go_on(study: str, storage: str, workers: int | None, runs: Path) -> str:
+    """Return the command that goes on with a study; no password stands in it."""
+    from spectral_mlops.tracking.checks import redacted
+
+    words = ["spectral-mlops", "sweep", "--study", study]
+    if storage != STORAGE and redacted(storage) == storage:
+        words += ["--storage", storage]
+    if workers is not None:
+        words += ["--workers", str(workers)]
+    if runs != RUNS:
+        words += ["--runs", str(runs)]
+    return shlex.join(words)
 
 
 def _say_how_to_join(search: "Sweep", study: str) -> None:
@@ -357,110 +373,6 @@ def _mend(search: "Sweep") -> None:
         return
     for said in mended:
         console.print(f"Mended: {said}", highlight=False, markup=False)
-
-
-@sweeps.command("reconcile")
-def sweep_reconcile(
-    study: Annotated[str, typer.Argument(help="Name of a study.")],
-    storage: options.Storage = "sqlite:///optuna.db",
-    tracking: options.StoreUri = None,
-    runs: options.Runs = Path("runs"),
-) -> None:
-    """Mend what killed workers left: trials, their tickets, their MLflow runs.
-
-    Trials of dead workers fail and are tried again, runs end as their trials did, runs
-    without a trial are tagged. What only you can mend is listed. Workers do the same
-    when they start; a second pass mends nothing.
-    """
-    from spectral_mlops.sweeps.reconcile import reconcile_study
-
-    found = reconcile_study(study, storage, tracking, runs)
-    for said in found.mended:
-        console.print(f"Mended: {said}", highlight=False, markup=False, soft_wrap=True)
-    for said in found.listed:
-        console.print(f"Left: {said}", highlight=False, markup=False, soft_wrap=True)
-    if not found.mended:
-        console.print("Nothing to mend.")
-    if found.waiting:
-        console.print("Deliver them:  spectral-mlops sync", soft_wrap=True)
-        raise typer.Exit(UNDELIVERED)
-
-
-@sweeps.command("report")
-def sweep_report(
-    study: Annotated[str, typer.Argument(help="Name of a study.")],
-    storage: options.Storage = "sqlite:///optuna.db",
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            help="The page. If not given: sweep-STUDY.html here.",
-            show_default=False,
-        ),
-    ] = None,
-) -> None:
-    """Write a study's page: one HTML file that needs neither network nor server.
-
-    Which settings drive accuracy and which divergence, what is traded for what,
-    which trials are accurate with no detected divergence, and all trials.
-    """
-    from spectral_mlops.sweeps import write_study
-
-    with console.status("drawing"):
-        page = write_study(study, storage, out or Path(f"sweep-{study}.html"))
-    console.print(f"Open it in a browser:  {page}", highlight=False, soft_wrap=True)
-
-
-@sweeps.command("confirm")
-def sweep_confirm(
-    study: Annotated[str, typer.Argument(help="Name of a study.")],
-    trial: Annotated[
-        int | None,
-        typer.Option(
-            help="Its number. If not given: the best of those allowed, by AUC.",
-            show_default=False,
-        ),
-    ] = None,
-    storage: options.Storage = "sqlite:///optuna.db",
-    tracking: options.TrackingUri = None,
-    device: options.Device = "cpu",
-    threads: options.Threads = 1,
-    runs: options.Runs = Path("runs"),
-    trust: options.Trust = False,
-) -> None:
-    """Train a trial's settings again and hold out other people.
-
-    The people of the second probe trained before; those of the first go back to
-    training. A complete MLflow run; the study's page shows old and new side by side.
-    """
-    prepare_torch(device, threads)
-    from spectral_mlops.report.console import show_confirmed
-    from spectral_mlops.sweeps import confirm
-
-    with progress_bar() as bar:
-        task = bar.add_task("training", total=None)
-
-        def on_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
-            del epoch
-            bar.update(task, description=describe(metrics))
-
-        done = confirm(
-            study,
-            storage,
-            number=trial,
-            runs=runs,
-            tracking=tracking,
-            device=device,
-            trust=trust,
-            progress=reporter(bar),
-            on_epoch=on_epoch,
-        )
-    show_confirmed(console, done.table)
-    console.print(f"Files of this run: {done.folder}", highlight=False)
-    console.print(f"Look at it:  {done.where}", highlight=False, soft_wrap=True)
-    if done.undelivered:
-        raise typer.Exit(UNDELIVERED)
 
 
 def _refuse_flags_before(context: typer.Context) -> None:

@@ -34,7 +34,9 @@ def fail(message: str) -> None:
 
 def notice(sentence: str) -> None:
     """Print what the user should know while work goes on."""
-    problems.print(sentence, style="yellow", highlight=False, markup=False)
+    problems.print(
+        sentence, style="yellow", highlight=False, markup=False, soft_wrap=True
+    )
 
 
 @contextmanager

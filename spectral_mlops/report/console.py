@@ -210,10 +210,10 @@ def show_trials(console: Console, trials: pd.DataFrame) -> None:
 
     Args:
         console: Where to.
-        trials: Columns ``trial, state, auc``, one per parameter,
+        trials: Columns ``trial, state``, ``auc`` or ``r2``, one per parameter,
             ``divergence.<quantity>``, ``run``, ``error`` and maybe ``infeasible``.
     """
-    table = plain_table("Trials: validation AUC, settings, divergence on the probe (z)")
+    table = plain_table("Trials: in validation, settings, divergence on the probe (z)")
     shown = trials.drop(columns=["run", "error", "infeasible"], errors="ignore")
     for name in map(str, shown.columns):
         head = name.replace("model.settings.", "").replace("training.", "")
@@ -236,7 +236,8 @@ def show_confirmed(console: Console, table: pd.DataFrame) -> None:
 
     Args:
         console: Where to.
-        table: Columns ``trial, probe, people, auc, divergence, upper, p, p_max``.
+        table: Columns ``trial, probe, people``, ``auc`` or ``r2``, ``divergence,
+            upper, p, p_max``.
     """
     shown = plain_table("Trained again, with other people held out", tight=False)
     for name in map(str, table.columns):

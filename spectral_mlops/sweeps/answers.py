@@ -21,8 +21,10 @@ from spectral_mlops.records import QUANTITIES
 from spectral_mlops.report.sweep_page import DETECTED, StudyPage, write_study_page
 from spectral_mlops.sweeps.confirm import confirmations
 from spectral_mlops.sweeps.familywise import finished_null, p_over_trials
+from spectral_mlops.sweeps.recipe import study_measures
 from spectral_mlops.sweeps.stopping import SOUGHT
 from spectral_mlops.sweeps.study import read_study, trials_table
+from spectral_mlops.tracking.measures import CLASSIFICATION, MEASURES, Measures
 
 FEWEST = 10
 """Trials below which importances say nothing."""
@@ -33,6 +35,7 @@ EVALUATORS: dict[str, Any] = {
 SHARES = (0.1, 0.25, 0.5)
 """Of a trial's epochs, after which its divergence is held against its last."""
 FEWEST_RANKED = 5
+HEADLINES = tuple(one.headline for one in MEASURES.values())
 
 
 def write_study(name: str, storage: str, out: Path) -> Path:
@@ -57,25 +60,27 @@ def answers(study: optuna.Study) -> StudyPage:
     kept = [
         q for q in QUANTITIES if any(f"divergence.{q}" in t.user_attrs for t in trials)
     ]
-    table = trials_table(study, kept)
+    measures = study_measures(study)
+    accuracy = measures.headline
+    table = trials_table(study, kept, accuracy)
     if table.empty:
-        table = pd.DataFrame(columns=["trial", "state", "auc", "run"])
+        table = pd.DataFrame(columns=["trial", "state", accuracy, "run"])
     table["divergence"] = table.get(f"divergence.{quantity}", np.nan)
     table["p"] = [trial.user_attrs.get("p") for trial in trials]
     nulls = [finished_null(trial) for trial in trials]
     table["p_max"], strangers = p_over_trials(nulls)
     table["upper"] = [math.nan if null is None else null.upper for null in nulls]
-    for column in ("auc", "divergence", "p", "p_max", "upper"):
+    for column in (accuracy, "divergence", "p", "p_max", "upper"):
         table[column] = table[column].astype(float)
     table["stopped"] = [trial.user_attrs.get("stopped") for trial in trials]
     table["allowed"] = [not _infeasible(trial) for trial in trials]
-    table["front"] = front(table)
-    drive, notes = importances(trials, quantity)
+    table["front"] = front(table, accuracy)
+    drive, notes = importances(trials, quantity, measures)
     return StudyPage(
         name=study.study_name,
-        objective=str(search.get("objective", "auc")),
+        objective=str(search.get("objective", accuracy)),
         quantity=quantity,
-        confounds_auc=float(study.user_attrs.get("confounds_auc", math.nan)),
+        confounds=float(study.user_attrs.get(f"confounds_{accuracy}", math.nan)),
         parameters=list(dict.fromkeys(x for t in trials for x in t.params)),
         trials=table,
         importances=drive,
@@ -83,30 +88,33 @@ def answers(study: optuna.Study) -> StudyPage:
         notes=[*notes, *([strangers] if strangers else [])],
         confirmed=confirmations(study),
         detected=_detected(str(search.get("objective", ""))),
-        sought=search.get("objective", "auc") != "auc" or SOUGHT in study.user_attrs,
+        sought=search.get("objective", accuracy) != accuracy
+        or SOUGHT in study.user_attrs,
+        measures=measures,
     )
 
 
 def importances(
-    trials: Sequence[FrozenTrial], quantity: str
+    trials: Sequence[FrozenTrial], quantity: str, measures: Measures = CLASSIFICATION
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Return how much each setting matters for AUC and for divergence.
+    """Return how much each setting matters for accuracy and for divergence.
 
     fANOVA sees only settings that every trial has, and all of their range; PED-ANOVA
-    sees branches too, and asks what tells the best quarter of the trials (highest AUC,
-    lowest z) from the others. Each adds up to 1.
+    sees branches too, and asks what tells the best quarter of the trials (most
+    accurate, lowest z) from the others. Each adds up to 1.
 
     Args:
         trials: Of a study.
         quantity: Whose divergence counts.
+        measures: What accuracy is.
 
     Returns:
-        Columns ``setting, target`` (``AUC`` or ``divergence``), ``evaluator,
-        importance``; and why some are missing.
+        Columns ``setting, target`` (``AUC`` or ``R²``, and ``divergence``),
+        ``evaluator, importance``; and why some are missing.
     """
     finished = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     targets = {
-        "AUC": {t.number: -_number(t, "auc") for t in finished},
+        measures.words: {t.number: -_number(t, measures.headline) for t in finished},
         "divergence": {
             t.number: _number(t, f"divergence.{quantity}") for t in finished
         },
@@ -132,25 +140,26 @@ def importances(
     return pd.DataFrame(rows, columns=columns), notes
 
 
-def front(table: pd.DataFrame) -> list[bool]:
-    """Tell which trials no other one beats in AUC and in divergence.
+def front(table: pd.DataFrame, accuracy: str = "auc") -> list[bool]:
+    """Tell which trials no other one beats in accuracy and in divergence.
 
     Args:
-        table: Columns ``state, auc, divergence, allowed``; a divergence below 0 counts
-            as 0, since less than expected is no advantage.
+        table: Columns ``state, divergence, allowed`` and the accuracy's; a divergence
+            below 0 counts as 0, since less than expected is no advantage.
+        accuracy: ``auc`` or ``r2``.
     """
     counted = (
         (table["state"] == "COMPLETE")
         & table["allowed"]
-        & np.isfinite(table["auc"])
+        & np.isfinite(table[accuracy])
         & np.isfinite(table["divergence"])
     ).to_numpy(dtype=bool)
-    auc = table["auc"].to_numpy(dtype=float)
+    right = table[accuracy].to_numpy(dtype=float)
     z = np.maximum(0.0, table["divergence"].to_numpy(dtype=float))
     found = []
     for i in range(len(table)):
-        as_good = counted & (auc >= auc[i]) & (z <= z[i])
-        better = as_good & ((auc > auc[i]) | (z < z[i]))
+        as_good = counted & (right >= right[i]) & (z <= z[i])
+        better = as_good & ((right > right[i]) | (z < z[i]))
         found.append(bool(counted[i] and not better.any()))
     return found
 
@@ -220,7 +229,7 @@ def _importances(study: optuna.Study, evaluator: Any) -> dict[str, float]:
 
 def _number(trial: FrozenTrial, name: str) -> float:
     value = trial.user_attrs.get(name)
-    if value is None and name == "auc" and trial.values:
+    if value is None and name in HEADLINES and trial.values:
         value = trial.values[0]  # a study of an older version
     return math.nan if value is None else float(value)
 

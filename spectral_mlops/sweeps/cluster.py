@@ -81,16 +81,16 @@ class Worker:
         torch.set_num_threads(self.threads)
         print(f"worker {number} of study '{self.study}'", flush=True)
         self.in_vain += 1
+        drained: list[int] = []
+        signal.signal(DRAIN, lambda number, _: drained.append(number))
         sweep = self._join()
         states: list[str] = []
-        drained: list[int] = []
 
         def on_trial(state: TrialState) -> None:
             states.append(state.name)
             self.in_vain = 0
 
         requeue = signal.getsignal(signal.SIGUSR1)  # submitit's
-        signal.signal(DRAIN, lambda number, _: drained.append(number))
         with _told_to_end() as told:
             try:
                 work(sweep, on_trial=on_trial, stop=lambda: bool(drained))
@@ -232,6 +232,12 @@ class Array:
         """Interrupt all trials; tickets go back."""
         self._told = True
         self._scancel()
+
+    def kill(self) -> None:
+        """End them at once; trials they leave behind are `Sweep.reconcile`'s."""
+        self._told = True
+        self._scancel("--state=PENDING")
+        self._scancel("--signal=KILL")
 
     def wait(self) -> None:
         """Wait until all have ended."""

@@ -3,7 +3,7 @@
 A trial chosen among many looks better than it is on the people it was chosen with.
 Its settings are trained again with a second probe: the first probe's people go back
 to training, and others, who trained before, are held out in their place. Their
-divergence had no part in the choice; the AUC of their validation had.
+divergence had no part in the choice; the accuracy of their validation had.
 """
 
 import math
@@ -25,6 +25,7 @@ from spectral_mlops.errors import InputError, TrackingError
 from spectral_mlops.models import is_imported
 from spectral_mlops.report.runs import read_run_config
 from spectral_mlops.sweeps.familywise import TrialNull, finished_null, p_over_trials
+from spectral_mlops.sweeps.recipe import study_measures
 from spectral_mlops.sweeps.study import read_study
 from spectral_mlops.tracking import open_tracker
 from spectral_mlops.tracking.load import fetch_run
@@ -34,7 +35,8 @@ from spectral_mlops.training.plan import STRATA, draw_folds
 
 KEPT = "confirmed."
 """Prefix of a study's user attributes, one a trial."""
-COLUMNS = ("trial", "probe", "people", "auc", "divergence", "upper", "p", "p_max")
+COLUMNS = ("trial", "probe", "people")
+JUDGED = ("divergence", "upper", "p", "p_max")
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Confirmed:
         first_people: Of the study's probe.
         people: Of the second probe.
         probe: The second probe's digest.
-        auc: Of validation people, trained again.
+        accuracy: Of validation people, trained again; AUC, or R² of a number.
         divergence: z on the second probe, ``None`` if it could not be formed.
         null: Its null, as `TrialNull.attributes` gives it.
     """
@@ -57,7 +59,7 @@ class Confirmed:
     first_people: int
     people: int
     probe: str
-    auc: float
+    accuracy: float
     divergence: float | None
     null: dict[str, Any]
 
@@ -99,7 +101,7 @@ def confirm(
     Args:
         name: Of the study.
         storage: Its database.
-        number: Of the trial; the best of those allowed, by AUC, if not given.
+        number: Of the trial; the best of those allowed, by accuracy, if not given.
         runs: Folder of the study's runs.
         tracking: Where MLflow is; as the trial's settings say if not given.
         device: Where tensors live.
@@ -158,7 +160,7 @@ def confirm(
         len(plan.probe.ids),
         len(second.probe.ids),
         second.probe.digest,
-        metrics["final/auc"],
+        metrics[f"final/{plan.task.measures.headline}"],
         z if math.isfinite(z) else None,
         null.attributes() if null else {},
     )
@@ -218,8 +220,9 @@ def confirmations(study: optuna.Study) -> pd.DataFrame:
     """Return all confirmed trials, on the first probe and on the second.
 
     Returns:
-        Two rows a trial, columns `COLUMNS`: ``p_max`` is adjusted over all finished
-        trials on the first probe, over the confirmed ones on the second.
+        Two rows a trial, columns `COLUMNS`, the accuracy's (``auc`` or ``r2``) and
+        `JUDGED`: ``p_max`` is adjusted over all finished trials on the first probe,
+        over the confirmed ones on the second.
     """
     kept = sorted(
         (
@@ -229,6 +232,7 @@ def confirmations(study: optuna.Study) -> pd.DataFrame:
         ),
         key=lambda one: one.trial,
     )
+    accuracy = study_measures(study).headline
     trials = study.get_trials(deepcopy=False)
     quantity = study.user_attrs.get("search", {}).get("primary quantity", "adjoint")
     before = [finished_null(trial) for trial in trials]
@@ -237,7 +241,7 @@ def confirmations(study: optuna.Study) -> pd.DataFrame:
     rows: list[tuple[Any, ...]] = []
     for place, one in enumerate(kept):
         seen = trials[one.trial].user_attrs
-        was = seen.get("auc"), seen.get(f"divergence.{quantity}")
+        was = seen.get(accuracy), seen.get(f"divergence.{quantity}")
         null, then = before[one.trial], after[place]
         rows += [
             _row(one.trial, "first", one.first_people, *was, null, first[one.trial]),
@@ -245,14 +249,14 @@ def confirmations(study: optuna.Study) -> pd.DataFrame:
                 one.trial,
                 "second",
                 one.people,
-                one.auc,
+                one.accuracy,
                 one.divergence,
                 then,
                 second[place],
             ),
         ]
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
-    return table.astype(dict.fromkeys(COLUMNS[3:], float))
+    table = pd.DataFrame(rows, columns=[*COLUMNS, accuracy, *JUDGED])
+    return table.astype(dict.fromkeys((accuracy, *JUDGED), float))
 
 
 def _check_people(study: optuna.Study, plan: Plan) -> None:
@@ -274,13 +278,13 @@ def _row(
     trial: int,
     probe: str,
     people: int,
-    auc: float | None,
+    accuracy: float | None,
     z: float | None,
     null: TrialNull | None,
     p_max: float,
 ) -> tuple[Any, ...]:
     p, upper = (null.p, null.upper) if null else (math.nan, math.nan)
-    return trial, probe, people, auc, z, upper, p, p_max
+    return trial, probe, people, accuracy, z, upper, p, p_max
 
 
 def _chosen(study: optuna.Study, number: int | None) -> FrozenTrial:

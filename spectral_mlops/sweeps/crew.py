@@ -90,6 +90,10 @@ class Crew:
         """Interrupt all trials; tickets go back."""
         self._tell(signal.SIGINT)
 
+    def kill(self) -> None:
+        """End them at once; trials they leave behind are `Sweep.reconcile`'s."""
+        self._tell(signal.SIGKILL)
+
     def wait(self) -> None:
         """Wait until all have ended."""
         for process in self._processes.values():

@@ -45,7 +45,7 @@ def plan_with(plan: Plan, config: RunConfig) -> Plan:
     """
     name = config.model.name
     layout = layout_for(plan.cohort, model_entry(name).takes, name)
-    check_built(config.model, inputs_of(plan.cohort, layout), len(plan.classes))
+    check_built(config.model, inputs_of(plan.cohort, layout), plan.task.outputs)
     return replace(plan, config=config)
 
 

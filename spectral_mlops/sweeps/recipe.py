@@ -9,7 +9,7 @@ from typing import Any
 
 import optuna
 
-from spectral_mlops.config import RunConfig, validate
+from spectral_mlops.config import RunConfig, merge, validate
 from spectral_mlops.errors import InputError
 from spectral_mlops.models.imported import is_imported
 from spectral_mlops.sweeps.space import Space
@@ -17,6 +17,7 @@ from spectral_mlops.sweeps.space_file import SweepSettings, space_of
 from spectral_mlops.sweeps.study import read_study
 from spectral_mlops.tracking.checks import redacted
 from spectral_mlops.tracking.choose import NONE, SPOOL
+from spectral_mlops.tracking.measures import Measures, measures_of
 
 ATTRIBUTE = "recipe"
 PIECE = 1900
@@ -67,35 +68,69 @@ class Recipe:
         names = [f"{ATTRIBUTE}.{kept['digest']}.{number}" for number in pieces]
         return cls(*json.loads("".join(attributes[name] for name in names)))
 
-    def config(self, tracking: str | None = None) -> RunConfig:
+    def config(
+        self, tracking: str | None = None, given: Mapping[str, Any] | None = None
+    ) -> RunConfig:
         """Return the settings, checked.
 
         Args:
             tracking: Where runs go; as the study says if not given.
+            given: Nested settings laid over the study's.
         """
-        known = self.settings["tracking"]
-        uri = tracking or _full_address(known.get("uri"))
-        settings = {**self.settings, "tracking": {**known, "uri": uri}}
-        return validate(RunConfig, settings, "the study")
+        told = merge(self.settings, given or {})
+        if isinstance(known := told["tracking"], Mapping):  # else validation says so
+            uri = tracking or _full_address(known.get("uri"))
+            told["tracking"] = {**known, "uri": uri}
+        return validate(RunConfig, told, "the study's settings")
 
-    def sweep_settings(self) -> SweepSettings:
-        """Return how trials are judged, checked."""
-        return validate(SweepSettings, dict(self.judged), "the study")
+    def sweep_settings(self, given: Mapping[str, Any] | None = None) -> SweepSettings:
+        """Return how trials are judged, checked.
+
+        Args:
+            given: Laid over what the study says.
+        """
+        return validate(SweepSettings, merge(self.judged, given or {}), "the study")
 
     def made_space(self) -> Space:
         """Return the space."""
         return space_of(self.space, "the study's space")
 
-    def check_trust(self, study: str, trust: bool) -> None:
+    def code(
+        self, given: Mapping[str, Any] | None = None, space: Space | None = None
+    ) -> list[str]:
+        """Return the names of code to run that a user did not give.
+
+        Args:
+            given: Nested settings that the user gave.
+            space: The user's, if any.
+        """
+        names: list[str] = []
+        if space is None:
+            names += _model_names(self.space)
+            names += [self.space] if isinstance(self.space, str) else []
+        if "name" not in (given or {}).get("model", {}):
+            names.append(str(self.settings["model"]["name"]))
+        return [name for name in names if is_imported(name)]
+
+    def check_trust(
+        self,
+        study: str,
+        trust: bool,
+        given: Mapping[str, Any] | None = None,
+        space: Space | None = None,
+    ) -> None:
         """Refuse to run code that a database names, unless the user trusts it.
+
+        Args:
+            study: Its name.
+            trust: Whether the user does.
+            given: See `code`.
+            space: See `code`.
 
         Raises:
             InputError: If it names some, and there is no ``trust``.
         """
-        names = [*_model_names(self.space), self.settings["model"]["name"]]
-        if isinstance(self.space, str):
-            names.append(self.space)
-        if not trust and (code := [name for name in names if is_imported(str(name))]):
+        if not trust and (code := self.code(given, space)):
             raise InputError(
                 f"Study '{study}' names code to run, '{code[0]}': if you trust its "
                 "storage, and what that name is here, add --trust."
@@ -112,12 +147,18 @@ def _model_names(tables: Any) -> Iterator[str]:
         yield from _model_names(inner)
 
 
-def can_be_joined(study: str, storage: str) -> bool:
-    """Tell whether there is such a study, and it keeps its recipe."""
+def study_measures(study: optuna.Study) -> Measures:
+    """Return by what a study's trials are judged; classes if it does not say."""
+    recipe = Recipe.of(study)
+    return measures_of(recipe.settings if recipe else {})
+
+
+def kept_recipe(study: str, storage: str) -> Recipe | None:
+    """Return what a study keeps of itself; ``None`` if there is no such study."""
     try:
-        return Recipe.of(read_study(study, storage)) is not None
+        return Recipe.of(read_study(study, storage))
     except InputError:  # what is wrong is said where it is used
-        return False
+        return None
 
 
 def known_store(config: RunConfig) -> dict[str, str | None]:

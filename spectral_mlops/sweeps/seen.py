@@ -8,7 +8,6 @@ from spectral_mlops.sweeps.familywise import TrialNull
 
 POINTS = 40
 """Of a trajectory: user attributes are rows of a database."""
-AUC = "auc"
 
 
 class Seen:
@@ -17,11 +16,14 @@ class Seen:
     Args:
         quantities: What is watched.
         primary: Whose divergence counts.
+        headline: What accuracy is measured by, ``auc`` or ``r2``.
     """
 
-    def __init__(self, quantities: Sequence[str], primary: str) -> None:
-        self.quantities, self.primary = quantities, primary
-        self.auc = math.nan
+    def __init__(
+        self, quantities: Sequence[str], primary: str, headline: str = "auc"
+    ) -> None:
+        self.quantities, self.primary, self.headline = quantities, primary, headline
+        self.accuracy = math.nan
         self.p = math.nan
         self.latest: dict[str, float] = {}
         self.trajectory: dict[str, list[tuple[int, float]]] = {}
@@ -34,9 +36,10 @@ class Seen:
 
     def epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Take an epoch's numbers; some epochs have no divergence."""
-        self.auc = metrics.get("val/auc", self.auc)
-        if math.isfinite(self.auc):
-            self.trajectory.setdefault(AUC, []).append((epoch, self.auc))
+        self.accuracy = metrics.get(f"val/{self.headline}", self.accuracy)
+        if math.isfinite(self.accuracy):
+            points = self.trajectory.setdefault(self.headline, [])
+            points.append((epoch, self.accuracy))
         for quantity, value in self._known(metrics, "divergence/").items():
             self.latest[quantity] = value
             self.trajectory.setdefault(quantity, []).append((epoch, value))
@@ -44,7 +47,7 @@ class Seen:
     def end(self, metrics: Mapping[str, float], null: TrialNull | None = None) -> None:
         """Take a finished run's numbers, at the checkpoints chosen by its loss."""
         self.null = null
-        self.auc = metrics["final/auc"]
+        self.accuracy = metrics[f"final/{self.headline}"]
         self.p = metrics.get("final/primary_p", math.nan)
         # None is kept of the last epoch's where there is none at the checkpoints.
         self.latest = self._known(metrics, "final/divergence_")
@@ -58,7 +61,7 @@ class Seen:
             found[f"trajectory.{quantity}"] = [
                 [epoch, round(value, 4)] for epoch, value in thinned(points)
             ]
-        beside = {"auc": self.auc, "p": self.p}
+        beside = {self.headline: self.accuracy, "p": self.p}
         found |= {name: x for name, x in beside.items() if math.isfinite(x)}
         return found | (self.null.attributes() if self.null else {})
 

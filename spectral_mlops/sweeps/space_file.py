@@ -28,7 +28,7 @@ from spectral_mlops.sweeps.space import (
     nested,
 )
 
-Objective = Literal["auc", "auc,divergence", "constrained"]
+Objective = Literal["auc", "auc,divergence", "constrained", "r2", "r2,divergence"]
 Scalar = bool | int | float | str
 FIRST_DRAWS = 3
 MAY_VARY = ("model", "training")
@@ -128,7 +128,9 @@ Tree = dict[str, tuple[Form, dict[str, "Tree"]]]
 class SweepSettings(Settings):
     """How trials are judged."""
 
-    objective: Objective = "auc"
+    objective: Objective | None = Field(
+        None, description="of the task, auc or r2, if not given"
+    )
     tau: float = Field(2.0, description="constrained: largest divergence, z")
 
 

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from spectral_mlops.errors import InputError
 from spectral_mlops.sweeps.objective import WARM_UP_EPOCHS, Judgement
-from spectral_mlops.sweeps.seen import AUC, Seen
+from spectral_mlops.sweeps.seen import Seen
 
 Pruner = Literal["median", "hyperband", "none"]
 STARTUP_TRIALS = 4
@@ -31,10 +31,10 @@ class Stopping:
 
     Attributes:
         judgement: How trials are judged.
-        pruner: ``median``: an AUC below the median of finished trials at the same
-            epoch; of two objectives, a trial worse than the median in both, since
-            Optuna has no rule for these. ``hyperband``: Optuna's, on AUC, for one
-            objective. ``none``.
+        pruner: ``median``: an AUC (of a number, R²) below the median of finished
+            trials at the same epoch; of two objectives, a trial worse than the median
+            in both, since Optuna has no rule for these. ``hyperband``: Optuna's, on
+            the same, for one objective. ``none``.
         largest: Stops a trial whose divergence at an epoch is above that z.
     """
 
@@ -84,23 +84,24 @@ class Stopping:
             seen: Of it, that epoch included.
         """
         if not self.judgement.both:
-            trial.report(seen.auc, epoch)
+            trial.report(seen.accuracy, epoch)
         if epoch < WARM_UP_EPOCHS:  # Optuna would read the database to say the same
             return ""
         if not self.judgement.both and trial.should_prune():
-            return f"AUC {seen.auc:.3f} after {epoch + 1} epochs ({self.pruner})"
+            said = f"{self.judgement.measures.words} {seen.accuracy:.3f}"
+            return f"{said} after {epoch + 1} epochs ({self.pruner})"
         z = _value(seen.trajectory.get(self.judgement.quantity, ()), epoch)
         if self.largest is not None and z > self.largest:
             return f"divergence {z:.2f} after {epoch + 1} epochs"
         if self.judgement.both and self.pruner == "median":
-            return self._worse_in_both(trial, epoch, seen.auc, z)
+            return self._worse_in_both(trial, epoch, seen.accuracy, z)
         return ""
 
     def _worse_in_both(
-        self, trial: optuna.Trial, epoch: int, auc: float, z: float
+        self, trial: optuna.Trial, epoch: int, accuracy: float, z: float
     ) -> str:
         """Compare with the medians of finished trials at the same epoch."""
-        names = AUC, self.judgement.quantity
+        names = self.judgement.accuracy, self.judgement.quantity
         finished = trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         pairs = np.array(
             [[_at(one, name, epoch) for name in names] for one in finished]
@@ -108,12 +109,13 @@ class Stopping:
         known = pairs[np.isfinite(pairs).all(1)] if len(pairs) else pairs
         if len(known) < STARTUP_TRIALS:
             return ""
-        usual_auc, usual_z = np.median(known, axis=0)
+        usual, usual_z = np.median(known, axis=0)
         # What of z is below 0 is no advantage in the objective, nor is it here.
-        if auc < usual_auc and z > max(0.0, usual_z):
+        if accuracy < usual and z > max(0.0, usual_z):
             return (
-                f"AUC {auc:.3f} and divergence {z:.2f} after {epoch + 1} epochs, the "
-                f"medians are {usual_auc:.3f} and {usual_z:.2f}"
+                f"{self.judgement.measures.words} {accuracy:.3f} and divergence "
+                f"{z:.2f} after {epoch + 1} epochs, the medians are {usual:.3f} and "
+                f"{usual_z:.2f}"
             )
         return ""
 

@@ -78,16 +78,20 @@ def _no_file(storage: str) -> bool:
     return bool(file) and not Path(str(file)).exists()
 
 
-def trials_table(study: optuna.Study, quantities: Sequence[str]) -> pd.DataFrame:
+def trials_table(
+    study: optuna.Study, quantities: Sequence[str], accuracy: str = "auc"
+) -> pd.DataFrame:
     """Return one row per trial.
 
     Args:
         study: Any.
         quantities: Whose divergences are shown.
+        accuracy: What accuracy is measured by, ``auc`` or ``r2``.
 
     Returns:
-        Columns ``trial, state, auc``, one per parameter, ``divergence.<quantity>``,
-        ``run, infeasible, error``. ``auc`` of a trial that was pruned is its last.
+        Columns ``trial, state``, the accuracy's, one per parameter,
+        ``divergence.<quantity>``, ``run, infeasible, error``. The accuracy of a trial
+        that was pruned is its last.
     """
     rows = []
     for trial in study.get_trials(deepcopy=False):
@@ -97,7 +101,7 @@ def trials_table(study: optuna.Study, quantities: Sequence[str]) -> pd.DataFrame
             {
                 "trial": trial.number,
                 "state": trial.state.name,
-                "auc": attributes.get("auc", first),
+                accuracy: attributes.get(accuracy, first),
                 **trial.params,
                 **{
                     f"divergence.{quantity}": attributes.get(f"divergence.{quantity}")

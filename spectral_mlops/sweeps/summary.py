@@ -30,8 +30,9 @@ def leave_summary(sweep: Sweep) -> Path:
     counts = found.trials["state"].value_counts()
     metrics = {f"trials/{str(state).lower()}": float(n) for state, n in counts.items()}
     allowed = finished[finished["allowed"]]
-    if len(allowed) and np.isfinite(allowed["auc"]).any():
-        metrics["best/auc"] = float(allowed["auc"].max())
+    accuracy = sweep.judgement.accuracy
+    if len(allowed) and np.isfinite(allowed[accuracy]).any():
+        metrics[f"best/{accuracy}"] = float(allowed[accuracy].max())
     tags = {
         "spectral.kind": "study",
         "optuna.study": study.study_name,

@@ -33,8 +33,9 @@ from spectral_mlops.sweeps.draw import (
 from spectral_mlops.sweeps.ended import TAKEN_OVER, Ended, TakenOver, said
 from spectral_mlops.sweeps.familywise import TrialNull
 from spectral_mlops.sweeps.objective import Judgement
-from spectral_mlops.sweeps.recipe import Recipe, known_store
+from spectral_mlops.sweeps.recipe import Recipe, kept_recipe, known_store
 from spectral_mlops.sweeps.reconcile import Reconciled, reconcile
+from spectral_mlops.sweeps.same import check_same, check_settings, people_of, search_of
 from spectral_mlops.sweeps.seen import Seen
 from spectral_mlops.sweeps.space import Space, built_in
 from spectral_mlops.sweeps.space_file import MAY_VARY, Objective
@@ -43,6 +44,7 @@ from spectral_mlops.sweeps.stopping import SOUGHT, Pruner, Stopping
 from spectral_mlops.sweeps.study import open_study, read_study, trials_table
 from spectral_mlops.sweeps.tickets import INTERVAL, Hold, Tickets
 from spectral_mlops.tracking import Tracker, open_tracker
+from spectral_mlops.tracking.measures import MEASURES
 from spectral_mlops.training import Plan, make_plan, run
 from spectral_mlops.training.loop import OnEpoch
 
@@ -66,8 +68,8 @@ class Sweep:
 
     Raises:
         InputError: If the space cannot be used, if there is no divergence to judge
-            by, or if the study was made with other people, another space or another
-            objective.
+            by, or if the study was made with other people, other settings, another
+            space or another objective.
     """
 
     def __init__(
@@ -81,7 +83,7 @@ class Sweep:
         pruner: Pruner = "median",
         prune_divergence: float | None = None,
         space: Space | None = None,
-        objective: Objective = "auc",
+        objective: Objective | None = None,
         tau: float = 2.0,
         progress: Callable[[str, int, int], None] | None = None,
         heartbeat: float = INTERVAL,
@@ -90,11 +92,10 @@ class Sweep:
             raise InputError(
                 "MLFLOW_RUN_ID is set, and every trial is a run of its own: unset it."
             )
-        if config.training.task != "classification":
-            raise InputError(
-                f"training.task='{config.training.task}': sweeps search for AUC, which "
-                "a number has not; sweep a classification, or train with --task alone."
-            )
+        if (recipe := kept_recipe(study, storage)) is not None:
+            check_settings(study, recipe, config)
+        measures = MEASURES[config.training.task]
+        Judgement.of(objective, tau, "", measures)  # before people are loaded
         self.config, self.runs, self.device = config, runs, device
         self.space = space or built_in()
         corners = settled_corners(self.space, config)
@@ -103,10 +104,12 @@ class Sweep:
         self.plan = make_plan(first, Path.cwd(), progress)
         for corner in corners:
             plan_with(self.plan, corner)
-        self.judgement = Judgement(objective, tau, self.plan.primary_quantity)
+        quantity = self.plan.primary_quantity
+        self.judgement = Judgement.of(objective, tau, quantity, measures)
         if self.judgement.needs_divergence and self.plan.probe is None:
             raise InputError(
-                f"--objective {objective} needs a probe. {self.plan.probe_note}"
+                f"--objective {self.judgement.objective} needs a probe. "
+                f"{self.plan.probe_note}"
             )
         self.stopping = Stopping(self.judgement, pruner, prune_divergence)
         self.stopping.check(self.plan.probe is not None)
@@ -114,13 +117,15 @@ class Sweep:
         self.where = ""
         rules = self.stopping.of_optuna()
         self.study = open_study(study, storage, self.judgement, rules)
-        self._same("people", self._people())
-        self._same("search", self._search())
+        check_same(self.study, "people", people_of(self.plan))
+        check_same(self.study, "search", search_of(self.space, self.judgement))
         if prune_divergence is not None:
             self.study.set_user_attr(SOUGHT, prune_divergence)
         self.tickets = Tickets(self.study, storage, heartbeat)
-        self._confounds = self.study.user_attrs.get("confounds_auc", math.nan)
+        self._confounds = self._known_confounds()
         self._options = {"pruner": pruner, "prune_divergence": prune_divergence}
+        if recipe is None:
+            self.recipe.keep(self.study)
         # A seed of its own for each visit, or a study that goes on would draw its
         # first trials again.
         self._sample(len(self.study.get_trials(deepcopy=False)))
@@ -136,6 +141,10 @@ class Sweep:
         device: str = "cpu",
         trust: bool = False,
         progress: Callable[[str, int, int], None] | None = None,
+        given: Mapping[str, Any] | None = None,
+        space: Space | None = None,
+        judged: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> "Sweep":
         """Join a study that exists, with all that it keeps of itself (`want`).
 
@@ -148,33 +157,45 @@ class Sweep:
             device: See `Sweep`.
             trust: Whether code that the study names may run.
             progress: See `Sweep`.
+            given: Nested settings; must be the study's own, but for ``tracking``,
+                which may change.
+            space: Must be the study's own, if given.
+            judged: The same of ``objective`` and ``tau``.
+            options: ``pruner`` and ``prune_divergence``, from now on.
 
         Raises:
             InputError: If there is no such study, it cannot be gone on with from this
-                folder (other people, another function), or it names code without
-                ``trust``.
+                folder (other people, another function) or with what was given, or it
+                names code without ``trust``.
         """
         recipe = Recipe.of(read_study(study, storage))
         if recipe is None:
             raise InputError(
-                f"Study '{study}' was not made by 'spectral-mlops sweep', or has no "
-                "trials to run yet: start it with 'spectral-mlops sweep --study "
-                f"{study} --workers 0'."
+                f"Study '{study}' was not made by 'spectral-mlops sweep': choose "
+                "another --study."
             )
-        recipe.check_trust(study, trust)
-        judged = recipe.sweep_settings()
+        config, how = recipe.config(tracking, given), recipe.sweep_settings(judged)
+        recipe.check_trust(study, trust, given, space)
         return cls(
-            recipe.config(tracking),
+            config,
             study=study,
             storage=storage,
             runs=runs,
             device=device,
-            space=recipe.made_space(),
-            objective=judged.objective,
-            tau=judged.tau,
+            space=space or recipe.made_space(),
+            objective=how.objective,
+            tau=how.tau,
             progress=progress,
-            **recipe.options,
+            **{**recipe.options, **(options or {})},
         )
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the study keeps of itself."""
+        settings = self.config.model_dump(mode="json")
+        settings["tracking"] |= known_store(self.config)
+        judged = {"objective": self.judgement.objective, "tau": self.judgement.tau}
+        return Recipe(settings, self.space.content, judged, self._options)
 
     def want(self, trials: int) -> None:
         """Ask for trials more, and keep what workers need to join.
@@ -182,10 +203,7 @@ class Sweep:
         Args:
             trials: How many; none are fine.
         """
-        settings = self.config.model_dump(mode="json")
-        settings["tracking"] |= known_store(self.config)
-        judged = {"objective": self.judgement.objective, "tau": self.judgement.tau}
-        Recipe(settings, self.space.content, judged, self._options).keep(self.study)
+        self.recipe.keep(self.study)
         if trials:
             self.tickets.add(trials)
 
@@ -220,7 +238,8 @@ class Sweep:
         tracking = self.config.tracking
         folder = self.runs / f"{self._name(trial)}-{uid[:8]}"
         tracker = open_tracker(tracking.uri, tracking.experiment, folder)
-        seen = Seen(self.plan.quantities, self.judgement.quantity)
+        judged = self.judgement
+        seen = Seen(self.plan.quantities, judged.quantity, judged.accuracy)
         ended = Ended()
 
         def each_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
@@ -256,8 +275,9 @@ class Sweep:
         return reconcile(self.study, self.tickets, *about)
 
     def table(self) -> pd.DataFrame:
-        """One row per trial: state, AUC, settings, divergence, run."""
-        return trials_table(self.study, self.plan.quantities)
+        """One row per trial: state, accuracy, settings, divergence, run."""
+        accuracy = self.judgement.accuracy
+        return trials_table(self.study, self.plan.quantities, accuracy)
 
     def _train(
         self,
@@ -296,12 +316,13 @@ class Sweep:
         )
         metrics = finished.result.metrics
         seen.end(metrics, TrialNull.of(plan, finished.result))
-        alone = metrics.get("baseline/confounds_auc", self._confounds)
+        kept = f"confounds_{self.judgement.accuracy}"
+        alone = metrics.get(f"baseline/{kept}", self._confounds)
         if alone != self._confounds and math.isfinite(alone):  # once: all share people
             self._confounds = alone
-            self.study.set_user_attr("confounds_auc", alone)
+            self.study.set_user_attr(kept, alone)
         self._constrain(trial, seen)
-        values = self.judgement.values(seen.auc, seen.divergence)
+        values = self.judgement.values(seen.accuracy, seen.divergence)
         if not all(map(math.isfinite, values)):
             raise ValueError(f"its value is {values[0]}: training went astray")
         return values
@@ -323,12 +344,17 @@ class Sweep:
     def _constrain(self, trial: optuna.Trial, seen: Seen) -> None:
         """Say once whether the trial is allowed: Optuna takes no second answer."""
         if math.isnan(self._confounds):  # another worker may know by now
-            self._confounds = self.study.user_attrs.get("confounds_auc", math.nan)
-        about = (seen.auc, seen.divergence, self._confounds)
+            self._confounds = self._known_confounds()
+        about = (seen.accuracy, seen.divergence, self._confounds)
         for name, far in self.judgement.constraints(*about).items():
             trial.set_constraint(name, far)
         if said := self.judgement.why_not(*about):
             trial.set_user_attr("infeasible", said)
+
+    def _known_confounds(self) -> float:
+        """Return the accuracy of confounds alone; NaN as long as nobody knows."""
+        name = f"confounds_{self.judgement.accuracy}"
+        return float(self.study.user_attrs.get(name, math.nan))
 
     def _name(self, trial: optuna.Trial) -> str:
         return f"{self.study.study_name}-{trial.number:05d}"
@@ -384,38 +410,3 @@ class Sweep:
             self.study.tell(
                 trial, ended.values, state=ended.state, skip_if_finished=True
             )
-
-    def _people(self) -> dict[str, str]:
-        """Whom the study is about."""
-        settings = self.config.comparison
-        return {
-            "cohort": self.plan.cohort.digest,
-            "probe": self.plan.probe.digest if self.plan.probe else "none",
-            "set of relabellings": (
-                f"{settings.permutations}, seed {settings.seed}, {settings.divergence}"
-            ),
-        }
-
-    def _search(self) -> dict[str, str]:
-        """What it searches, and for what."""
-        judged = self.judgement
-        tau = f" ≤ {judged.tau:g}" if judged.objective == "constrained" else ""
-        return {
-            "search space": self.space.digest,
-            "objective": f"{judged.objective}{tau}",
-            "primary quantity": judged.quantity,
-        }
-
-    def _same(self, about: str, mine: dict[str, str]) -> None:
-        """Write down what the study is about, or refuse what is not that."""
-        known: dict[str, Any] = self.study.user_attrs.get(about, {})
-        if not known:
-            self.study.set_user_attr(about, mine)
-            return
-        for what, digest in mine.items():
-            if known[what] != digest:
-                raise InputError(
-                    f"Study '{self.study.study_name}' was made with another {what} "
-                    f"({known[what][:20]} there, {digest[:20]} here): its trials "
-                    "would not be comparable; choose another --study."
-                )

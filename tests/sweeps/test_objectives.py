@@ -74,13 +74,13 @@ def test_what_was_seen_is_the_latest_then_the_end():
     assert seen.attributes() == {}
     seen.epoch(0, {"val/auc": 0.5, "divergence/adjoint": 1.0})
     seen.epoch(1, {"val/auc": 0.6, "divergence/adjoint": NAN})
-    assert (seen.auc, seen.divergence) == (0.6, 1.0)
+    assert (seen.accuracy, seen.divergence) == (0.6, 1.0)
     seen.epoch(2, {"val/auc": 0.7, "divergence/adjoint": 2.0})
     found = seen.attributes()
     assert found["trajectory.adjoint"] == [[0, 1.0], [2, 2.0]]
     assert found["divergence.adjoint"] == 2.0
     seen.end({"final/auc": 0.65, "final/divergence_adjoint": 1.5})
-    assert (seen.auc, seen.divergence) == (0.65, 1.5)
+    assert (seen.accuracy, seen.divergence) == (0.65, 1.5)
 
 
 def test_a_long_trajectory_is_thinned_and_keeps_its_ends():

@@ -17,7 +17,7 @@ def test_every_plot_is_drawn_and_nothing_is_fetched(opened):
     assert drawn == dict.fromkeys(
         [
             *("plot-drive", "plot-tradeoff", "plot-contours"),
-            *("plot-slices-auc", "plot-slices-z"),
+            *("plot-slices-accuracy", "plot-slices-z"),
         ],
         True,
     )

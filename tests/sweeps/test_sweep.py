@@ -73,9 +73,9 @@ def test_a_study_goes_on_and_refuses_other_people(make):
     assert len(again.study.get_trials()) == 2
     first, second = again.study.get_trials()
     assert first.params != second.params
-    with pytest.raises(InputError, match="another probe"):
+    with pytest.raises(InputError, match=r"comparison\.probe_seed=0, .* it is 9"):
         make(comparison={"probe_seed": 9})
-    with pytest.raises(InputError, match="another set of relabellings"):
+    with pytest.raises(InputError, match=r"comparison\.seed=0, and here it is 5"):
         make(comparison={"seed": 5})
 
 

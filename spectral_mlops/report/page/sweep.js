@@ -20,7 +20,7 @@ function sweep(data) {
 
   function drive() {
     const settings = [...new Set(data.importances.map((row) => row.setting))].reverse();
-    const colours = { "AUC": "#0072B2", "divergence": "#D55E00" };
+    const colours = { [data.accuracy]: "#0072B2", "divergence": "#D55E00" };
     const methods = [...new Set(data.importances.map((row) => row.evaluator))];
     const targets = [...new Set(data.importances.map((row) => row.target))];
     const places = panels(Math.max(1, methods.length), 2, 0.12, 0.02);
@@ -39,19 +39,19 @@ function sweep(data) {
           marker: { color: colours[target] }, xaxis: axisOf("x", i), yaxis: axisOf("y", i), hovertemplate: "%{y}: %{x:.3f}" });
       }
     });
-    draw("drive", "Which settings drive AUC, and which divergence", traces, layout);
+    draw("drive", `Which settings drive ${data.accuracy}, and which divergence`, traces, layout);
   }
 
   function tradeoff() {
     const shapes = [level(data.detected, "x"), ...(known(data.confounds) ? [level(data.confounds, "y")] : [])];
     const front = trials.filter((t) => t.front).sort((a, b) => Math.max(0, a.z) - Math.max(0, b.z));
-    const traces = points(z, (t) => t.auc);
-    if (front.length > 1) traces.unshift({ x: front.map((t) => t.z), y: front.map((t) => t.auc), mode: "lines",
+    const traces = points(z, (t) => t.accuracy);
+    if (front.length > 1) traces.unshift({ x: front.map((t) => t.z), y: front.map((t) => t.accuracy), mode: "lines",
       line: { color: "#0072B2", width: 1, shape: "hv" }, showlegend: false, hoverinfo: "skip" });
-    draw("tradeoff", "AUC of validation people against divergence of the groups", traces, {
-      shapes, xaxis: { title: { text: words } }, yaxis: { title: { text: "AUC" } } });
+    draw("tradeoff", `${data.accuracy} of validation people against divergence of the groups`, traces, {
+      shapes, xaxis: { title: { text: words } }, yaxis: { title: { text: data.accuracy } } });
     byId("tradeoff-note").textContent = `On the front: no other trial allowed is as good in both; z below 0 counts as 0. Dotted: z = ${data.detected}`
-      + (known(data.confounds) ? ", and the AUC that confounds alone reach." : ".");
+      + (known(data.confounds) ? `, and the ${data.accuracy} that confounds alone reach.` : ".");
   }
 
   function slices(id, title, y, label) {
@@ -104,7 +104,7 @@ function sweep(data) {
   function contours(first, second) {
     const some = trials.filter((t) => t.finished && known(t.z) && known(t.values[first.i]) && known(t.values[second.i]));
     if (some.length < 6) {
-      draw("contours", "AUC and divergence over two settings", []);
+      draw("contours", `${data.accuracy} and divergence over two settings`, []);
       return;
     }
     const scaled = ({ i, log }) => {
@@ -117,7 +117,7 @@ function sweep(data) {
     const [x, y] = [scaled(first), scaled(second)];
     const places = panels(2, 2, 0.14, 0.04);
     const layout = { annotations: [], height: 420 };
-    const traces = [["AUC", (t) => t.auc, "Viridis", {}], [words, z, DIVERGING, { zmid: 0 }]].flatMap(([name, value, colorscale, more], i) => {
+    const traces = [[data.accuracy, (t) => t.accuracy, "Viridis", {}], [words, z, DIVERGING, { zmid: 0 }]].flatMap(([name, value, colorscale, more], i) => {
       const axes = { xaxis: axisOf("x", i), yaxis: axisOf("y", i) };
       layout[axisName("x", i)] = { ...AXIS, domain: places[i].x, anchor: axisOf("y", i), type: first.log ? "log" : "linear",
         title: { text: short(first.name, 40) } };
@@ -133,7 +133,7 @@ function sweep(data) {
           marker: { color: "#fff", size: 6, line: { color: "#1b1f24", width: 1 } } },
       ];
     });
-    draw("contours", "AUC and divergence over two settings", traces, layout);
+    draw("contours", `${data.accuracy} and divergence over two settings`, traces, layout);
   }
 
   function pairs() {
@@ -144,7 +144,7 @@ function sweep(data) {
       contours(state.x, state.y);
     };
     if (numeric.length < 2) {
-      draw("contours", "AUC and divergence over two settings", []);
+      draw("contours", `${data.accuracy} and divergence over two settings`, []);
       return;
     }
     const bar = byId("contours-bar");
@@ -157,7 +157,7 @@ function sweep(data) {
   drive();
   tradeoff();
   pairs();
-  slices("slices-auc", "AUC, setting by setting", (t) => t.auc, "AUC");
+  slices("slices-accuracy", `${data.accuracy}, setting by setting`, (t) => t.accuracy, data.accuracy);
   slices("slices-z", `Divergence, setting by setting (${words})`, z, "z");
   byId("slices-note").textContent = "Settings of a branch are named after the choice they belong to.";
 }
