@@ -353,7 +353,7 @@ class SpectralMonitor:
             InputError: If there are no batches, the loss is missing, or somebody
                 was watched in training by this monitor.
         """
-        held = [ProbeBatch(*batch) for batch in batches]
+        held = (ProbeBatch(*batch) for batch in batches)  # read one at a time
         probe = Probe(self.model, held, self._watch_held_out, self._pooled)
         return probe.spectra(
             loss_function, epoch, adjoint, self._strata, self._families

@@ -1,6 +1,6 @@
 """Held-out people: in what mode they are passed, by what output, and what it shows."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from spectral_mlops.epoch_spectra import EpochSpectra
 from spectral_mlops.errors import InputError
+from spectral_mlops.hooks.condensed import condense
 from spectral_mlops.hooks.context import capture
 from spectral_mlops.hooks.groups import Groups, Labels, label_texts
 from spectral_mlops.hooks.layer_rows import LayerRows, LoneMatrix, Measurable
@@ -104,7 +105,9 @@ class Probe:
 
     Args:
         model: Left as it is.
-        batches: Of the people.
+        batches: Of the people; taken one at a time, and not kept, unless adjoints are
+            re-formed. Of several batches, rows of many positions do not stay either
+            (`hooks.condensed`).
         watch: Gives a context for one batch; told whether its adjoints are to be
             label-free.
         pooled: Whether to measure all people together, too.
@@ -113,7 +116,7 @@ class Probe:
     def __init__(
         self,
         model: nn.Module,
-        batches: Sequence[ProbeBatch],
+        batches: Iterable[ProbeBatch],
         watch: Callable[[ProbeBatch, bool], capture],
         pooled: bool,
     ) -> None:
@@ -146,9 +149,10 @@ class Probe:
             )
         if adjoint != "margin" and loss_function is None:
             raise InputError(f"adjoint='{adjoint}' needs the loss_function.")
-        if not self._batches:
-            raise InputError("probe: there are no batches of held-out people.")
-        classes = classes_of(self._batches) if adjoint == "reformed" else {}
+        classes: dict[str, float] = {}
+        if adjoint == "reformed":
+            self._batches = held = list(self._batches)
+            classes = classes_of(held) if held else {}
 
         def scalar_of(outputs: Any, targets: Any) -> Tensor:
             if adjoint == "margin" or loss_function is None:
@@ -159,7 +163,8 @@ class Probe:
             return lambda outputs, y: scalar_of(outputs, torch.full_like(y, value))
 
         free = adjoint == "margin"
-        found = self.passed(scalar_of, label_free=free)
+        keep = adjoint == "reformed"
+        found = self.passed(scalar_of, label_free=free, keep=keep)
         seen = observe(found, trained_on=False, label_free=free)
         result = EpochSpectra(
             epoch,
@@ -172,31 +177,46 @@ class Probe:
         )
         if adjoint == "reformed" and found.layers:
             by_class = {
-                name: self.passed(at(value)).layers for name, value in classes.items()
+                name: self.passed(at(value), keep=True).layers
+                for name, value in classes.items()
             }
             result.reformed = reform(found.layers, by_class, strata, families)
         return result
 
-    def passed(self, scalar_of: LossFunction, label_free: bool = False) -> Measurable:
+    def passed(
+        self, scalar_of: LossFunction, label_free: bool = False, keep: bool = False
+    ) -> Measurable:
         """Pass all batches once, as one set of people.
 
         Args:
             scalar_of: Of ``(outputs, targets)``; what adjoints are derivatives of.
             label_free: Whether it looks at no targets.
+            keep: Whether all rows are wanted as they are.
+
+        Raises:
+            InputError: If there are no batches.
         """
         trained = [p for p in self._model.parameters() if p.requires_grad]
         layers: dict[str, LayerRows] = {}
         lone: dict[str, LoneMatrix] = {}
+        found: Measurable | None = None
         with undisturbed(self._model), torch.enable_grad():
-            for batch in self._batches:
+            for number, batch in enumerate(self._batches):
                 with self._watch(batch, label_free) as captured:
                     scalar = scalar_of(self._model(batch.inputs), batch.targets)
                     torch.autograd.grad(scalar, trained, allow_unused=True)
                 found = captured.measurable(self._pooled)
+                condensing = number > 0 and not keep and not found.wanted.patches
+                gradient = "gradient" in found.wanted.quantities
+                if condensing and number == 1:
+                    layers = {k: condense(x, gradient) for k, x in layers.items()}
                 for layer in found.layers:
-                    before = layers.setdefault(layer.layer, LayerRows(layer.layer, []))
-                    before.calls.extend(layer.calls)
+                    own = condense(layer, gradient) if condensing else layer
+                    before = layers.setdefault(own.layer, LayerRows(own.layer, []))
+                    before.calls.extend(own.calls)
                 for matrix in found.lone:
                     name = matrix.parameter
                     lone[name] = lone[name].plus(matrix) if name in lone else matrix
+        if found is None:
+            raise InputError("probe: there are no batches of held-out people.")
         return found._replace(layers=list(layers.values()), lone=list(lone.values()))

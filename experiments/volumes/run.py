@@ -23,11 +23,14 @@ from torch import nn
 
 from spectral_mlops.config import RunConfig, validate
 from spectral_mlops.training import make_plan
+from spectral_mlops.training.controls import Controls
 from spectral_mlops.training.fold import FoldRun
+from spectral_mlops.training.outcome import no_outcome
 
 SHAPE = (121, 145, 121)
 VOXEL_MM = 1.5
 EVERY_S = 0.02
+PROBE = 0.4
 MB = 2**20
 
 
@@ -117,7 +120,8 @@ def settings(folder: Path, batch: int) -> RunConfig:
         "model": {"name": "experiments.volumes.run:tiny"},
         "training": {"epochs": 1, "folds": 5, "batch_size": batch},
         "spectra": {"batches_per_epoch": 1, "directions": 0, "influence": False},
-        "comparison": {"probe_fraction": 0.1, "permutations": 19},
+        "comparison": {"probe_fraction": PROBE, "permutations": 19},
+        "controls": {"draws": 1},
     }
     return validate(RunConfig, values, "experiments/volumes")
 
@@ -129,7 +133,7 @@ def measure(
 
     Args:
         folder: Empty; needs as much room as all maps take as float32.
-        people: At least 240, so that a tenth is a probe.
+        people: At least 60, so that enough of them are a probe.
         shape: Voxels along each axis.
         batch: People a step.
 
@@ -156,6 +160,12 @@ def measure(
     if plan.probe is not None:
         with measured(found, "probe"):
             fold.probe(0)
+        nothing = no_outcome("measured for what it takes")
+        controls = Controls(plan, [fold], nothing, nothing)
+        with measured(found, "input-surrogate, input-pooled"):
+            list(controls._surrogate_rows())
+        with measured(found, "input, input-centred"):
+            list(controls._input_rows())
     return found
 
 

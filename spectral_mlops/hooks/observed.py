@@ -245,14 +245,14 @@ class _UnpairedRows:
         if all(isinstance(x, EmbeddingRows) for _, x in self.calls):
             return self._looked_up()
         nobody = torch.empty(0, dtype=torch.int64)
-        blocks = len(self.calls[0][1].choose(nobody).matrices())
+        example = self.calls[0][1].choose(nobody).matrices()
+        blocks = len(example)
         as_rows = r * (min(r, d_in) + min(r, d_out))
         few = r <= MAX_ROWS and blocks == 1 and as_rows < self.count * d_in * d_out
         if few and 8 * r * d_in <= KEPT_BYTES:
             factors = [x.factors() for _, x in self.calls]
             a, d = ([x.detach() for x in side] for side in zip(*factors, strict=True))
             return self._pair(a, d, "gradient").keep("gradient")
-        example = self.calls[0][1].adjoint_rows()
         size = example.element_size() * self.count * d_in * d_out
         if size > KEPT_BYTES:
             return _too_large(r, size)

@@ -12,7 +12,6 @@ them the difference has to show by itself.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -20,9 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spectral_mlops.inference.exchange import draw_exchanges, kinds_of
-from spectral_mlops.models.padding import valid_steps
 from spectral_mlops.monitor import SpectralMonitor
-from spectral_mlops.probe import ProbeBatch
 from spectral_mlops.training.controls_input import input_comparisons
 from spectral_mlops.training.controls_people import (
     equal_sizes,
@@ -34,6 +31,7 @@ from spectral_mlops.training.controls_people import (
     surrogate_mixing,
 )
 from spectral_mlops.training.fold import FoldRun
+from spectral_mlops.training.held_out import HeldOut
 from spectral_mlops.training.networks import mean_comparisons
 from spectral_mlops.training.outcome import (
     Outcome,
@@ -124,7 +122,7 @@ class Controls:
         for _ in range(self._plan.config.controls.draws):
             for name, groups in names.items():
                 mixing = torch.from_numpy(surrogate_mixing(groups, random))
-                outcome = self._probe(mix=partial(_mixed, mixing))
+                outcome = self._probe(mixing=mixing)
                 draws[name].append(outcome.on_scale_of(self._trained))
         found = {name: mean_outcome(outcomes) for name, outcomes in draws.items()}
         yield self._subtracted(
@@ -155,7 +153,7 @@ class Controls:
         for rows in ("uncentred", "centred"):
             compared = [
                 input_comparisons(
-                    self._batch(one).inputs,
+                    self._held_out(one).compressed(),
                     dict(zip(self._ids, self._labels, strict=True)),
                     dict(zip(self._ids, self._within, strict=True)),
                     rows=rows,
@@ -243,7 +241,7 @@ class Controls:
         chosen: Sequence[int] | None = None,
         *,
         labels: Sequence[str] | None = None,
-        mix: Callable[[Tensor], Tensor] | None = None,
+        mixing: Tensor | None = None,
         models: Sequence[torch.nn.Module] | None = None,
     ) -> Outcome:
         """Pass people through every network and compare their groups.
@@ -251,7 +249,7 @@ class Controls:
         Args:
             chosen: Which people; all if not given.
             labels: Group of each of all people; their own if not given.
-            mix: What is done to the inputs.
+            mixing: Multiplies the inputs of all people from the left.
             models: Instead of the networks' own.
         """
         plan, settings = self._plan, self._plan.config.comparison
@@ -266,13 +264,8 @@ class Controls:
         models = models or [one.model for one in self._networks]
         compared = []
         for one, model in zip(self._networks, models, strict=True):
-            inputs = self._batch(one).inputs
-            batch = ProbeBatch(
-                (inputs if mix is None else mix(inputs))[rows],
-                torch.from_numpy(self._targets[rows]),
-                {plan.primary: shown},
-                [self._ids[i] for i in rows],
-            )
+            held = self._held_out(one).chosen(rows, {plan.primary: groups})
+            held = held if mixing is None else held.mixed(mixing)
             monitor = SpectralMonitor(
                 model,
                 quantities=(self._quantity,),
@@ -283,7 +276,7 @@ class Controls:
                 families=plan.families,
             )
             compared.append(
-                monitor.probe(one.in_batches(batch)).comparisons(
+                monitor.probe(held).comparisons(
                     settings.permutations,
                     seed=settings.seed,
                     divergence=settings.divergence,
@@ -340,27 +333,14 @@ class Controls:
         (giver,) = draw_exchanges(kinds_of([""] * len(ids), kin), 1, random)
         return self._plan.targets[giver]
 
-    def _batch(self, network: FoldRun) -> ProbeBatch:
-        assert network.probe_batch is not None
-        return network.probe_batch
+    def _held_out(self, network: FoldRun) -> HeldOut:
+        assert network.held_out is not None
+        return network.held_out
 
     def _random(self, name: str) -> np.random.Generator:
         """Return random numbers of one control's own."""
         letters = [ord(letter) for letter in name]
         return np.random.default_rng([self._plan.config.comparison.seed, *letters])
-
-
-def _mixed(mixing: Tensor, inputs: Tensor) -> Tensor:
-    """Multiply people's rows from the left, in float64.
-
-    Time courses keep their own lengths: a mixture is cut where the person's ends.
-    """
-    rows = inputs.double().flatten(1)
-    mixed = mixing.to(rows.device) @ rows
-    mixed = mixed.reshape(inputs.shape).to(inputs.dtype)
-    if inputs.ndim == 3:
-        mixed = mixed * valid_steps(inputs).unsqueeze(-1)
-    return mixed
 
 
 def _same_groups(a: Sequence[str], b: Sequence[str]) -> bool:

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from spectral_mlops.inference.comparison import Comparison
 from spectral_mlops.inference.relabel import relabel
-from spectral_mlops.spectra.batched import CHUNK_BYTES, compress, rows_of_group
+from spectral_mlops.spectra.batched import CHUNK_BYTES, cut, gram_floor, rows_of_group
 from spectral_mlops.spectra.kept import KeptRows
 from spectral_mlops.spectra.statistics import function_of_spectra
 
 
 def input_comparisons(
-    inputs: Tensor,
+    compressed: Tensor,
     people: dict[str, str],
     within: dict[str, str],
     *,
@@ -30,7 +30,8 @@ def input_comparisons(
     """Compare the singular values of groups' input rows, network or not.
 
     Args:
-        inputs: What the network is given, shape ``[n, *]``, a row a person.
+        compressed: A row a person, shape ``[n, k]``, float64, whose Gram matrix is that
+            of what the network is given (`HeldOut.compressed`).
         people: Group of each person by id, in the order of rows.
         within: Stratum of each person; labels never leave it.
         rows: As they are, as a first layer sees them, or less their group's mean
@@ -56,7 +57,7 @@ def input_comparisons(
     )
     codes = relabelled.codes
     order = torch.tensor([at[person] for person in ids])
-    compressed = compress(inputs.detach().flatten(1).cpu()[order])
+    compressed = compressed[order]
     groups = sorted(set(people.values()))
     spectra = []
     for code in range(len(groups)):
@@ -94,10 +95,14 @@ def input_comparisons(
 
 
 def _centred_values(rows: Tensor, index: Tensor) -> Tensor:
-    """Singular values of chosen rows less their mean, ``[P + 1, n_g]``."""
+    """Singular values of chosen rows less their mean, ``[P + 1, n_g]``.
+
+    Under the floor of a Gram matrix they are zero, as rows may be roots of one.
+    """
     found = []
     size = 8 * max(1, index.shape[1] * rows.shape[1])
     for part in index.split(max(1, CHUNK_BYTES // size)):
         chosen = rows[part]  # [P, n_g, k]
-        found.append(torch.linalg.svdvals(chosen - chosen.mean(1, keepdim=True)))
+        centred = chosen - chosen.mean(1, keepdim=True)
+        found.append(cut(torch.linalg.svdvals(centred), gram_floor(chosen)))
     return torch.cat(found)

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +12,10 @@ from spectral_mlops.cohorts import Adjustment, FeatureScaler
 from spectral_mlops.hooks import capture
 from spectral_mlops.models import build_model
 from spectral_mlops.monitor import EpochSpectra, SpectralMonitor
-from spectral_mlops.probe import ProbeBatch
 from spectral_mlops.schedule import EvenlySpaced
 from spectral_mlops.training.details import FoldDetails
 from spectral_mlops.training.distributed import Team, check_separable
+from spectral_mlops.training.held_out import HeldOut, MixedPeople
 from spectral_mlops.training.inputs import (
     Inputs,
     ScaledPeople,
@@ -103,7 +103,7 @@ class FoldRun:
         self.targets = torch.from_numpy(self.learned).to(device)
         self.validation_inputs = self._inputs(self.validation_rows)
         self.lazy = isinstance(self.inputs, ScaledPeople)
-        self._probe_batch = None if self.lazy else self._make_probe_batch()
+        self.held_out = self._make_held_out()
         self.details = FoldDetails(plan, number, seed) if details else None
         self.best_loss, self.best_epoch, self.stopped = float("inf"), -1, False
         self.best_weights = copy.deepcopy(self.model.state_dict())
@@ -153,7 +153,7 @@ class FoldRun:
                 team.add_gradients(self.model)
             how.end(number, len(batches))
         if self.details is not None:
-            self.details.end_epoch(epoch, self.model, self.probe_batches)
+            self.details.end_epoch(epoch, self.model, self.held_out or ())
         loss_of_all = team.total(float(total)) / how.masses([self.learned])[0]
         return self.monitor.collect(epoch), loss_of_all
 
@@ -196,39 +196,22 @@ class FoldRun:
         if self.details is not None:
             self.details.load_state_dict(state["details"])
 
-    @property
-    def probe_batch(self) -> ProbeBatch | None:
-        """The held-out people, if there are any; read anew where they are many."""
-        return self._make_probe_batch() if self.lazy else self._probe_batch
-
-    @property
-    def probe_batches(self) -> list[ProbeBatch]:
-        """The held-out people as they pass the network; empty without a probe."""
-        batch = self.probe_batch
-        return [] if batch is None else self.in_batches(batch)
-
-    def in_batches(self, batch: ProbeBatch) -> list[ProbeBatch]:
-        """Part people where they are too many to pass a network at once."""
-        if not self.lazy:
-            return [batch]
-        return _split(batch, self.plan.config.training.batch_size)
-
     def restore_best(self) -> None:
         """Load the weights chosen by validation loss."""
         self.model.load_state_dict(self.best_weights)
 
     def probe(self, epoch: int) -> EpochSpectra | None:
         """Pass the held-out people, if there are any; nothing of the model changes."""
-        batches = self.probe_batches
-        return self.monitor.probe(batches, epoch=epoch) if batches else None
+        held = self.held_out
+        return None if held is None else self.monitor.probe(held, epoch=epoch)
 
     def predict_probe(self) -> Said | None:
         """Predict the held-out people, if there are any."""
-        if self.plan.probe is None:
+        if self.plan.probe is None or self.held_out is None:
             return None
-        rows = self.plan.cohort.rows(self.plan.probe.ids)
-        held = self._probe_batch
-        return self._predict(rows, self._inputs(rows) if held is None else held.inputs)
+        inputs = self.held_out.inputs
+        assert not isinstance(inputs, MixedPeople)
+        return self._predict(self.plan.cohort.rows(self.plan.probe.ids), inputs)
 
     def _join(self, seen: capture) -> None:
         """Put a watched batch together on the first process; the others drop it."""
@@ -254,15 +237,17 @@ class FoldRun:
         task, targets = self.plan.task, self.plan.targets[rows]
         return task.said(ids, targets, outputs, self.scale)
 
-    def _make_probe_batch(self) -> ProbeBatch | None:
+    def _make_held_out(self) -> HeldOut | None:
         if self.plan.probe is None:
             return None
         rows = self.plan.cohort.rows(self.plan.probe.ids)
-        return ProbeBatch(
-            self._tensor(rows),
+        return HeldOut(
+            self._inputs(rows),
             torch.from_numpy(self.plan.target_strata[rows]),
             self.plan.labels(rows),
-            self.plan.cohort.people.index[rows],
+            [str(who) for who in self.plan.probe.ids],
+            self.plan.config.training.batch_size if self.lazy else None,
+            torch.arange(len(rows)),
         )
 
     def _inputs(self, rows: NDArray[np.intp]) -> Inputs:
@@ -308,20 +293,6 @@ def fit_scaler(
         lengths=lengths_of(cohort, rows),
         order=cohort.space.order,
     )
-
-
-def _split(batch: ProbeBatch, size: int) -> list[ProbeBatch]:
-    """Part people into batches that a network can take at once."""
-    groups = cast(Mapping[str, Sequence[str]], batch.groups)
-    return [
-        ProbeBatch(
-            batch.inputs[i : i + size],
-            batch.targets[i : i + size],
-            {name: labels[i : i + size] for name, labels in groups.items()},
-            batch.subjects[i : i + size],
-        )
-        for i in range(0, len(batch.inputs), size)
-    ]
 
 
 def _uses_batch_statistics(model: torch.nn.Module) -> bool:

@@ -14,7 +14,7 @@ from spectral_mlops.inference.relabel import draw_relabellings
 from spectral_mlops.spectra.divergences import DIVERGENCES
 from spectral_mlops.tracking import MemoryTracker
 from spectral_mlops.training import make_plan, run, train
-from spectral_mlops.training.controls import Controls, _mixed
+from spectral_mlops.training.controls import Controls
 from spectral_mlops.training.controls_input import input_comparisons
 from spectral_mlops.training.controls_people import surrogate_mixing
 from spectral_mlops.training.fold import FoldRun
@@ -113,7 +113,7 @@ def test_surrogates_show_the_first_layer_what_people_do(trained):
     plan, folds, primary, init = trained
     controls = Controls(plan, folds, primary, init)
     mixing = surrogate_mixing(controls._labels, np.random.default_rng(0))
-    outcome = controls._probe(mix=lambda x: _mixed(torch.from_numpy(mixing), x))
+    outcome = controls._probe(mixing=torch.from_numpy(mixing))
     first = "hidden_1: control, patient"
     assert outcome.layers[first][0] == pytest.approx(primary.layers[first][0], rel=1e-4)
     second = "hidden_2: control, patient"

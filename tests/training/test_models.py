@@ -12,8 +12,9 @@ from spectral_mlops.models import MODELS
 from spectral_mlops.models.padding import valid_steps
 from spectral_mlops.tracking import MemoryTracker
 from spectral_mlops.training import inputs, make_plan, run
-from spectral_mlops.training.controls import Controls, _mixed
+from spectral_mlops.training.controls import Controls
 from spectral_mlops.training.fold import FoldRun
+from spectral_mlops.training.held_out import mix
 from spectral_mlops.training.outcome import no_outcome
 from tests.training.toys import toy
 
@@ -73,9 +74,9 @@ def test_time_courses_are_held_against_controls(tmp_path):
 
 def test_surrogates_keep_their_own_lengths():
     plan = make_plan(toy(model={"name": "gru"}), Path())
-    inputs = FoldRun(plan, 0, torch.device("cpu")).probe_batch.inputs
+    inputs = FoldRun(plan, 0, torch.device("cpu")).held_out.inputs
     mixing = torch.randn(len(inputs), len(inputs), dtype=torch.float64)
-    mixed = _mixed(mixing, inputs)
+    mixed = mix(mixing, inputs)
     assert torch.equal(valid_steps(mixed), valid_steps(inputs))
     first = (mixing @ inputs[:, 0].double()).float()
     torch.testing.assert_close(mixed[:, 0], first)
@@ -164,7 +165,7 @@ def test_controls_and_directions_of_volumes_in_parts_are_those_of_all_at_once(
     for one in (whole, lazy):
         controls = Controls(plan, [one], no_outcome("none"), no_outcome("none"))
         mixing = torch.eye(len(plan.probe.ids), dtype=torch.float64).flip(0)
-        mixed = controls._probe(mix=lambda x, m=mixing: _mixed(m, x))
+        mixed = controls._probe(mixing=mixing)
         outcomes.append([controls._probe(), controls._probe([*range(14)]), mixed])
     for a, b in zip(*outcomes, strict=True):
         assert np.isfinite(a.z)
