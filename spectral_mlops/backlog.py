@@ -18,9 +18,6 @@ from spectral_mlops.spectra.reduced import Reduced
 from spectral_mlops.spectra.solver import Solver
 from spectral_mlops.validity import Observed
 
-WAITING_BYTES = 32 * 2**20
-"""Rows of one batch above which they are reduced at once, not beside training."""
-
 TOGETHER_BYTES = 8 * 2**20
 """Rows of several batches that are reduced in one go; they are copied once for it."""
 
@@ -47,7 +44,7 @@ class WatchedBatch:
             rows.nbytes for layer in self.measurable.layers for _, rows in layer.calls
         )
         on_cpu = all(not p.is_cuda for p in captured.model.parameters())
-        self.may_wait = captured.lasts and on_cpu and self.nbytes <= WAITING_BYTES
+        self.may_wait = captured.lasts and on_cpu
         self._captured = captured
 
     def unchanged(self) -> bool:
