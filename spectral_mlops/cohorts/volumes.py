@@ -22,7 +22,8 @@ def open_image(path: Path) -> Any:
     """Open an image without reading its voxels; refuse a header that cannot be true.
 
     A header may promise terabytes. What the file could hold at most is known from
-    its size, so nothing is allocated for a promise that it cannot keep.
+    its size, so nothing is allocated for a promise that it cannot keep. Complex values
+    and colours are no numbers of a map, and would lose a part on the way to one.
 
     Args:
         path: A NIfTI file, compressed or not.
@@ -31,7 +32,8 @@ def open_image(path: Path) -> Any:
         The image of nibabel, voxels still on disk.
 
     Raises:
-        InputError: If the file is missing, no image, or too small for its header.
+        InputError: If the file is missing, no image, too small for its header, not of
+            real numbers, or without a place in space.
     """
     import nibabel
 
@@ -59,14 +61,25 @@ def open_image(path: Path) -> Any:
             f"its header promises {'x'.join(map(str, shape))} voxels, {promised} "
             f"bytes, and the file cannot hold more than {most}",
         )
+    kind = image.get_data_dtype()
+    if kind.kind not in "biuf":
+        raise InputError(
+            f"{path} holds values of type {kind}, which are not real numbers; take a "
+            "magnitude, or one channel of colours, first."
+        )
+    affine = np.asarray(image.affine, dtype=np.float64)
+    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
+        raise InputError(
+            f"{path}: its affine {_spell(affine)} gives voxels no place in space; "
+            "repair its header (sform or qform)."
+        )
     return image
 
 
 def _unreadable(path: Path, reason: object) -> InputError:
-    """Say that a file is no usable image, and why."""
-    return InputError(
-        f"{path} cannot be read as a NIfTI image: {reason}; copy it anew."
-    )
+    """Say that a file is no usable image, and why, on one line."""
+    why = " ".join(str(reason).split())
+    return InputError(f"{path} cannot be read as a NIfTI image: {why}; copy it anew.")
 
 
 def read_volume(path: Path) -> tuple[Volume, NDArray[np.float64]]:
@@ -83,8 +96,8 @@ def read_volume(path: Path) -> tuple[Volume, NDArray[np.float64]]:
         from voxels to mm ``[4, 4]``.
 
     Raises:
-        InputError: If the file is missing, is no image, is not three-dimensional
-            or holds NaN or infinity; names the file.
+        InputError: If the file is missing, is no image, is not three-dimensional,
+            holds NaN or infinity, or zeros only; names the file.
     """
     import nibabel
 
@@ -112,6 +125,10 @@ def read_volume(path: Path) -> tuple[Volume, NDArray[np.float64]]:
             f"{path} holds {int(bad.sum())} values that are not finite (NaN or "
             f"infinite), the first at voxel {voxel}; repair the map or leave the "
             "person out."
+        )
+    if not data.any():
+        raise InputError(
+            f"{path} holds zeros only; repair the map or leave the person out."
         )
     # NOTE a flipped axis has a negative stride, which torch refuses.
     return np.ascontiguousarray(data, dtype=np.float32), np.asarray(turned.affine)

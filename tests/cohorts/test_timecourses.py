@@ -271,7 +271,7 @@ def test_people_without_files_and_files_without_people(load, series, tmp_path):
 
 def test_lost_zeros_are_recognised(load, series):
     lost = {who.replace("sub-0", "sub-"): one for who, one in series.items()}
-    with pytest.raises(InputError, match=r"1 of them agree but for 'sub-' and leading"):
+    with pytest.raises(InputError, match=r"1 of them agree but for 'sub-', leading"):
         load(lost, lengths="pad")
 
 
