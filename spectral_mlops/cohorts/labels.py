@@ -1,6 +1,6 @@
 """Labels of groups: new names for them, and which of them counts as positive."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from spectral_mlops.cohorts.columns import plain
@@ -43,7 +43,7 @@ def choose_positive(
                 f"are {', '.join(known)}.{nearest(named, known)}"
             )
         return named, f"positive: '{named}' (as set)"
-    if len(known) > NUMBERS and all(_is_number(label) for label in known):
+    if are_measurements(known):
         return "", f"'{column}' holds numbers, no groups"
     likely = [label for label in known if plain(label) in POSITIVE]
     if (
@@ -97,6 +97,11 @@ def relabel(
     return [names[label] for label in labels]
 
 
+def are_measurements(labels: Collection[str]) -> bool:
+    """Tell whether different labels are numbers, and too many to name groups."""
+    return len(labels) > NUMBERS and all(map(_is_number, labels))
+
+
 def written_twice(labels: Iterable[str]) -> tuple[str, str] | None:
     """Return two labels that are most likely one: ``Control, control`` or ``1, 1.0``.
 
@@ -107,7 +112,7 @@ def written_twice(labels: Iterable[str]) -> tuple[str, str] | None:
         The first two found; None of measurements, whose numbers are what counts.
     """
     known = sorted(set(labels))
-    if len(known) > NUMBERS and all(map(_is_number, known)):
+    if are_measurements(known):
         return None
     first: dict[float | str, str] = {}
     for label in known:

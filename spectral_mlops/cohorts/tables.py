@@ -14,7 +14,11 @@ import pandas as pd
 from spectral_mlops.cohorts.cohort import listed
 from spectral_mlops.cohorts.columns import concept_of, find_column, rename
 from spectral_mlops.cohorts.delimited import Table, is_missing, read_table
-from spectral_mlops.cohorts.labels import relabel, written_twice
+from spectral_mlops.cohorts.labels import (
+    are_measurements,
+    relabel,
+    written_twice,
+)
 from spectral_mlops.errors import InputError
 from spectral_mlops.registry import nearest
 
@@ -105,6 +109,9 @@ def read_people(
     left_out.extend(others_out)
     found = ", ".join(f"{new} = '{old}'" for old, new in names.items() if old != ids)
     shown = ", ".join(f"{count} {label}" for label, count in counts.items())
+    if are_measurements(counts.index):
+        numbers = sorted(map(float, counts.index))
+        shown = f"{len(frame)} numbers, {numbers[0]:g} to {numbers[-1]:g}"
     notes = (
         f"{path.name}: id = '{ids}', {found}",
         f"{target}: {shown}",

@@ -122,7 +122,9 @@ def test_one_label_written_in_two_ways_is_named_or_told(write):
     )
     rows = [f"{k},{k}" for k in range(20, 31)]
     ages = write("b.csv", "\n".join(["ID,age", *rows, "99,20.0\n"]))
-    assert len(read_people(ages, label_column="age").frame) == 12  # numbers, no groups
+    people = read_people(ages, label_column="age")  # numbers, no groups
+    assert len(people.frame) == 12
+    assert "age: 12 numbers, 20 to 30" in people.notes
 
 
 def test_absent_columns_are_named_with_the_nearest(write):
