@@ -92,7 +92,10 @@ def _read_old(path: Path) -> dict[str, NDArray[Any]]:
 
     try:
         content = loadmat(path)
-    except (MatReadError, ValueError, TypeError, EOFError, OSError, zlib.error) as why:
+    except (
+        *(MatReadError, ValueError, TypeError, EOFError, OSError, zlib.error),
+        MemoryError,  # of a header that promises more than there is
+    ) as why:
         raise InputError(
             f"{path} cannot be read as a MATLAB file ({str(why).rstrip('.')}); copy it "
             "anew."
@@ -125,7 +128,7 @@ def _read_new(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with h5py.File(path, "r") as file:
             return dict(_datasets(file, h5py))
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, MemoryError) as error:
         raise InputError(
             f"{path} cannot be read as a MATLAB file ({str(error).rstrip('.')}); copy "
             "it anew."

@@ -4,6 +4,7 @@ A file says its own orientation where columns have names (they are components) o
 image was read (its last axis is time); an array alone does not.
 """
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,15 +93,21 @@ def read_numpy(path: Path) -> dict[str, NDArray[Any]]:
     """Read the arrays of a NPY or NPZ file by name, executing nothing.
 
     Raises:
-        InputError: If the file is missing, damaged, or holds Python objects.
+        InputError: If the file is missing, damaged, holds Python objects, or says that
+            it holds more than there is memory for.
     """
     try:
-        content = np.load(path, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            return {path.stem: content}
-        with content:
-            return {name: content[name] for name in content.files}
-    except (EOFError, BadZipFile) as error:
+        with path.open("rb") as stream:  # np.load leaves what it refuses open
+            content = np.load(stream, allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                return {path.stem: content}
+            with content:
+                return {name: content[name] for name in content.files}
+    except MemoryError as error:
+        raise InputError(
+            f"{path} says that it holds more than memory does ({error}); copy it anew."
+        ) from error
+    except (EOFError, BadZipFile, zlib.error) as error:
         raise InputError(f"{path} is damaged ({error}); copy it anew.") from error
     except OSError as error:
         reason = error.strerror or error

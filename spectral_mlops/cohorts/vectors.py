@@ -1,5 +1,6 @@
 """Files of one feature vector a person: delimited text or NPZ."""
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile, is_zipfile
@@ -132,8 +133,8 @@ def _read_npz(path: Path) -> Vectors:
             ids, values = archive["ids"], archive["features"]
     except OSError as error:
         raise InputError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except BadZipFile as error:
-        raise InputError(f"{path} is not an NPZ file; {expected}.") from error
+    except (BadZipFile, EOFError, MemoryError, zlib.error) as error:
+        raise InputError(f"{path} is damaged ({error}); copy it anew.") from error
     except ValueError as error:
         if isinstance(error, InputError):
             raise
@@ -142,7 +143,13 @@ def _read_npz(path: Path) -> Vectors:
             "code; save ids with np.array(ids, dtype=str) and features as floats."
         ) from error
     if ids.dtype.kind == "S":
-        ids = np.char.decode(ids, "utf-8")
+        try:
+            ids = np.char.decode(ids, "utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{path}: the bytes of an id are no UTF-8 text; save ids with "
+                "np.array(ids, dtype=str)."
+            ) from error
     if ids.dtype.kind not in "Uiu" or values.dtype.kind not in "fiu":
         raise InputError(
             f"{path}: ids are {ids.dtype} and features {values.dtype}; {expected}, as "

@@ -121,6 +121,33 @@ def test_a_cut_off_matlab_file(tmp_path, rng):
         read_series(tmp_path / "a.mat")
 
 
+def test_arrays_that_promise_more_than_memory(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones((150, 9)))
+    plain = (tmp_path / "a.npy").read_bytes()
+    forged = plain.replace(b"(150, 9), }           ", b"(15000000000, 900000),}")
+    (tmp_path / "a.npy").write_bytes(forged)
+    with pytest.raises(InputError, match=r"a.npy says that it holds more than memory"):
+        read_series(tmp_path / "a.npy")
+
+
+def test_an_archive_cut_off(tmp_path):
+    np.savez(tmp_path / "a.npz", tc=np.ones((150, 9)))
+    whole = (tmp_path / "a.npz").read_bytes()
+    (tmp_path / "a.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"a.npz is damaged .*copy it anew"):
+        read_series(tmp_path / "a.npz")
+
+
+def test_a_version_73_that_promises_more_than_memory(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.mat", "w", userblock_size=512) as file:
+        size = (10**9, 10**9)
+        item = file.create_dataset("tc", size, "f8", chunks=(1000, 1000))
+        item.attrs["MATLAB_class"] = np.bytes_("double")
+    with pytest.raises(InputError, match=r"a.mat cannot be read as a MATLAB file"):
+        read_series(tmp_path / "a.mat")
+
+
 def save_new(path, arrays, texts=()):
     """Write a MATLAB file of version 7.3 as MATLAB lays it out."""
     h5py = pytest.importorskip("h5py")
