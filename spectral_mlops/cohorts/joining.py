@@ -50,6 +50,8 @@ def check_matched(
         "write them alike"
         if same
         else "make both list the same people, or set unmatched='drop'"
+        if joined
+        else "nobody stands on both sides: check how people and files are named"
     )
     raise InputError(f"{where}: {told}; {way_out}.")
 
