@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from spectral_mlops.cohorts.delimited import is_missing
 from spectral_mlops.cohorts.matlab import choose_array, read_matlab
+from spectral_mlops.cohorts.volumes import read_table_image
 from spectral_mlops.errors import InputError
 
 Array = NDArray[np.float64]
@@ -53,7 +54,8 @@ def read_series(
 
     Args:
         path: ``.tsv``, ``.csv``, ``.1D`` or ``.txt`` (columns are components if the
-            first line names them), ``.npy``, ``.npz``, ``.mat``, ``.nii[.gz]``.
+            first line names them), ``.npy``, ``.npz``, ``.mat``, ``.nii[.gz]`` (of two
+            axes, as GIFT writes time courses, or four).
         variable: Which array of an NPZ or MATLAB file; the usual or only one if not
             given.
         extract: What makes time courses of an image.
@@ -63,10 +65,14 @@ def read_series(
 
     Raises:
         InputError: If the file is missing, damaged, ragged, of another kind, holds
-            no two-dimensional array, or is an image and there is no atlas.
+            no two-dimensional array, or is an image of people's brains and there is
+            no atlas.
     """
     if path.name.endswith(IMAGES):
         if extract is None:
+            table = read_table_image(path)
+            if table is not None:
+                return Series(str(path), table)
             raise InputError(
                 f"{path} is an image; say with atlas= which regions, maps or mask turn "
                 "it into time courses."

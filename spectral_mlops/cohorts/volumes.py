@@ -68,12 +68,37 @@ def open_image(path: Path) -> Any:
             "magnitude, or one channel of colours, first."
         )
     affine = np.asarray(image.affine, dtype=np.float64)
-    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
+    somewhere = np.isfinite(affine).all() and np.linalg.matrix_rank(affine[:3, :3]) > 2
+    if len(shape) > 2 and not somewhere:  # of two axes it is a table
         raise InputError(
             f"{path}: its affine {_spell(affine)} gives voxels no place in space; "
             "repair its header (sform or qform)."
         )
     return image
+
+
+def read_table_image(path: Path) -> NDArray[np.float64] | None:
+    """Read an image of two axes, as which GIFT writes time courses.
+
+    Args:
+        path: A NIfTI file, compressed or not.
+
+    Returns:
+        Numbers as they stand, two axes; None if the image has more.
+
+    Raises:
+        InputError: If the file is missing, or no usable image.
+    """
+    image = open_image(path)
+    axes = [length for length in image.shape if length > 1]
+    if len(axes) > 2:
+        return None
+    check_sum(path)
+    try:
+        values = image.get_fdata(dtype=np.float64, caching="unchanged")
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise _unreadable(path, error) from error
+    return np.asarray(values).reshape(axes if len(axes) == 2 else (len(values), -1))
 
 
 def _unreadable(path: Path, reason: object) -> InputError:
