@@ -4,16 +4,15 @@ A file says its own orientation where columns have names (they are components) o
 image was read (its last axis is time); an array alone does not.
 """
 
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from spectral_mlops.cohorts.damage import reason_of
 from spectral_mlops.cohorts.delimited import is_missing
 from spectral_mlops.cohorts.matlab import choose_array, read_matlab
 from spectral_mlops.cohorts.volumes import read_table_image
@@ -111,17 +110,20 @@ def read_numpy(path: Path) -> dict[str, NDArray[Any]]:
                 return {name: content[name] for name in content.files}
     except MemoryError as error:
         raise InputError(
-            f"{path} says that it holds more than memory does ({error}); copy it anew."
+            f"{path} says that it holds more than memory does ({reason_of(error)}); "
+            "copy it anew."
         ) from error
-    except (EOFError, BadZipFile, zlib.error) as error:
-        raise InputError(f"{path} is damaged ({error}); copy it anew.") from error
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"Cannot read {path}: {reason}.") from error
     except ValueError as error:
         raise InputError(
-            f"{path} is no NumPy file of plain arrays ({error}); save numbers with "
-            "np.savez, and ids with np.array(ids, dtype=str)."
+            f"{path} is no NumPy file of plain arrays ({reason_of(error)}); save "
+            "numbers with np.savez, and ids with np.array(ids, dtype=str)."
+        ) from error
+    except Exception as error:  # of a damaged file NumPy raises any kind there is
+        raise InputError(
+            f"{path} is damaged ({reason_of(error)}); copy it anew."
         ) from error
 
 

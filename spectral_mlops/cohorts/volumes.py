@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spectral_mlops.cohorts.damage import reason_of
 from spectral_mlops.errors import InputError
 
 Volume = NDArray[np.float32]
@@ -103,7 +104,7 @@ def read_table_image(path: Path) -> NDArray[np.float64] | None:
 
 def _unreadable(path: Path, reason: object) -> InputError:
     """Say that a file is no usable image, and why, on one line."""
-    why = " ".join(str(reason).split())
+    why = reason_of(reason)
     return InputError(f"{path} cannot be read as a NIfTI image: {why}; copy it anew.")
 
 
