@@ -11,8 +11,9 @@ import typer
 
 from spectral_mlops.cli import options
 from spectral_mlops.cli import sweep_options as names
+from spectral_mlops.cli.crew import shown
 from spectral_mlops.cli.settings import prepare_torch
-from spectral_mlops.cli.sweep import RUNS, STORAGE, mend, shown, sweeps
+from spectral_mlops.cli.sweep import RUNS, STORAGE, mend, sweeps
 from spectral_mlops.cli.terminal import (
     UNDELIVERED,
     console,

@@ -12,21 +12,18 @@ import typer
 from spectral_mlops.cli import cluster as clusters
 from spectral_mlops.cli import options
 from spectral_mlops.cli import sweep_options as names
-from spectral_mlops.cli.crew import watch
+from spectral_mlops.cli.crew import live_trials, watch
 from spectral_mlops.cli.settings import given_settings, nested, prepare_torch
 from spectral_mlops.cli.terminal import (
     FAILED,
     UNDELIVERED,
     console,
-    describe,
     notice,
     progress_bar,
     reporter,
 )
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from spectral_mlops.sweeps import Sweep
     from spectral_mlops.sweeps.cluster import Array
     from spectral_mlops.sweeps.crew import Crew
@@ -142,8 +139,8 @@ def sweep(
     on = _words_to_go_on(study, storage, workers, runs)
     with _leaving_nothing_behind(search, on):
         if workers is None:
-            with progress_bar() as bar, draining() as stop:
-                work(search, stop=stop, **shown(bar, search))
+            with live_trials(search) as told, draining() as stop:
+                work(search, stop=stop, **told)
         elif cluster is not None:
             _make_store_ready(search)
             array = clusters.submit(
@@ -296,25 +293,6 @@ def _say_how_to_join(search: "Sweep", study: str) -> None:
         highlight=False,
         soft_wrap=True,
     )
-
-
-def shown(bar: "Progress", search: "Sweep", most: int | None = None) -> dict[str, Any]:
-    """Return what a worker is to call so that a bar shows its trials."""
-    free = search.tickets.counts()["free"]
-    task = bar.add_task("trials", total=min(free, most or free))
-    latest: dict[str, float] = {}
-
-    def on_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
-        del epoch
-        latest.update(metrics)
-        bar.update(task, description=describe(latest))
-
-    def on_trial(state: object) -> None:
-        del state
-        latest.clear()
-        bar.advance(task)
-
-    return {"on_epoch": on_epoch, "on_trial": on_trial}
 
 
 def mend(search: "Sweep") -> None:
