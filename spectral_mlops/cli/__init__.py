@@ -72,10 +72,11 @@ def _among_processes() -> None:
     if not started_by_torchrun():
         return
     console.quiet = problems.quiet = os.environ["RANK"] != "0"
-    if sys.argv[1:2] != ["train"]:
+    if sys.argv[1:2] != ["train"] and sys.argv[1:3] != ["sweep", "worker"]:
         raise InputError(
             f"torchrun started {os.environ['WORLD_SIZE']} processes, which only the "
-            "command train shares work among: start one, without torchrun."
+            "commands train and sweep worker share work among: start one, without "
+            "torchrun."
         )
 
 

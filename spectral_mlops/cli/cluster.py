@@ -84,9 +84,10 @@ def submit(
     )
     array = Array(search, worker, workers, read)
     array.start()
+    several = f"Jobs {array.job}_0 to {array.job}_{workers - 1}"
+    named = several if workers > 1 else f"Job {array.job}"  # one is no array
     console.print(
-        f"Jobs {array.job}_0 to {array.job}_{workers - 1}:  squeue --array --jobs "
-        f"{array.job}",
+        f"{named}:  squeue --array --jobs {array.job}",
         highlight=False,
         soft_wrap=True,
     )

@@ -1,8 +1,8 @@
-"""What is shown while several workers run the trials of a study."""
+"""What is shown while trials of a study run, in this process or in several workers."""
 
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from spectral_mlops.cli.terminal import console, notice
+from spectral_mlops.cli.terminal import console, describe, new_bar, notice
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from spectral_mlops.sweeps import Sweep
     from spectral_mlops.sweeps.cluster import Array
     from spectral_mlops.sweeps.crew import Crew
@@ -112,7 +114,57 @@ def _pause(crew: "Crew | Array", told: Sequence[int]) -> None:
 
 
 def _shown(sweep: "Sweep", living: int) -> Group:
-    """Return the latest trials, one line each, and how many are to come."""
+    """Return the latest trials, and how many are to come."""
+    counts = sweep.tickets.counts()
+    done, wanted = counts["spent"], sum(counts.values())
+    said = f"{done} of {wanted} trials done, {living} workers"
+    return Group(_latest(sweep), Text(said))
+
+
+@contextmanager
+def live_trials(sweep: "Sweep") -> Iterator[dict[str, Any]]:
+    """Show a study's trials while this process runs them, one after another.
+
+    Yields:
+        What a worker is to call (`shown`).
+    """
+    bar = new_bar()
+    told = shown(bar, sweep)
+    with Live(Group(_latest(sweep), bar), console=console, transient=True) as live:
+
+        def on_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
+            told["on_epoch"](epoch, metrics)
+            if epoch == 0:  # a look at all trials is too dear for each epoch
+                live.update(Group(_latest(sweep), bar), refresh=True)
+
+        def on_trial(state: object) -> None:
+            told["on_trial"](state)
+            live.update(Group(_latest(sweep), bar), refresh=True)
+
+        yield {"on_epoch": on_epoch, "on_trial": on_trial}
+
+
+def shown(bar: "Progress", search: "Sweep", most: int | None = None) -> dict[str, Any]:
+    """Return what a worker is to call so that a bar shows its trials."""
+    free = search.tickets.counts()["free"]
+    task = bar.add_task("trials", total=min(free, most or free))
+    latest: dict[str, float] = {}
+
+    def on_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
+        del epoch
+        latest.update(metrics)
+        bar.update(task, description=describe(latest))
+
+    def on_trial(state: object) -> None:
+        del state
+        latest.clear()
+        bar.advance(task)
+
+    return {"on_epoch": on_epoch, "on_trial": on_trial}
+
+
+def _latest(sweep: "Sweep") -> Table:
+    """Return the latest trials, one line each."""
     measures = sweep.judgement.measures
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for head in ("trial", "state", measures.words, "z", "settings"):
@@ -128,10 +180,7 @@ def _shown(sweep: "Sweep", living: int) -> Group:
             _number(known.get(f"divergence.{quantity}"), "+.2f"),
             Text(settings_in_short(trial.params)),
         )
-    counts = sweep.tickets.counts()
-    done, wanted = counts["spent"], sum(counts.values())
-    said = f"{done} of {wanted} trials done, {living} workers"
-    return Group(table, Text(said))
+    return table
 
 
 def settings_in_short(params: dict[str, Any]) -> str:

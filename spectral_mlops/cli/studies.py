@@ -1,14 +1,19 @@
-"""The commands of studies that exist: mended, shown, confirmed."""
+"""The commands of studies that exist: joined, mended, shown, confirmed."""
 
-from collections.abc import Mapping
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from spectral_mlops.cli import options
 from spectral_mlops.cli import sweep_options as names
+from spectral_mlops.cli.crew import shown
 from spectral_mlops.cli.settings import prepare_torch
-from spectral_mlops.cli.sweep import sweeps
+from spectral_mlops.cli.sweep import RUNS, STORAGE, mend, sweeps
 from spectral_mlops.cli.terminal import (
     UNDELIVERED,
     console,
@@ -17,15 +22,55 @@ from spectral_mlops.cli.terminal import (
     reporter,
 )
 
+if TYPE_CHECKING:
+    from spectral_mlops.training.distributed import Team
+
 __all__ = ["sweeps"]  # all commands of studies are of one group
+
+
+@sweeps.command("worker")
+def worker(
+    study: names.Joined,
+    storage: options.Storage = STORAGE,
+    trials: names.MostTrials = None,
+    tracking: options.TrackingUri = None,
+    runs: options.Runs = RUNS,
+    device: options.Device = "cpu",
+    threads: options.Threads = 1,
+    trust: options.Trust = False,
+) -> None:
+    """Run trials of a study beside other workers, here or elsewhere.
+
+    All else is the study's own; its people must be found from this folder. Ends when
+    the study has all the trials it wants. SIGTERM lets the running trial end, a second
+    one, and Ctrl-C, interrupt it: another worker will run one in its place. Several
+    processes that torchrun started are one worker, and share each trial; SIGTERM
+    interrupts them.
+    """
+    prepare_torch(device, threads)
+    from spectral_mlops.sweeps.processes import assist_trials
+    from spectral_mlops.training.distributed import joined
+
+    # A shell that starts workers in the background lets them ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with joined(device) as (team, own):
+        if team.first:
+            undelivered = _search(
+                team, study, storage, trials, tracking, runs, own, trust
+            )
+        else:
+            undelivered = 0
+            assist_trials(team, own)
+    if undelivered:
+        raise typer.Exit(UNDELIVERED)
 
 
 @sweeps.command("reconcile")
 def sweep_reconcile(
     study: names.Name,
-    storage: options.Storage = "sqlite:///optuna.db",
+    storage: options.Storage = STORAGE,
     tracking: options.StoreUri = None,
-    runs: options.Runs = Path("runs"),
+    runs: options.Runs = RUNS,
 ) -> None:
     """Mend what killed workers left: trials, their tickets, their MLflow runs.
 
@@ -50,7 +95,7 @@ def sweep_reconcile(
 @sweeps.command("report")
 def sweep_report(
     study: names.Name,
-    storage: options.Storage = "sqlite:///optuna.db",
+    storage: options.Storage = STORAGE,
     out: names.Page = None,
 ) -> None:
     """Write a study's page: one HTML file that needs neither network nor server.
@@ -69,11 +114,11 @@ def sweep_report(
 def sweep_confirm(
     study: names.Name,
     trial: names.Trial = None,
-    storage: options.Storage = "sqlite:///optuna.db",
+    storage: options.Storage = STORAGE,
     tracking: options.TrackingUri = None,
     device: options.Device = "cpu",
     threads: options.Threads = 1,
-    runs: options.Runs = Path("runs"),
+    runs: options.Runs = RUNS,
     trust: options.Trust = False,
 ) -> None:
     """Train a trial's settings again and hold out other people.
@@ -108,3 +153,55 @@ def sweep_confirm(
     console.print(f"Look at it:  {done.where}", highlight=False, soft_wrap=True)
     if done.undelivered:
         raise typer.Exit(UNDELIVERED)
+
+
+def _search(
+    team: "Team",
+    study: str,
+    storage: str,
+    trials: int | None,
+    tracking: str | None,
+    runs: Path,
+    device: str,
+    trust: bool,
+) -> int:
+    """Run trials, and say how they ended; return what was not delivered."""
+    from spectral_mlops.sweeps import Sweep, work
+    from spectral_mlops.sweeps.processes import first_of
+
+    with _draining(team) as stop, progress_bar() as bar:
+        search = first_of(
+            team,
+            lambda: Sweep.of_study(
+                study,
+                storage,
+                runs=runs,
+                tracking=tracking,
+                device=device,
+                trust=trust,
+                progress=reporter(bar),
+            ),
+        )
+        mend(search)
+        states = work(search, most=trials, stop=stop, **shown(bar, search, trials))
+    if search.processes is not None:
+        search.processes.end()
+    ended = ", ".join(f"{n} {s}" for s, n in Counter(x.name for x in states).items())
+    console.print(
+        f"Trials of this worker: {ended or 'none'}. The study wants "
+        f"{search.tickets.counts()['free']} more.",
+        highlight=False,
+    )
+    return search.undelivered
+
+
+@contextmanager
+def _draining(team: "Team") -> Iterator[Callable[[], bool]]:
+    """Let SIGTERM ask for an end, unless torchrun says it to all and soon kills."""
+    from spectral_mlops.sweeps import draining
+
+    if team.size > 1:
+        yield lambda: False
+        return
+    with draining() as stop:
+        yield stop

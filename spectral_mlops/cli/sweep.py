@@ -2,7 +2,6 @@
 
 import shlex
 import signal
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,21 +12,18 @@ import typer
 from spectral_mlops.cli import cluster as clusters
 from spectral_mlops.cli import options
 from spectral_mlops.cli import sweep_options as names
-from spectral_mlops.cli.crew import watch
+from spectral_mlops.cli.crew import live_trials, watch
 from spectral_mlops.cli.settings import given_settings, nested, prepare_torch
 from spectral_mlops.cli.terminal import (
     FAILED,
     UNDELIVERED,
     console,
-    describe,
     notice,
     progress_bar,
     reporter,
 )
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from spectral_mlops.sweeps import Sweep
     from spectral_mlops.sweeps.cluster import Array
     from spectral_mlops.sweeps.crew import Crew
@@ -132,7 +128,7 @@ def sweep(
         console.print(note, highlight=False)
     left = search.tickets.counts()
     search.want(trials or (0 if left["free"] + left["taken"] else NEW_TRIALS))
-    _mend(search)
+    mend(search)
     if workers == 0:
         _say_how_to_join(search, study)
         return
@@ -143,8 +139,8 @@ def sweep(
     on = _words_to_go_on(study, storage, workers, runs)
     with _leaving_nothing_behind(search, on):
         if workers is None:
-            with progress_bar() as bar, draining() as stop:
-                work(search, stop=stop, **_shown(bar, search))
+            with live_trials(search) as told, draining() as stop:
+                work(search, stop=stop, **told)
         elif cluster is not None:
             _make_store_ready(search)
             array = clusters.submit(
@@ -173,50 +169,6 @@ def sweep(
     if states == {"FAIL"} or code == FAILED:
         raise typer.Exit(FAILED)
     if search.undelivered or code:
-        raise typer.Exit(UNDELIVERED)
-
-
-@sweeps.command("worker")
-def worker(
-    study: names.Joined,
-    storage: options.Storage = STORAGE,
-    trials: names.MostTrials = None,
-    tracking: options.TrackingUri = None,
-    runs: options.Runs = RUNS,
-    device: options.Device = "cpu",
-    threads: options.Threads = 1,
-    trust: options.Trust = False,
-) -> None:
-    """Run trials of a study beside other workers, here or elsewhere.
-
-    All else is the study's own; its people must be found from this folder. Ends when
-    the study has all the trials it wants. SIGTERM lets the running trial end, a second
-    one, and Ctrl-C, interrupt it: another worker will run one in its place.
-    """
-    prepare_torch(device, threads)
-    from spectral_mlops.sweeps import Sweep, draining, work
-
-    # A shell that starts workers in the background lets them ignore it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    with draining() as stop, progress_bar() as bar:
-        search = Sweep.of_study(
-            study,
-            storage,
-            runs=runs,
-            tracking=tracking,
-            device=device,
-            trust=trust,
-            progress=reporter(bar),
-        )
-        _mend(search)
-        states = work(search, most=trials, stop=stop, **_shown(bar, search, trials))
-    ended = ", ".join(f"{n} {s}" for s, n in Counter(x.name for x in states).items())
-    console.print(
-        f"Trials of this worker: {ended or 'none'}. The study wants "
-        f"{search.tickets.counts()['free']} more.",
-        highlight=False,
-    )
-    if search.undelivered:
         raise typer.Exit(UNDELIVERED)
 
 
@@ -309,7 +261,7 @@ def _leaving_nothing_behind(search: "Sweep", words: str) -> Iterator[None]:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             search.tickets.silence(worker_name())  # of a trial cut short twice
-            _mend(search)
+            mend(search)
         finally:
             signal.signal(signal.SIGINT, before)
         left = search.tickets.counts()
@@ -343,26 +295,7 @@ def _say_how_to_join(search: "Sweep", study: str) -> None:
     )
 
 
-def _shown(bar: "Progress", search: "Sweep", most: int | None = None) -> dict[str, Any]:
-    """Return what a worker is to call so that a bar shows its trials."""
-    free = search.tickets.counts()["free"]
-    task = bar.add_task("trials", total=min(free, most or free))
-    latest: dict[str, float] = {}
-
-    def on_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
-        del epoch
-        latest.update(metrics)
-        bar.update(task, description=describe(latest))
-
-    def on_trial(state: object) -> None:
-        del state
-        latest.clear()
-        bar.advance(task)
-
-    return {"on_epoch": on_epoch, "on_trial": on_trial}
-
-
-def _mend(search: "Sweep") -> None:
+def mend(search: "Sweep") -> None:
     """Mend what workers before this one left; a store that is away does not matter."""
     from spectral_mlops.errors import TrackingError
 

@@ -42,14 +42,19 @@ def notice(sentence: str) -> None:
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
     """Show bars, with the time that is left, until the block ends."""
+    with new_bar() as bar:
+        yield bar
+
+
+def new_bar() -> Progress:
+    """Return bars that are not shown yet."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as bar:
-        yield bar
+    return Progress(*columns, console=console)
 
 
 def reporter(bar: Progress) -> Any:

@@ -3,7 +3,9 @@
 SLURM says USR1 before a job's time is over, and before it takes the node for others
 if it is set up to. The worker then stops its trial, gives its ticket back and asks to
 be queued again; another trial takes the stopped one's place. TERM, which is all that
-``scancel`` and ``scontrol requeue`` say, does the same without asking.
+``scancel`` and ``scontrol requeue`` say, does the same without asking. One that is
+told before it has a ticket takes none, be it that its people, or Python itself, are
+still loading.
 """
 
 import re
@@ -32,6 +34,8 @@ WARNING = 90
 """Seconds before the end of its time at which a job is told."""
 DRAIN = signal.SIGUSR2
 """Lets a worker end its trial and take no more."""
+AT_ONCE = signal.SIGALRM
+"""Ends a worker, which does not listen to it; before a KILL, SLURM says TERM."""
 IN_VAIN = 10
 """A job stopped so often in a row before one of its trials ended stays stopped."""
 PAUSE = 2.0
@@ -40,6 +44,8 @@ SHORT = {"cpus": "cpus-per-task", "gpus": "gpus-per-node"}
 OURS = ("array", "error", "nodes", "ntasks", "ntasks-per-node", "output", "requeue",
         "signal")  # fmt: skip
 """What decides whether a worker can be told and queued again."""
+TOO_EARLY = 128 + signal.SIGUSR1
+"""Exit code of a worker that was told before Python had loaded what listens."""
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
 
@@ -56,6 +62,7 @@ class Worker:
         threads: Of torch.
         trust: Whether code that the study names may run.
         in_vain: How often in a row it was begun before a trial of it had ended.
+        drained: Whether it is to take no more trials, nor to be queued again.
     """
 
     study: str
@@ -66,6 +73,7 @@ class Worker:
     threads: int = 1
     trust: bool = False
     in_vain: int = 0
+    drained: bool = False
 
     def __call__(self, number: int) -> list[str]:
         """Run trials until no ticket is left; ask to be queued again if told to end.
@@ -81,8 +89,8 @@ class Worker:
         torch.set_num_threads(self.threads)
         print(f"worker {number} of study '{self.study}'", flush=True)
         self.in_vain += 1
-        drained: list[int] = []
-        signal.signal(DRAIN, lambda number, _: drained.append(number))
+        for told_to_drain in (DRAIN, signal.SIGTERM):
+            signal.signal(told_to_drain, self._drain)
         sweep = self._join()
         states: list[str] = []
 
@@ -93,13 +101,18 @@ class Worker:
         requeue = signal.getsignal(signal.SIGUSR1)  # submitit's
         with _told_to_end() as told:
             try:
-                work(sweep, on_trial=on_trial, stop=lambda: bool(drained))
+                work(sweep, on_trial=on_trial, stop=lambda: self.drained)
             except BaseException:  # what cleaned up may have failed of the interrupt
                 if told != [signal.SIGUSR1] or not callable(requeue):
                     raise
                 print("told to end: the ticket is given back", flush=True)
-                requeue(signal.SIGUSR1, None)
+                if not self.drained:
+                    requeue(signal.SIGUSR1, None)
         return states
+
+    def _drain(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self.drained = True
 
     def _join(self) -> Sweep:
         """Join the study, without our handlers: there is no ticket to give back yet.
@@ -128,12 +141,12 @@ class Worker:
             number: Which of the array's it is.
 
         Returns:
-            The same worker; ``None``, which ends it, if its trials need more time
-            than its jobs get.
+            The same worker; ``None``, which ends it, if it was drained, or if its
+            trials need more time than its jobs get.
         """
         from submitit.core.utils import DelayedSubmission
 
-        if self.in_vain > IN_VAIN:
+        if self.drained or self.in_vain > IN_VAIN:
             return None
         return DelayedSubmission(self, number)
 
@@ -237,7 +250,8 @@ class Array:
         """End them at once; trials they leave behind are `Sweep.reconcile`'s."""
         self._told = True
         self._scancel("--state=PENDING")
-        self._scancel("--signal=KILL")
+        self._scancel(f"--signal={AT_ONCE.name}")
+        self._scancel()  # what had not begun
 
     def wait(self) -> None:
         """Wait until all have ended."""
@@ -280,6 +294,14 @@ def parameters(study: str, options: Mapping[str, str]) -> dict[str, Any]:
         "setup": [
             "export SUBMITIT_PREEMPT_SIGNAL=USR1",
             f"export OMP_NUM_THREADS={cpus}",
+        ],
+        "teardown": [
+            "code=$?",
+            f'if [ $code -eq {TOO_EARLY} ] && [ "${{SLURM_RESTART_COUNT:-0}}" '
+            f"-le {IN_VAIN} ]; then",
+            '    scontrol requeue "$SLURM_JOB_ID"',
+            "fi",
+            "exit $code",
         ],
     }
 

@@ -4,11 +4,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import optuna
+
 from spectral_mlops.cohorts import inputs_of, layout_for
 from spectral_mlops.config import RunConfig, merge, validate
-from spectral_mlops.errors import InputError
+from spectral_mlops.errors import InputError, UnknownNameError
 from spectral_mlops.models import check_built, check_model, model_entry
 from spectral_mlops.sweeps.space import Space
+from spectral_mlops.sweeps.space_file import MAY_VARY
 from spectral_mlops.training import Plan
 
 
@@ -47,6 +50,31 @@ def plan_with(plan: Plan, config: RunConfig) -> Plan:
     layout = layout_for(plan.cohort, model_entry(name).takes, name)
     check_built(config.model, inputs_of(plan.cohort, layout), plan.task.outputs)
     return replace(plan, config=config)
+
+
+def draw_plan(trial: optuna.Trial, space: Space, plan: Plan, config: RunConfig) -> Plan:
+    """Draw a trial's settings; all else is the study's.
+
+    Args:
+        trial: Running.
+        space: The study's.
+        plan: The study's, with the settings of the space's first corner.
+        config: What every trial starts from.
+
+    Raises:
+        UnusableDraw: If no run can be made of what was drawn.
+    """
+    try:
+        study = plan.config.model_dump(mode="json")
+        for vary in MAY_VARY:
+            study[vary] = getattr(config, vary).model_dump(mode="json")
+        study["tracking"]["profile"] = "sweep"
+        base = validate(RunConfig, study, "study")
+        return plan_with(
+            plan, settle(base, space.suggest(trial), f"trial {trial.number}")
+        )
+    except (InputError, UnknownNameError) as error:
+        raise UnusableDraw(str(error)) from error
 
 
 def settled_corners(space: Space, config: RunConfig) -> list[RunConfig]:

@@ -230,6 +230,7 @@ def space_of(content: Any, where: str) -> Space:
 
 def _first_draws(draw: Draw, name: str) -> tuple[Mapping[str, Any], ...]:
     """Draw a few times in a study that is thrown away, so that mistakes show."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # nobody wants to hear of it
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     try:
         return tuple(draw(study.ask()) for _ in range(FIRST_DRAWS))

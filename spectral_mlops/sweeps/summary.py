@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from spectral_mlops.report.sweep_page import write_study_page
+from spectral_mlops.report.sweep_plots import write_study_plots
 from spectral_mlops.sweeps.answers import answers
 from spectral_mlops.sweeps.sweep import Sweep
 from spectral_mlops.tracking import open_tracker
 
 
 def leave_summary(sweep: Sweep) -> Path:
-    """Write the page of a sweep's study, and log it as a run of kind ``study``.
+    """Write the page of a sweep's study and its plots: a run of kind ``study``.
 
     Each visit to a study leaves one such run; the run of the last one has the page of
     all trials. What could not be delivered counts in ``sweep.undelivered``.
@@ -25,6 +26,7 @@ def leave_summary(sweep: Sweep) -> Path:
     number = len(found.trials)
     folder = sweep.runs / f"{study.study_name}-study-{uuid.uuid4().hex[:8]}"
     page = write_study_page(found, folder / "sweep.html")
+    plots = write_study_plots(found, folder / "plots")
     tracker = open_tracker(tracking.uri, tracking.experiment, folder / "tracking")
     finished = found.trials[found.trials["state"] == "COMPLETE"]
     counts = found.trials["state"].value_counts()
@@ -45,6 +47,8 @@ def leave_summary(sweep: Sweep) -> Path:
         )
         tracker.log_metrics(metrics, step=number)
         tracker.log_file(page)
+        for plot in plots:
+            tracker.log_file(plot, "plots")
     sweep.undelivered += tracker.undelivered
     sweep.where = sweep.where or tracker.where  # workers have their own
     return page

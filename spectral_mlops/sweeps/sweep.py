@@ -17,35 +17,30 @@ import pandas as pd
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from spectral_mlops.config import RunConfig, validate
+from spectral_mlops.config import RunConfig
 from spectral_mlops.errors import (
     InputError,
     SpectralError,
     TrackingError,
-    UnknownNameError,
 )
-from spectral_mlops.sweeps.draw import (
-    UnusableDraw,
-    plan_with,
-    settle,
-    settled_corners,
-)
+from spectral_mlops.sweeps.draw import draw_plan, plan_with, settled_corners
 from spectral_mlops.sweeps.ended import TAKEN_OVER, Ended, TakenOver, said
 from spectral_mlops.sweeps.familywise import TrialNull
 from spectral_mlops.sweeps.objective import Judgement
+from spectral_mlops.sweeps.processes import TrialProcesses, was_left
 from spectral_mlops.sweeps.recipe import Recipe, kept_recipe, known_store
 from spectral_mlops.sweeps.reconcile import Reconciled, reconcile
 from spectral_mlops.sweeps.same import check_same, check_settings, people_of, search_of
 from spectral_mlops.sweeps.seen import Seen
 from spectral_mlops.sweeps.space import Space, built_in
-from spectral_mlops.sweeps.space_file import MAY_VARY, Objective
+from spectral_mlops.sweeps.space_file import Objective
 from spectral_mlops.sweeps.stale import INTERRUPTED
 from spectral_mlops.sweeps.stopping import SOUGHT, Pruner, Stopping
 from spectral_mlops.sweeps.study import open_study, read_study, trials_table
 from spectral_mlops.sweeps.tickets import INTERVAL, Hold, Tickets
 from spectral_mlops.tracking import Tracker, open_tracker
 from spectral_mlops.tracking.measures import MEASURES
-from spectral_mlops.training import Plan, make_plan, run
+from spectral_mlops.training import make_plan, run
 from spectral_mlops.training.loop import OnEpoch
 
 
@@ -115,6 +110,7 @@ class Sweep:
         self.stopping.check(self.plan.probe is not None)
         self.undelivered = 0
         self.where = ""
+        self.processes: TrialProcesses | None = None  # that share each trial
         rules = self.stopping.of_optuna()
         self.study = open_study(study, storage, self.judgement, rules)
         check_same(self.study, "people", people_of(self.plan))
@@ -259,9 +255,11 @@ class Sweep:
             ended.error = INTERRUPTED
             raise
         except Exception as error:
-            ended.error = said(error)
+            ended.error = INTERRUPTED if was_left(error) else said(error)
             if isinstance(error, SpectralError):
                 raise
+            if self.processes is not None:
+                self.processes.check_waiting(error)
         finally:
             self._end(trial, uid, tracker, ended, seen)
             if hold is not None:
@@ -289,7 +287,8 @@ class Sweep:
         on_epoch: OnEpoch | None,
     ) -> list[float]:
         """Train one complete run, and return what it is worth."""
-        plan = self._plan(trial)
+        plan = draw_plan(trial, self.space, self.plan, self.config)
+        shared = self.processes
 
         def each_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
             if epoch == 0:
@@ -309,10 +308,11 @@ class Sweep:
             folder,
             name=self._name(trial),
             tags=self._tags(trial, uid),
-            on_epoch=each_epoch,
+            on_epoch=shared.begin_trial(plan, each_epoch) if shared else each_epoch,
             device=self.device,
             figures=False,
             checkpoints=False,
+            team=shared,
         )
         metrics = finished.result.metrics
         seen.end(metrics, TrialNull.of(plan, finished.result))
@@ -326,20 +326,6 @@ class Sweep:
         if not all(map(math.isfinite, values)):
             raise ValueError(f"its value is {values[0]}: training went astray")
         return values
-
-    def _plan(self, trial: optuna.Trial) -> Plan:
-        """Draw a trial's settings; all else is the study's."""
-        try:
-            study = self.plan.config.model_dump(mode="json")
-            for vary in MAY_VARY:  # the plan has those of the space's first corner
-                study[vary] = getattr(self.config, vary).model_dump(mode="json")
-            study["tracking"]["profile"] = "sweep"
-            base = validate(RunConfig, study, "study")
-            drawn = self.space.suggest(trial)
-            config = settle(base, drawn, f"trial {trial.number}")
-            return plan_with(self.plan, config)
-        except (InputError, UnknownNameError) as error:
-            raise UnusableDraw(str(error)) from error
 
     def _constrain(self, trial: optuna.Trial, seen: Seen) -> None:
         """Say once whether the trial is allowed: Optuna takes no second answer."""

@@ -2,6 +2,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.sweeps.jobs import made
+from tests.sweeps.slurm import cluster
+
+__all__ = ["cluster", "made"]
+
 
 @pytest.fixture
 def cheap(small_folder):

@@ -1,17 +1,14 @@
-"""Workers as jobs of a real SLURM: exact totals, also when jobs are taken off."""
+"""Workers as jobs of SLURM: what is handed in, and what becomes of it."""
 
 import re
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import optuna
 import pytest
-from optuna.trial import TrialState
 
 from spectral_mlops.errors import InputError
-from spectral_mlops.sweeps import Sweep
 from spectral_mlops.sweeps.cluster import (
     IN_VAIN,
     Array,
@@ -20,90 +17,9 @@ from spectral_mlops.sweeps.cluster import (
     minutes,
     parameters,
 )
-from spectral_mlops.sweeps.stale import INTERRUPTED, counted
 from spectral_mlops.sweeps.tickets import Tickets
-from spectral_mlops.tracking import open_store
 from tests.conftest import ROOT
-from tests.sweeps.slurm import called, cluster
-
-__all__ = ["cluster"]  # a fixture, found here by name
-slurm = [pytest.mark.slow, pytest.mark.slurm]
-STORAGE = "sqlite:///optuna.db"
-PATIENCE = 480
-
-
-@pytest.fixture
-def made(small, uri, monkeypatch, request):
-    """A study of tiny trials, and a call that hands its workers to SLURM."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # jobs run this tree
-    config = small(
-        training={"epochs": 1},
-        comparison={"null_epochs": 1},
-        spectra={"directions": 0, "influence": False},
-        tracking={"uri": uri},
-    )
-
-    def make(trials, workers, epochs=1):
-        settings = config.model_copy(
-            update={"training": config.training.model_copy(update={"epochs": epochs})}
-        )
-        sweep = Sweep(
-            settings,
-            study="tiny",
-            storage=STORAGE,
-            runs=Path("runs"),
-            pruner="none",
-            heartbeat=2.0,
-        )
-        sweep.want(trials)
-        array = Array(sweep, Worker("tiny", STORAGE, Path("runs")), workers, {})
-        request.addfinalizer(array.interrupt)
-        array.start()
-        return array
-
-    return make
-
-
-def said(array):
-    return "\n".join(
-        f"{path.name}:\n{path.read_text()[-2000:]}"
-        for path in sorted(array.logs.glob("*_log.*"))
-    )
-
-
-def wait_for(array, condition):
-    end = time.monotonic() + PATIENCE
-    while not (found := condition()):
-        assert time.monotonic() < end, said(array)
-        time.sleep(0.2)
-    return found
-
-
-def trials(*states):
-    study = optuna.load_study(study_name="tiny", storage=STORAGE)
-    return study.get_trials(states=states or None)
-
-
-def running():
-    return [trial for trial in trials(TrialState.RUNNING) if "uid" in trial.user_attrs]
-
-
-def wait_for_the_end(array):
-    assert wait_for(array, lambda: (array.ended(), not array.living)[1])
-
-
-def check_totals(study, uri, wanted):
-    """Each ticket is spent on one trial that ended, and none is left behind."""
-    assert Tickets(study, STORAGE).counts() == {"free": 0, "taken": 0, "spent": wanted}
-    ended = counted(trials())
-    assert len(ended) == wanted
-    assert {trial.state for trial in ended} == {TrialState.COMPLETE}
-    assert trials(TrialState.RUNNING, TrialState.WAITING) == []
-    client = open_store(uri).client
-    for trial in trials():
-        run = client.get_run(trial.user_attrs["mlflow.run_id"])
-        stopped = trial.user_attrs.get("error") == INTERRUPTED
-        assert run.info.status == ("KILLED" if stopped else "FINISHED")
+from tests.sweeps.jobs import STORAGE, check_totals
 
 
 @pytest.mark.slow
@@ -135,40 +51,6 @@ def test_an_array_of_three_runs_what_a_study_wants(
         assert f"worker {number} of study 'tiny'" in text
     study = optuna.load_study(study_name="tiny", storage=STORAGE)
     check_totals(study, uri, 5)
-
-
-def told_by_slurm(job):
-    called("scancel", "--signal=USR1", job)
-
-
-def taken_by_slurm(job):
-    called("scontrol", "requeue", job)
-
-
-@pytest.mark.parametrize(
-    "stop",
-    [pytest.param(stop, marks=slurm) for stop in (told_by_slurm, taken_by_slurm)],
-)
-def test_a_worker_that_is_taken_off_gives_its_ticket_back_and_comes_again(
-    made,
-    cluster,
-    stop,
-):
-    array = made(trials=3, workers=2, epochs=25)
-    wait_for(array, lambda: len(running()) == 2)
-    first = f"{array.job}_0"
-    stop(first)
-    stopped = wait_for(
-        array,
-        lambda: [t for t in trials() if t.user_attrs.get("error") == INTERRUPTED],
-    )
-    assert len(stopped) == 1
-    wait_for_the_end(array)
-    check_totals(array.sweep.study, array.sweep.config.tracking.uri, 3)
-    assert not array.undelivered
-    log = (array.logs / f"{first}_0_log.out").read_text()
-    assert log.count("worker 0 of study 'tiny'") == 2
-    assert len(trials()) == 4
 
 
 def test_time_limits_are_read_as_slurm_writes_them():
@@ -270,8 +152,13 @@ def test_jobs_are_handed_in_and_left_alone(command, cheap, monkeypatch):
     said = ("array=0-1%2", "cpus-per-task=2", "requeue", "signal=USR1@90", "time=60")
     assert all(f"#SBATCH --{option}\n" in batch for option in said)
     assert "export SUBMITIT_PREEMPT_SIGNAL=USR1" in batch
+    assert "code=$?\nif [ $code -eq 138 ] &&" in batch
     study = optuna.load_study(study_name="sweep", storage=STORAGE)
     assert Tickets(study, STORAGE).counts() == {"free": 4, "taken": 0, "spent": 0}
+    one = ["--tracking", "none", "--cluster", "slurm", "--workers", 1, "--no-wait"]
+    code, out, err = command("sweep", *one)
+    assert (code, err) == (0, "")
+    assert "Job 7:  squeue" in out
 
 
 def test_a_controller_that_is_away_ends_nothing(monkeypatch):

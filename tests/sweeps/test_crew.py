@@ -1,16 +1,22 @@
 """Processes that die, and what is said of them; no study behind."""
 
+import io
 import signal
 import socket
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import optuna
 import pytest
+from rich.console import Console
 
-from spectral_mlops.cli.crew import WIDTH, settings_in_short
+from spectral_mlops.cli import crew as shown
+from spectral_mlops.cli import terminal
+from spectral_mlops.cli.crew import WIDTH, live_trials, settings_in_short
 from spectral_mlops.config import RunConfig
 from spectral_mlops.sweeps.crew import Crew
+from spectral_mlops.sweeps.objective import Judgement
 
 
 @pytest.fixture
@@ -89,3 +95,32 @@ def test_settings_are_shown_in_short():
     assert settings_in_short(params) == "learning_rate=0.00123 name=mlp n=3"
     assert settings_in_short({}) == ""
     assert len(settings_in_short({"x": "y" * 200})) == WIDTH
+
+
+def test_trials_of_this_process_are_shown_as_they_run(monkeypatch):
+    """In a terminal, the running one too, and nothing stays; elsewhere nothing."""
+    study = optuna.create_study(direction="maximize")
+    sweep = SimpleNamespace(
+        study=study,
+        judgement=Judgement("auc", 2.0, "adjoint"),
+        tickets=SimpleNamespace(counts=lambda: {"free": 2, "taken": 0, "spent": 0}),
+    )
+    written = {True: io.StringIO(), False: io.StringIO()}
+    for terminal_, out in written.items():
+        console = Console(file=out, force_terminal=terminal_, width=100, height=30)
+        monkeypatch.setattr(shown, "console", console)
+        monkeypatch.setattr(terminal, "console", console)
+        with live_trials(sweep) as told:
+            trial = study.ask()
+            trial.suggest_float("rate", 0.5, 0.5)
+            trial.report(0.625, 0)
+            told["on_epoch"](0, {"train/loss": 0.25, "val/auc": 0.625})
+            trial.set_user_attr("divergence.adjoint", 1.5)
+            study.tell(trial, 0.75)
+            told["on_trial"](None)
+    said = written[True].getvalue()
+    for word in ("RUNNING", "0.625", "rate=0.5", "loss 0.250", "COMPLETE", "+1.50"):
+        assert word in said
+    assert said.index("RUNNING") < said.index("COMPLETE")
+    assert "1/2" in said
+    assert written[False].getvalue() == ""

@@ -173,7 +173,8 @@ def test_one_name_in_two_branches_is_refused():
         data_space(tables, "x")
 
 
-def test_a_function_of_the_trial_draws_too():
+def test_a_function_of_the_trial_draws_too(capsys):
+    optuna.logging.set_verbosity(optuna.logging.INFO)
     Path("my_space.py").write_text(
         "def draw(trial):\n"
         "    width = trial.suggest_int('width', 4, 6)\n"
@@ -184,6 +185,7 @@ def test_a_function_of_the_trial_draws_too():
         "x = 3\n"
     )
     space, _ = read_sweep(written('space = "my_space:draw"'), {"tau": 3.0})
+    assert capsys.readouterr().err == ""
     for drawn, params in draws(space, 9):
         assert drawn["model"]["settings"]["hidden"] == [params["width"], 2]
         assert drawn["training"] == {"epochs": 2}

@@ -47,7 +47,9 @@ def test_a_sweep_ends_in_a_page_and_a_run_of_its_own(command, config, uri):
     assert study.info.status == "FINISHED"
     assert study.data.metrics["trials/complete"] == 2
     files = {file.path for file in client.list_artifacts(study.info.run_id)}
-    assert "sweep.html" in files
+    assert files == {"sweep.html", "plots"}
+    plots = {file.path for file in client.list_artifacts(study.info.run_id, "plots")}
+    assert plots == {"plots/tradeoff.png", "plots/slices.png"}
     code, out, _ = command("sweep", "report", "two", "-o", "again.html")
     assert code == 0
     assert "again.html" in out

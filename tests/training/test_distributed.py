@@ -329,4 +329,4 @@ def test_a_run_of_one_process_needs_no_torchrun(monkeypatch, command):
     assert started_by_torchrun()
     code, _, problems = command("sweep", "run")
     assert code == 2
-    assert "torchrun started 2 processes, which only the command train" in problems
+    assert "torchrun started 2 processes, which only the commands train" in problems
