@@ -15,11 +15,8 @@ from spectral_mlops.hooks.window import Window
 from spectral_mlops.observe import observe
 from spectral_mlops.records import Spectrum
 from spectral_mlops.spectra.reduced import Reduced
-from spectral_mlops.spectra.solver import Solver
+from spectral_mlops.spectra.solver import TOGETHER_BYTES, Solver
 from spectral_mlops.validity import Observed
-
-TOGETHER_BYTES = 8 * 2**20
-"""Rows of several batches that are reduced in one go; they are copied once for it."""
 
 
 class WatchedBatch:
@@ -94,19 +91,15 @@ class Waiting:
         self._batches.append(batch)
 
     def reduce(self) -> list[Reduced]:
-        """Reduce all that waits; another thread may have taken it already."""
-        problems: list[Reduced] = []
-        while some := self._take():
-            problems += reduce(some)
-        return problems
+        """Reduce as many as go together; another call may have taken them already.
 
-    def _take(self) -> list[WatchedBatch]:
-        """Take as many as may be reduced in one go."""
+        Called as often as batches are added, it leaves none.
+        """
         taken: list[WatchedBatch] = []
         with suppress(IndexError):
             while sum(one.nbytes for one in taken) < TOGETHER_BYTES:
                 taken.append(self._batches.popleft())
-        return taken
+        return reduce(taken) if taken else []
 
 
 class Backlog:

@@ -19,8 +19,13 @@ from spectral_mlops.spectra.drivers import is_out_of_memory
 from spectral_mlops.spectra.reduced import Reduced, to_host
 from spectral_mlops.spectra.solve import Solved, marked, solve
 
-QUEUE_BYTES = 64 * 2**20
-"""Waiting problems, rows held by reference included, above which `submit` solves."""
+QUEUE_BYTES, QUEUE_JOBS = 64 * 2**20, 16
+"""Waiting problems, rows held by reference included, above which `submit` solves; a
+queue that never empties gains nothing by its length."""
+
+TOGETHER_BYTES = 2 * 2**20
+"""Rows, or problems, that are worked on in one go; it takes a few times their memory,
+and twice as many at once are no faster."""
 
 WORTH_JOBS, WORTH_BYTES = 4, 4 * 2**20
 """What has to wait, by number or by size, before the worker is woken: it is solved
@@ -189,7 +194,7 @@ class _Queue:
         """Append a job; return True where it has to be solved by the caller."""
         with self.changed:
             self.jobs.append(job)
-            if self.nbytes + job.nbytes > limit:
+            if len(self.waiting) >= QUEUE_JOBS or self.nbytes + job.nbytes > limit:
                 return True
             self.nbytes += job.nbytes
             job.waits = True
@@ -210,10 +215,19 @@ class _Queue:
         self.waiting.clear()
         return jobs
 
-    def finish(self, jobs: list[_Job]) -> None:
-        """Solve jobs together and let go of their problems."""
+    def finish(self, jobs: Sequence[_Job]) -> None:
+        """Solve jobs, many together, and let go of their problems."""
+        ready: list[_Job] = []
         for job in jobs:
             job.reduce()
+            ready.append(job)
+            problems = (problem for one in ready for problem in one.problems)
+            if sum(problem.nbytes for problem in problems) >= TOGETHER_BYTES:
+                self._solve(ready)
+                ready = []
+        self._solve(ready)
+
+    def _solve(self, jobs: list[_Job]) -> None:
         solved = solve_marking([p for job in jobs for p in job.problems])
         start = 0
         with self.changed:

@@ -208,3 +208,37 @@ def test_the_thread_is_only_used_where_a_core_is_idle(monkeypatch):
     own.submit(problems(3))
     assert threads() == before
     assert len(own.drain()) == 3
+
+
+@pytest.mark.parametrize("nbytes", [1, 2000, 2**30])
+def test_what_waits_is_solved_in_stacks_of_some_size(monkeypatch, nbytes):
+    stacks = []
+    monkeypatch.setattr(module, "TOGETHER_BYTES", nbytes)
+    monkeypatch.setattr(
+        module, "solve", lambda given: stacks.append(len(given)) or solve(given)
+    )
+    own = Solver(threaded=False)
+    parts = [problems(step) for step in range(5)]
+    for part in parts:
+        own.submit(part)
+    solved = own.drain()
+    assert [one.key for one in solved] == [s.key for part in parts for s in solve(part)]
+    each, total = len(parts[0]), sum(len(part) for part in parts)
+    stacks = [n for n in stacks if n]
+    assert sum(stacks) == total
+    assert stacks == {1: [each] * 5, 2**30: [total]}.get(nbytes, stacks)
+    assert nbytes != 2000 or 1 < len(stacks) < 5
+
+
+def test_a_long_queue_is_solved_here(monkeypatch, solver):
+    monkeypatch.setattr(module, "WORTH_JOBS", 100)  # nobody is woken
+    monkeypatch.setattr(module, "QUEUE_JOBS", 2)
+    for step in range(4):
+        solver.submit(problems(step))
+    assert [job.solved is None for job in solver._queue.jobs] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert len(solver.drain()) == 12
