@@ -99,7 +99,9 @@ class History:
         ``best_epochs``, in the order of ``networks`` (fold and seed). ``n`` is the mean
         number of samples in a batch, ``[layer, group, quantity]``.
         """
-        cells = list(dict.fromkeys(c for means in self._last.values() for c in means))
+        # a network that diverged has nothing in the last epoch of what its best one had
+        means = (*self._last.values(), *self._best.values())
+        cells = list(dict.fromkeys(cell for found in means for cell in found))
         layers, quantities = (list(dict.fromkeys(c[i] for c in cells)) for i in (0, 1))
         groups = list(dict.fromkeys(c[2:] for c in cells))
         axes = (layers, groups, quantities)

@@ -5,7 +5,7 @@ are averaged relabelling by relabelling before z is formed (`networks`).
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from spectral_mlops.errors import InputError
 from spectral_mlops.inference.comparison import (
     Comparison,
     headline,
@@ -99,6 +100,10 @@ def train(
 
     Returns:
         What was found.
+
+    Raises:
+        InputError: If a network's validation loss is a finite number in no epoch;
+            what was tracked until then stays.
     """
     team = team or Team()
     networks = _start(plan, device, team)
@@ -212,6 +217,7 @@ def _finish(
     history: History,
 ) -> RunResult:
     """Measure the checkpoints chosen by validation loss."""
+    _refuse_diverged(networks)
     for one in networks:
         one.restore_best()
     said = [one.validate(one.best_epoch) for one in networks]
@@ -283,6 +289,21 @@ def _finish(
         null_pairs=[] if probed.pairs is together else probed.pairs,
         performance=performance,
     )
+
+
+def _refuse_diverged(networks: Sequence[FoldRun]) -> None:
+    """Refuse to measure networks of which no epoch can be chosen.
+
+    Raises:
+        InputError: Naming the first fold.
+    """
+    lost = [one for one in networks if one.best_epoch < 0]
+    if lost:
+        raise InputError(
+            f"Training diverged: the validation loss of {len(lost)} of {len(networks)} "
+            f"networks (the first: fold {lost[0].number}) was a finite number in no "
+            "epoch; lower training.learning_rate, or set training.clip_norm."
+        )
 
 
 def _beside(key: str) -> bool:

@@ -120,10 +120,10 @@ class Predictions(Said):
     def auc(self) -> float:
         """Area under the ROC curve (several classes: one against the rest, macro).
 
-        NaN where a class is absent.
+        NaN where a class is absent, or what was said is no number.
         """
         classes = self.probabilities.shape[1]
-        if len(np.unique(self.targets)) < classes:
+        if len(np.unique(self.targets)) < classes or not self._told.all():
             return float("nan")
         if classes == 2 and np.isfinite(self.probabilities).all():
             return _area(self.targets == 1, self.probabilities[:, 1])
@@ -133,8 +133,8 @@ class Predictions(Said):
     @property
     def balanced_accuracy(self) -> float:
         """Mean recall of the classes that are present."""
-        right = self.probabilities.argmax(1) == self.targets
         present = np.unique(self.targets)
+        right = self._right
         return float(np.mean([right[self.targets == c].mean() for c in present]))
 
     @property
@@ -149,15 +149,26 @@ class Predictions(Said):
         People without every class have no ``auc`` (NaN), people of a single class a
         ``recall`` instead.
         """
-        right = self.probabilities.argmax(1) == self.targets
         return {
             "n": len(self.ids),
             "loss": self.loss,
-            "accuracy": float(right.mean()),
+            "accuracy": float(self._right.mean()),
             "balanced_accuracy": self.balanced_accuracy,
             "auc": self.auc,
             "recall": self.recall,
         }
+
+    @property
+    def _told(self) -> NDArray[np.bool_]:
+        """Of whom a network that has not diverged said anything, ``[n]``."""
+        return np.asarray(np.isfinite(self.probabilities).all(axis=1))
+
+    @property
+    def _right(self) -> NDArray[np.bool_]:
+        """Who was told rightly, ``[n]``; whoever nothing was said of was not."""
+        return np.asarray(
+            self._told & (self.probabilities.argmax(1) == self.targets), dtype=bool
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +226,8 @@ class Estimates(Said):
     @property
     def pearson(self) -> float:
         """Correlation of predicted and true; NaN where either is the same for all."""
-        if np.ptp(self.targets) == 0 or np.ptp(self.values) == 0:
+        told = np.isfinite(self.values).all()
+        if not told or np.ptp(self.targets) == 0 or np.ptp(self.values) == 0:
             return float("nan")
         return float(np.corrcoef(self.targets, self.values)[0, 1])
 

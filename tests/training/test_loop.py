@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from spectral_mlops.cohorts import FeatureScaler
 from spectral_mlops.config import ModelConfig
+from spectral_mlops.errors import InputError
 from spectral_mlops.models import build_model
 from spectral_mlops.tracking import MemoryTracker
 from spectral_mlops.training import make_plan, read_plan, run, train
@@ -352,3 +353,38 @@ def test_simulated_time_courses_train_a_recurrent_network(small, tmp_path):
         areas.append(roc_auc_score(plan.targets[held], scores))
     found = done.result.metrics["baseline/linear_auc"]
     assert found == pytest.approx(np.mean(areas), abs=0.02)
+
+
+def test_a_training_that_diverged_is_one_sentence_and_keeps_its_epochs(small, tmp_path):
+    training = {"optimizer": "sgd", "learning_rate": 1e30}
+    plan = make_plan(small(training=training), Path())
+    said = r"Training diverged: .* of 2 of 2 networks"
+    with pytest.raises(InputError, match=said), MemoryTracker() as tracker:
+        run(plan, tracker, tmp_path / "run", name="x", figures=False)
+    charted = [step for key, step, _ in tracker.history if key == "erank_act/all"]
+    assert sorted(charted) == [0, 1, 2]  # the inputs; of the rest nothing is a number
+    assert {record.epoch for record in tracker.records} == {-1, 0, 1, 2}
+    assert all(np.isfinite(value) for *_, value in tracker.history)
+    assert tracker.status == "FAILED"
+
+
+def test_a_training_that_diverges_later_has_its_best_epoch(small, tmp_path):
+    """The first epochs are measured; of the last ones nothing is finite."""
+    plan = make_plan(small(training={"epochs": 3}), Path())
+
+    class Breaking(FoldRun):
+        def train_epoch(self, epoch):
+            if epoch == 2:
+                with torch.no_grad():
+                    next(self.model.parameters()).fill_(np.nan)
+            return super().train_epoch(epoch)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("spectral_mlops.training.networks.FoldRun", Breaking)
+        found = run(plan, MemoryTracker(), tmp_path / "run", name="x", figures=False)
+    assert max(found.result.best_epochs) < 2
+    assert np.isfinite(found.result.metrics["final/auc"])
+    with np.load(tmp_path / "run" / "final.npz") as arrays:
+        place = arrays["quantities"].tolist().index("gradient")
+        assert np.isnan(arrays["last"][:, :, place]).all()
+        assert np.isfinite(arrays["best"][0, 0, place, 0])

@@ -39,6 +39,19 @@ def test_an_absent_class_has_no_auc():
     assert np.isnan(one.auc)
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_of_whom_nothing_was_said_nobody_is_told_rightly(classes):
+    """A network that diverged says NaN, of which argmax would make the first class."""
+    said = predictions(classes=classes)
+    said.probabilities[:12] = np.nan
+    row = said.row()
+    assert np.isnan([row["auc"], row["loss"]]).all()
+    right = said.probabilities[12:].argmax(1) == said.targets[12:]
+    assert row["accuracy"] == pytest.approx(right.sum() / 23)
+    said.probabilities[:] = np.nan
+    assert said.row()["accuracy"] == said.row()["balanced_accuracy"] == 0
+
+
 def test_certainty_of_the_wrong_class_is_a_finite_loss():
     said = Predictions(("a",), np.array([0]), np.array([[0.0, 1.0]]))
     assert np.isfinite(said.loss)

@@ -83,6 +83,15 @@ def test_one_person_and_one_target_have_an_error_and_no_r2():
     assert flat.r2 == pytest.approx(r2_score(flat.targets, flat.values))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_network_that_diverged_has_no_numbers(value):
+    said = estimates(7)
+    said.values[3] = value
+    row = said.row()
+    assert np.isnan(row["pearson"])
+    assert not np.isfinite([row["loss"], row["r2"], row["mae"]]).any()
+
+
 def test_of_groups_those_that_are_there_are_told():
     said = estimates(9)
     table = said.per_group(["x"] * 8 + ["y"]).set_index("group")
