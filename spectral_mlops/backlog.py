@@ -1,5 +1,8 @@
 """Watched batches on their way to spectra."""
 
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -7,7 +10,7 @@ import torch
 
 from spectral_mlops.hooks.context import capture
 from spectral_mlops.hooks.distributed import Ranks
-from spectral_mlops.hooks.measure import ReducedBatch, reduce_batch, spectra_of
+from spectral_mlops.hooks.measure import ReducedBatch, reduce_batches, spectra_of
 from spectral_mlops.hooks.window import Window
 from spectral_mlops.observe import observe
 from spectral_mlops.records import Spectrum
@@ -15,8 +18,8 @@ from spectral_mlops.spectra.reduced import Reduced
 from spectral_mlops.spectra.solver import Solver
 from spectral_mlops.validity import Observed
 
-WAITING_BYTES = 32 * 2**20
-"""Rows of one batch above which they are reduced at once, not beside training."""
+TOGETHER_BYTES = 8 * 2**20
+"""Rows of several batches that are reduced in one go; they are copied once for it."""
 
 
 class WatchedBatch:
@@ -41,20 +44,12 @@ class WatchedBatch:
             rows.nbytes for layer in self.measurable.layers for _, rows in layer.calls
         )
         on_cpu = all(not p.is_cuda for p in captured.model.parameters())
-        self.may_wait = captured.lasts and on_cpu and self.nbytes <= WAITING_BYTES
+        self.may_wait = captured.lasts and on_cpu
         self._captured = captured
 
-    def reduce(self) -> list[Reduced]:
-        """Reduce the rows, and let go of them; marked if they were written to."""
-        with torch.no_grad():
-            self.batch = reduce_batch(*self.measurable)
-        self.observe()
-        problems = self.batch.problems
-        if not self._captured.unchanged():  # somebody kept a tensor, and wrote to it
-            problems = [replace(one, status="failed") for one in problems]
-            self.seen = None
-        self.let_go()
-        return problems
+    def unchanged(self) -> bool:
+        """Whether its rows are as they were; somebody may have kept a tensor."""
+        return self._captured.unchanged()
 
     def let_go(self) -> None:
         """Keep no row alive."""
@@ -64,6 +59,54 @@ class WatchedBatch:
         """Keep what a null needs, if it is formed of this batch."""
         if self.number is not None:
             self.seen = observe(self.measurable, trained_on=True, number=self.number)
+
+
+def reduce(batches: Sequence[WatchedBatch]) -> list[Reduced]:
+    """Reduce the rows of batches together, and let go of them.
+
+    Returns:
+        What is to be solved; marked where a batch was written to.
+    """
+    with torch.no_grad():
+        problems, reduced = reduce_batches([one.measurable for one in batches])
+    for one in batches:
+        one.observe()
+    whole = all(one.unchanged() for one in batches)
+    if not whole and len(batches) > 1:  # whose problems are whose?
+        return [problem for one in batches for problem in reduce([one])]
+    for one, own in zip(batches, reduced, strict=True):
+        one.batch = own
+        one.let_go()
+    if whole:
+        return problems
+    batches[0].seen = None
+    return [replace(one, status="failed") for one in problems]
+
+
+class Waiting:
+    """Batches that wait to be reduced together, by whichever thread comes first."""
+
+    def __init__(self) -> None:
+        self._batches: deque[WatchedBatch] = deque()
+
+    def add(self, batch: WatchedBatch) -> None:
+        """Append one."""
+        self._batches.append(batch)
+
+    def reduce(self) -> list[Reduced]:
+        """Reduce all that waits; another thread may have taken it already."""
+        problems: list[Reduced] = []
+        while some := self._take():
+            problems += reduce(some)
+        return problems
+
+    def _take(self) -> list[WatchedBatch]:
+        """Take as many as may be reduced in one go."""
+        taken: list[WatchedBatch] = []
+        with suppress(IndexError):
+            while sum(one.nbytes for one in taken) < TOGETHER_BYTES:
+                taken.append(self._batches.popleft())
+        return taken
 
 
 class Backlog:
@@ -81,11 +124,17 @@ class Backlog:
         self.observed: list[WatchedBatch] = []
         self._pooled, self._null_batches = pooled, null_batches
         self._pending: list[WatchedBatch] = []
+        self._waiting = Waiting()
         self._batches = 0
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has seen nothing yet."""
-        return self.__dict__ | {"observed": [], "_pending": [], "_batches": 0}
+        return self.__dict__ | {
+            "observed": [],
+            "_pending": [],
+            "_waiting": Waiting(),
+            "_batches": 0,
+        }
 
     def add(self, captured: capture, step: int) -> None:
         """Take in what a step showed; it is solved beside training where that can be.
@@ -100,14 +149,15 @@ class Backlog:
             self.observed.append(batch)
         if self.window is not None:
             batch.observe()
-            self.window.add(*batch.measurable)
+            self.window.add(batch.measurable)
             batch.let_go()
         else:
             self._pending.append(batch)
             if batch.may_wait and self.solver.beside(batch.nbytes):
-                self.solver.submit(batch.reduce, batch.nbytes)
+                self._waiting.add(batch)
+                self.solver.submit(self._waiting.reduce, batch.nbytes)
             else:
-                self.solver.submit(batch.reduce())
+                self.solver.submit(reduce([batch]))
         self._batches += 1
 
     def join(self, ranks: Ranks) -> None:

@@ -167,7 +167,9 @@ class EpochSpectra:
             quantiles of the subsets.
         """
         self._refuse_released()
-        return at_common_size(self._observed, m, draws, seed, divergence)
+        return at_common_size(
+            self._observed, m, draws, seed, divergence, self._families
+        )
 
     def subsampled(
         self,

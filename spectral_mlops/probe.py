@@ -169,7 +169,7 @@ class Probe:
         result = EpochSpectra(
             epoch,
             "probe",
-            measure(*found),
+            measure(found),
             1,
             [] if seen is None else [seen],
             strata,

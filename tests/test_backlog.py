@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from spectral_mlops import SpectralMonitor
+from spectral_mlops import SpectralMonitor, backlog, capture
 from spectral_mlops.spectra.solver import Solver
 from tests.small_run import network, people
 
@@ -63,6 +63,45 @@ def test_no_null_is_formed_of_what_was_written_to():
     said = table[table["null"] != "none"]["null"]
     assert len(said)
     assert said.str.contains("1 of 2 watched batches").all()
+
+
+@pytest.mark.parametrize("together", [1, 3000, 2**23])
+def test_batches_that_waited_are_reduced_together(monkeypatch, together):
+    """Each has the numbers of its own `capture`; labels and sizes differ."""
+    x, y, sex, who = people()
+    model, calls = network(), []
+    real = backlog.reduce_batches
+    monkeypatch.setattr(backlog, "TOGETHER_BYTES", together)
+    monkeypatch.setattr(
+        backlog, "reduce_batches", lambda found: calls.append(len(found)) or real(found)
+    )
+    monitor = SpectralMonitor(model)
+    monitor._backlog.solver = solving_late()
+    expected = []
+    for step in range(7):
+        some = torch.randperm(len(x), generator=torch.Generator().manual_seed(step))
+        some = some[: len(x) - step % 2].tolist()
+        labels = {"sex": [sex[i] for i in some], "even": [i % 2 for i in some]}
+        own = [who[i] for i in some]
+        with capture(model, labels, subjects=own) as alone:
+            cross_entropy(model(x[some]), y[some]).backward()
+        with monitor.watch(labels, own, targets=y[some]):
+            cross_entropy(model(x[some]), y[some]).backward()
+        expected += [(step, one) for one in alone.spectra()]
+    found = {(s.step, *cell_of(s)): s for s in monitor.collect().spectra}
+    assert len(found) == len(expected)
+    for step, one in expected:
+        other = found[step, *cell_of(one)]
+        assert (one.samples, one.rows) == (other.samples, other.rows)
+        scale = other.values.max(initial=0.0)
+        np.testing.assert_allclose(other.values, one.values, rtol=0, atol=1e-9 * scale)
+    assert sum(calls) == 7
+    assert len(calls) == {1: 7, 2**23: 1}.get(together, len(calls))
+    assert together != 3000 or 1 < len(calls) < 7
+
+
+def cell_of(one):
+    return one.layer, one.quantity, one.grouping, one.group
 
 
 @pytest.mark.parametrize("aggregate", ["batch", "window"])

@@ -87,29 +87,29 @@ def test_without_relatives_nothing_changes(families):
 
 
 @pytest.mark.parametrize(
-    ("labels", "families", "words", "moves"),
+    ("labels", "families", "words", "m"),
     [
         (
             ["a"] * 8 + ["b"] * 8,
             {p: f"F{i // 8}" for i, p in enumerate(WHO)},
             "no relabelling within the strata",
-            True,  # as wholes, which gives the same value
+            0,  # a family is a whole group: none of it, or all
         ),
         (
             ["a"] * 6 + ["b"] * 10,
             {p: "F" if i < 6 else p for i, p in enumerate(WHO)},
             "no relabelling within the strata",
-            False,
+            0,
         ),
         (
             ["a"] * 8 + ["b"] * 8,
             {p: f"F{i // 4}" for i, p in enumerate(WHO)},
             "only 3 different values",
-            True,
+            4,
         ),
     ],
 )
-def test_families_that_cannot_move_enough_are_refused(labels, families, words, moves):
+def test_families_that_cannot_move_enough_are_refused(labels, families, words, m):
     result = probed(labels, families)
     table = result.divergences(99, strata=None).set_index(["layer", "quantity"])
     row = table.loc[("0", "activation")]
@@ -120,9 +120,10 @@ def test_families_that_cannot_move_enough_are_refused(labels, families, words, m
     adjusted = result.adjusted("dx", {}, strata={})
     assert adjusted["p"].isna().all()
     assert adjusted["reason"].str.contains(words).all()
-    drawn = result.subsampled("dx", 3, draws=10)
-    assert drawn.values
-    assert bool(drawn.chance) == moves
+    drawn = result.subsampled("dx", draws=10)
+    assert drawn.m == m
+    assert bool(drawn.values) == bool(drawn.chance) == bool(m)
+    assert drawn.reason.startswith("" if m else "no whole families have")
 
 
 def test_who_is_in_no_family_is_named():
@@ -226,3 +227,50 @@ def test_training_people_and_their_collected_null_are_whole_too():
     records = monitor.collect().to_records()
     strata = {row.strata for record in records for row in record.divergences}
     assert strata == {"target, families whole"}
+
+
+def test_subsamples_are_of_whole_families():
+    """Six of eight of each group: three pairs of four, and relabelled ones likewise."""
+    result = probed()
+    found = result.subsampled("dx", 6, draws=400)
+    key = ("0", "activation", "a", "b")
+    rows = inputs()
+
+    def apart(first, second):
+        chosen = (
+            [2 * f + k for f in pairs for k in (0, 1)] for pairs in (first, second)
+        )
+        a, b = (reference_singular_values(rows[who].numpy()) for who in chosen)
+        return float(reference_js(a, b))
+
+    trios = list(combinations(range(8), 3))
+    of_groups = [apart(a, b) for a in trios for b in trios if max(a) < 4 <= min(b)]
+    of_any = [apart(a, b) for a in trios for b in trios if not {*a} & {*b}]
+    assert len(of_groups) == 4 * 4
+    assert set(np.round(found.values[key], 9)) == set(np.round(of_groups, 9))
+    assert set(np.round(found.chance[key], 9)) <= set(np.round(of_any, 9))
+    assert np.mean(found.chance[key]) == pytest.approx(np.mean(of_any), abs=0.003)
+    assert (found.m, found.n) == (6, 8)
+    frame = result.at_common_size(m=6, draws=400)
+    row = frame[(frame.layer == "0") & (frame.quantity == "activation")].set_index(
+        ["group_a", "group_b"]
+    )
+    assert row.loc[("a", "b")]["low"] >= min(of_groups) - 1e-9
+    assert row.loc[("a", "b")]["median"] == pytest.approx(
+        np.median(of_groups), abs=0.003
+    )
+
+
+def test_sizes_that_whole_families_do_not_have():
+    result = probed()
+    found = result.subsampled("dx", 3)
+    said = "no whole families have 3 people of each group (they can have 2, 4, 6)"
+    assert (found.values, found.m, found.reason) == ({}, 0, said)
+    with pytest.raises(InputError, match="m=3: in no batch kept, no whole families"):
+        result.at_common_size(m=3)
+    fives = probed(["a"] * 6 + ["b"] * 10)  # half of six is three; two have it
+    assert fives.subsampled("dx", draws=5).m == 2
+    assert set(fives.at_common_size(draws=5).m) == {2}
+    some = {person: TWINS[person] for person in WHO[:-1]}
+    with pytest.raises(InputError, match=r"'families' says nothing about .*'s15'"):
+        probed(families=some).at_common_size()

@@ -1,9 +1,11 @@
 """What a study costs beside training, and how long one of 40 trials takes.
 
-The first is our own linkage: what a trial takes beside training (asked for, its run
-opened, begun and closed, its user attributes and constraints, its pruning, and the
-study told; training is a function that returns at once), less what Optuna alone takes
-for such a trial. The second is the command itself, as a user types it.
+The first is our own linkage: what a worker takes for a trial beside training (dead
+workers looked for, a ticket taken, the trial asked for, its run opened, begun and
+closed, its user attributes and constraints, its pruning, the study told, the ticket
+spent; training is a function that returns at once), less what Optuna alone takes for
+such a trial in a database that is opened in the same way. The second is the command
+itself, as a user types it.
 """
 
 import subprocess
@@ -24,8 +26,9 @@ from numpy.typing import NDArray
 from spectral_mlops.config import RunConfig, validate
 from spectral_mlops.inference.comparison import Comparison
 from spectral_mlops.records import EpochRecord
-from spectral_mlops.sweeps import Sweep
+from spectral_mlops.sweeps import Sweep, work
 from spectral_mlops.sweeps import sweep as module
+from spectral_mlops.sweeps.storage import open_storage
 from spectral_mlops.tracking import Tracker
 from spectral_mlops.training import Plan
 
@@ -64,12 +67,17 @@ def measure_linkage(trials: int = TRIALS) -> Iterator[Row]:
                 storage=f"sqlite:///{folder / 'optuna.db'}",
                 runs=folder / "runs",
             )
+            sweep.want(trials + 1)
             alone = _Alone(sweep, f"sqlite:///{folder / 'alone.db'}")
-            for once in (sweep.run_trial, alone.run_trial):
+
+            def one() -> None:
+                work(sweep, most=1)
+
+            for once in (one, alone.run_trial):
                 once()  # opens connections
             linked, plain = [], []
             for _ in range(trials):
-                linked.append(_milliseconds(sweep.run_trial))
+                linked.append(_milliseconds(one))
                 plain.append(_milliseconds(alone.run_trial))
     added = [a - b for a, b in zip(linked, plain, strict=True)]
     yield {
@@ -87,7 +95,7 @@ class _Alone:
     def __init__(self, sweep: Sweep, storage: str) -> None:
         self.space = sweep.space
         self.study = optuna.create_study(
-            storage=storage,
+            storage=open_storage(storage),
             direction="maximize",
             sampler=sweep.judgement.sampler(0, sweep.space.grouped),
             pruner=sweep.stopping.of_optuna(),

@@ -269,7 +269,8 @@ def _train_one(
             highlight=False,
         )
     measures = plan.task.measures
-    show_run(console, finished.layers, result.groups, result.metrics, measures)
+    reduced = settings.training.amp != "none"
+    show_run(console, finished.layers, result.groups, result.metrics, measures, reduced)
     if len(result.performance):
         show_performance(console, result.performance, measures)
     if len(result.effects):

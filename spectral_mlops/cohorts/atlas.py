@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from spectral_mlops.cohorts.damage import reason_of
 from spectral_mlops.cohorts.series_files import Array, Extract
 from spectral_mlops.cohorts.volumes import check_sum, open_image
 from spectral_mlops.errors import InputError
@@ -62,8 +63,7 @@ def atlas_extractor(
             values = masker.fit_transform(image, confounds=regressors, sample_mask=kept)
         except (ValueError, EOFError, OSError) as error:
             raise InputError(
-                f"{path} gives no time courses through {atlas}: "
-                f"{str(error).rstrip('.')}."
+                f"{path} gives no time courses through {atlas}: {reason_of(error)}."
             ) from error
         values = np.asarray(values, dtype=np.float64)
         return values, _names(masker, kind, values.shape[1])
@@ -79,7 +79,7 @@ def _finite(image: Any, path: Path) -> Any:
         values = image.get_fdata(dtype=np.float32, caching="unchanged")
     except (OSError, EOFError, ValueError) as error:
         raise InputError(
-            f"{path} cannot be read as a NIfTI image: {error}; copy it anew."
+            f"{path} cannot be read as a NIfTI image: {reason_of(error)}; copy it anew."
         ) from error
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):

@@ -97,7 +97,8 @@ def rename(
         if len(chosen) == 1 and concept not in ("id", target):
             names[chosen[0]] = concept
         elif len(chosen) > 1:
-            notes.append(f"{concept}: {', '.join(found)} keep their own names")
+            spelt = ", ".join(name or "unnamed" for name in found)
+            notes.append(f"{concept}: {spelt} keep their own names")
     for name in others:  # a column cannot take the target's place
         if names[name] == target:
             names[name] = f"{name} (own)"

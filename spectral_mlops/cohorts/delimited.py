@@ -83,6 +83,11 @@ def read_table(path: Path) -> Table:
         ) as stream:
             reader = csv.reader(stream, delimiter=separator, strict=True)
             for cells in reader:
+                if any("\0" in cell for cell in cells):
+                    raise InputError(
+                        f"{path}, line {reader.line_num}: there are NUL bytes, so it "
+                        "is no UTF-8 text (but UTF-16, or no table); save it as UTF-8."
+                    )
                 cells = [cell.strip() for cell in cells]
                 if not any(cells):
                     continue

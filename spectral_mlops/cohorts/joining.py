@@ -46,13 +46,16 @@ def check_matched(
         return f"{told}: left out as unmatched='drop' asks"
     same = _bare(extra) & _bare(without)
     way_out = (
-        f"{len(same)} of them agree but for 'sub-' and leading zeros: write them alike"
+        f"{len(same)} of them agree but for 'sub-', leading zeros and a final '.0': "
+        "write them alike"
         if same
         else "make both list the same people, or set unmatched='drop'"
+        if joined
+        else "nobody stands on both sides: check how people and files are named"
     )
     raise InputError(f"{where}: {told}; {way_out}.")
 
 
 def _bare(ids: Collection[str]) -> set[str]:
-    """Return ids without ``sub-`` and leading zeros, to explain a mismatch."""
-    return {who.removeprefix("sub-").lstrip("0") for who in ids}
+    """Return ids without what spreadsheets take or add, to explain a mismatch."""
+    return {who.removeprefix("sub-").lstrip("0").removesuffix(".0") for who in ids}

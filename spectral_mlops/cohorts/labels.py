@@ -1,6 +1,6 @@
 """Labels of groups: new names for them, and which of them counts as positive."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from spectral_mlops.cohorts.columns import plain
@@ -43,7 +43,7 @@ def choose_positive(
                 f"are {', '.join(known)}.{nearest(named, known)}"
             )
         return named, f"positive: '{named}' (as set)"
-    if len(known) > NUMBERS and all(_is_number(label) for label in known):
+    if are_measurements(known):
         return "", f"'{column}' holds numbers, no groups"
     likely = [label for label in known if plain(label) in POSITIVE]
     if (
@@ -74,9 +74,16 @@ def relabel(
         The new labels.
 
     Raises:
-        InputError: If a label has no new name, or a name no label.
+        InputError: If a label has no new name, or a name no label; without names, if
+            two labels are most likely one.
     """
     if not names:
+        if (twice := written_twice(labels)) is not None:
+            raise InputError(
+                f"{path}: '{twice[0]}' and '{twice[1]}' of '{column}' are most likely "
+                "one label written in two ways; write them alike, or give every label "
+                "its name with label_names=."
+            )
         return labels
     known = sorted(set(labels))
     without = [label for label in known if label not in names]
@@ -88,6 +95,32 @@ def relabel(
             f"{', '.join(known)}, and each needs one name."
         )
     return [names[label] for label in labels]
+
+
+def are_measurements(labels: Collection[str]) -> bool:
+    """Tell whether different labels are numbers, and too many to name groups."""
+    return len(labels) > NUMBERS and all(map(_is_number, labels))
+
+
+def written_twice(labels: Iterable[str]) -> tuple[str, str] | None:
+    """Return two labels that are most likely one: ``Control, control`` or ``1, 1.0``.
+
+    Args:
+        labels: Any, each as often as it comes.
+
+    Returns:
+        The first two found; None of measurements, whose numbers are what counts.
+    """
+    known = sorted(set(labels))
+    if are_measurements(known):
+        return None
+    first: dict[float | str, str] = {}
+    for label in known:
+        word = "".join(label.casefold().replace("_", " ").split())
+        same = first.setdefault(float(label) if _is_number(label) else word, label)
+        if same != label:
+            return same, label
+    return None
 
 
 def _is_number(label: str) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from spectral_mlops.cohorts.cohort import Cohort
+from spectral_mlops.cohorts.copies import check_copies
 from spectral_mlops.config import Component, Settings, validate
 from spectral_mlops.registry import Registry
 
@@ -79,6 +80,11 @@ def load_cohort(
 
     Returns:
         The checked cohort.
+
+    Raises:
+        InputError: See the loader; and if two people share all features.
     """
     settings = check_cohort(component)
-    return COHORTS.get(component.name).load(settings, Path(workdir), progress)
+    cohort = COHORTS.get(component.name).load(settings, Path(workdir), progress)
+    check_copies(cohort)
+    return cohort

@@ -1,7 +1,6 @@
 """Arrays of MATLAB files: version 5 by SciPy, version 7.3 (HDF5) by h5py."""
 
 import importlib
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectral_mlops.cohorts.cohort import listed
+from spectral_mlops.cohorts.damage import reason_of
 from spectral_mlops.errors import InputError, UnknownNameError
 from spectral_mlops.registry import nearest
 
@@ -88,15 +88,14 @@ def choose_array(
 def _read_old(path: Path) -> dict[str, NDArray[Any]]:
     """Read version 5 (also 4), whatever it was compressed with."""
     from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
 
     try:
         content = loadmat(path)
-    except (MatReadError, ValueError, TypeError, EOFError, OSError, zlib.error) as why:
+    except Exception as error:  # of a damaged file SciPy raises any kind there is
         raise InputError(
-            f"{path} cannot be read as a MATLAB file ({str(why).rstrip('.')}); copy it "
+            f"{path} cannot be read as a MATLAB file ({reason_of(error)}); copy it "
             "anew."
-        ) from why
+        ) from error
     arrays = {name: _plain(array) for name, array in content.items() if name[0] != "_"}
     return {name: array for name, array in arrays.items() if array is not None}
 
@@ -125,10 +124,10 @@ def _read_new(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with h5py.File(path, "r") as file:
             return dict(_datasets(file, h5py))
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # of a damaged file h5py raises any kind there is
         raise InputError(
-            f"{path} cannot be read as a MATLAB file ({str(error).rstrip('.')}); copy "
-            "it anew."
+            f"{path} cannot be read as a MATLAB file ({reason_of(error)}); copy it "
+            "anew."
         ) from error
 
 

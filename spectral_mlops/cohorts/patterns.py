@@ -61,6 +61,26 @@ def find_files(
     return found, told
 
 
+def unnamed_folder(pattern: str, path: Path) -> str:
+    """Return the folder of all people's files, where a wild card alone led to it.
+
+    Args:
+        pattern: That found the file: of ``deriv-*/func/{participant_id}.tsv`` it is
+            ``deriv-1/func``; none of ``{site}/{participant_id}.tsv``, a column names
+            it, nor of ``{participant_id}/ses-*/t.tsv``, which is below one person.
+        path: The file.
+
+    Returns:
+        The folders that the pattern's own stand for; empty if it names them.
+    """
+    parts = Path(pattern).parts
+    first = next((k for k, part in enumerate(parts) if has_place(part)), 0)
+    if not any(map(glob.has_magic, parts[:first])):
+        return ""
+    end = len(path.parts) - (len(parts) - first)
+    return str(Path(*path.parts[end - first : end]))
+
+
 def _file_of(pattern: str, known: Mapping[Any, object]) -> Path | None:
     """Return the one file that a person's values in the pattern lead to, if any."""
 

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from spectral_mlops.cohorts.damage import reason_of
 from spectral_mlops.cohorts.delimited import is_missing
 from spectral_mlops.cohorts.matlab import choose_array, read_matlab
+from spectral_mlops.cohorts.volumes import read_table_image
 from spectral_mlops.errors import InputError
 
 Array = NDArray[np.float64]
@@ -52,7 +53,8 @@ def read_series(
 
     Args:
         path: ``.tsv``, ``.csv``, ``.1D`` or ``.txt`` (columns are components if the
-            first line names them), ``.npy``, ``.npz``, ``.mat``, ``.nii[.gz]``.
+            first line names them), ``.npy``, ``.npz``, ``.mat``, ``.nii[.gz]`` (of two
+            axes, as GIFT writes time courses, or four).
         variable: Which array of an NPZ or MATLAB file; the usual or only one if not
             given.
         extract: What makes time courses of an image.
@@ -62,10 +64,14 @@ def read_series(
 
     Raises:
         InputError: If the file is missing, damaged, ragged, of another kind, holds
-            no two-dimensional array, or is an image and there is no atlas.
+            no two-dimensional array, or is an image of people's brains and there is
+            no atlas.
     """
     if path.name.endswith(IMAGES):
         if extract is None:
+            table = read_table_image(path)
+            if table is not None:
+                return Series(str(path), table)
             raise InputError(
                 f"{path} is an image; say with atlas= which regions, maps or mask turn "
                 "it into time courses."
@@ -92,23 +98,32 @@ def read_numpy(path: Path) -> dict[str, NDArray[Any]]:
     """Read the arrays of a NPY or NPZ file by name, executing nothing.
 
     Raises:
-        InputError: If the file is missing, damaged, or holds Python objects.
+        InputError: If the file is missing, damaged, holds Python objects, or says that
+            it holds more than there is memory for.
     """
     try:
-        content = np.load(path, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            return {path.stem: content}
-        with content:
-            return {name: content[name] for name in content.files}
-    except (EOFError, BadZipFile) as error:
-        raise InputError(f"{path} is damaged ({error}); copy it anew.") from error
+        with path.open("rb") as stream:  # np.load leaves what it refuses open
+            content = np.load(stream, allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                return {path.stem: content}
+            with content:
+                return {name: content[name] for name in content.files}
+    except MemoryError as error:
+        raise InputError(
+            f"{path} says that it holds more than memory does ({reason_of(error)}); "
+            "copy it anew."
+        ) from error
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"Cannot read {path}: {reason}.") from error
     except ValueError as error:
         raise InputError(
-            f"{path} is no NumPy file of plain arrays ({error}); save numbers with "
-            "np.savez, and ids with np.array(ids, dtype=str)."
+            f"{path} is no NumPy file of plain arrays ({reason_of(error)}); save "
+            "numbers with np.savez, and ids with np.array(ids, dtype=str)."
+        ) from error
+    except Exception as error:  # of a damaged file NumPy raises any kind there is
+        raise InputError(
+            f"{path} is damaged ({reason_of(error)}); copy it anew."
         ) from error
 
 

@@ -14,7 +14,11 @@ import pandas as pd
 from spectral_mlops.cohorts.cohort import listed
 from spectral_mlops.cohorts.columns import concept_of, find_column, rename
 from spectral_mlops.cohorts.delimited import Table, is_missing, read_table
-from spectral_mlops.cohorts.labels import relabel
+from spectral_mlops.cohorts.labels import (
+    are_measurements,
+    relabel,
+    written_twice,
+)
 from spectral_mlops.errors import InputError
 from spectral_mlops.registry import nearest
 
@@ -105,13 +109,31 @@ def read_people(
     left_out.extend(others_out)
     found = ", ".join(f"{new} = '{old}'" for old, new in names.items() if old != ids)
     shown = ", ".join(f"{count} {label}" for label, count in counts.items())
+    if are_measurements(counts.index):
+        numbers = sorted(map(float, counts.index))
+        shown = f"{len(frame)} numbers, {numbers[0]:g} to {numbers[-1]:g}"
     notes = (
         f"{path.name}: id = '{ids}', {found}",
         f"{target}: {shown}",
         *left_out,
         *doubts,
+        *_written_twice(frame, target),
     )
     return People(frame, target, labels, notes)
+
+
+def _written_twice(frame: pd.DataFrame, target: str) -> tuple[str, ...]:
+    """Say of sexes and sites that two may be one."""
+    found = {
+        name: written_twice(map(str, frame[name].dropna()))
+        for name in ("sex", "site")
+        if name in frame and name != target
+    }
+    return tuple(
+        f"{name}: '{twice[0]}' and '{twice[1]}' may be one label written in two ways"
+        for name, twice in found.items()
+        if twice is not None
+    )
 
 
 def _rows(table: Table, kept: Sequence[bool]) -> Table:

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile, is_zipfile
+from zipfile import is_zipfile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spectral_mlops.cohorts.cohort import listed
 from spectral_mlops.cohorts.columns import concept_of, find_column
+from spectral_mlops.cohorts.damage import reason_of
 from spectral_mlops.cohorts.delimited import Table, is_missing, read_table
 from spectral_mlops.errors import InputError
 
@@ -123,7 +124,7 @@ def _read_npz(path: Path) -> Vectors:
     if path.is_file() and not is_zipfile(path):
         raise InputError(f"{path} is not an NPZ file; {expected}.")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             keys = list(archive.files)
             if not {"ids", "features"} <= set(keys):
                 raise InputError(
@@ -132,8 +133,6 @@ def _read_npz(path: Path) -> Vectors:
             ids, values = archive["ids"], archive["features"]
     except OSError as error:
         raise InputError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except BadZipFile as error:
-        raise InputError(f"{path} is not an NPZ file; {expected}.") from error
     except ValueError as error:
         if isinstance(error, InputError):
             raise
@@ -141,8 +140,18 @@ def _read_npz(path: Path) -> Vectors:
             f"{path} holds Python objects, which are not loaded because that would run "
             "code; save ids with np.array(ids, dtype=str) and features as floats."
         ) from error
+    except Exception as error:  # of a damaged file NumPy raises any kind there is
+        raise InputError(
+            f"{path} is damaged ({reason_of(error)}); copy it anew."
+        ) from error
     if ids.dtype.kind == "S":
-        ids = np.char.decode(ids, "utf-8")
+        try:
+            ids = np.char.decode(ids, "utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{path}: the bytes of an id are no UTF-8 text; save ids with "
+                "np.array(ids, dtype=str)."
+            ) from error
     if ids.dtype.kind not in "Uiu" or values.dtype.kind not in "fiu":
         raise InputError(
             f"{path}: ids are {ids.dtype} and features {values.dtype}; {expected}, as "

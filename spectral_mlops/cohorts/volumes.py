@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spectral_mlops.cohorts.damage import reason_of
 from spectral_mlops.errors import InputError
 
 Volume = NDArray[np.float32]
@@ -22,7 +23,8 @@ def open_image(path: Path) -> Any:
     """Open an image without reading its voxels; refuse a header that cannot be true.
 
     A header may promise terabytes. What the file could hold at most is known from
-    its size, so nothing is allocated for a promise that it cannot keep.
+    its size, so nothing is allocated for a promise that it cannot keep. Complex values
+    and colours are no numbers of a map, and would lose a part on the way to one.
 
     Args:
         path: A NIfTI file, compressed or not.
@@ -31,7 +33,8 @@ def open_image(path: Path) -> Any:
         The image of nibabel, voxels still on disk.
 
     Raises:
-        InputError: If the file is missing, no image, or too small for its header.
+        InputError: If the file is missing, no image, too small for its header, not of
+            real numbers, or without a place in space.
     """
     import nibabel
 
@@ -59,14 +62,50 @@ def open_image(path: Path) -> Any:
             f"its header promises {'x'.join(map(str, shape))} voxels, {promised} "
             f"bytes, and the file cannot hold more than {most}",
         )
+    kind = image.get_data_dtype()
+    if kind.kind not in "biuf":
+        raise InputError(
+            f"{path} holds values of type {kind}, which are not real numbers; take a "
+            "magnitude, or one channel of colours, first."
+        )
+    affine = np.asarray(image.affine, dtype=np.float64)
+    somewhere = np.isfinite(affine).all() and np.linalg.matrix_rank(affine[:3, :3]) > 2
+    if len(shape) > 2 and not somewhere:  # of two axes it is a table
+        raise InputError(
+            f"{path}: its affine {_spell(affine)} gives voxels no place in space; "
+            "repair its header (sform or qform)."
+        )
     return image
 
 
+def read_table_image(path: Path) -> NDArray[np.float64] | None:
+    """Read an image of two axes, as which GIFT writes time courses.
+
+    Args:
+        path: A NIfTI file, compressed or not.
+
+    Returns:
+        Numbers as they stand, two axes; None if the image has more.
+
+    Raises:
+        InputError: If the file is missing, or no usable image.
+    """
+    image = open_image(path)
+    axes = [length for length in image.shape if length > 1]
+    if len(axes) > 2:
+        return None
+    check_sum(path)
+    try:
+        values = image.get_fdata(dtype=np.float64, caching="unchanged")
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise _unreadable(path, error) from error
+    return np.asarray(values).reshape(axes if len(axes) == 2 else (len(values), -1))
+
+
 def _unreadable(path: Path, reason: object) -> InputError:
-    """Say that a file is no usable image, and why."""
-    return InputError(
-        f"{path} cannot be read as a NIfTI image: {reason}; copy it anew."
-    )
+    """Say that a file is no usable image, and why, on one line."""
+    why = reason_of(reason)
+    return InputError(f"{path} cannot be read as a NIfTI image: {why}; copy it anew.")
 
 
 def read_volume(path: Path) -> tuple[Volume, NDArray[np.float64]]:
@@ -83,8 +122,8 @@ def read_volume(path: Path) -> tuple[Volume, NDArray[np.float64]]:
         from voxels to mm ``[4, 4]``.
 
     Raises:
-        InputError: If the file is missing, is no image, is not three-dimensional
-            or holds NaN or infinity; names the file.
+        InputError: If the file is missing, is no image, is not three-dimensional,
+            holds NaN or infinity, or zeros only; names the file.
     """
     import nibabel
 
@@ -112,6 +151,10 @@ def read_volume(path: Path) -> tuple[Volume, NDArray[np.float64]]:
             f"{path} holds {int(bad.sum())} values that are not finite (NaN or "
             f"infinite), the first at voxel {voxel}; repair the map or leave the "
             "person out."
+        )
+    if not data.any():
+        raise InputError(
+            f"{path} holds zeros only; repair the map or leave the person out."
         )
     # NOTE a flipped axis has a negative stride, which torch refuses.
     return np.ascontiguousarray(data, dtype=np.float32), np.asarray(turned.affine)

@@ -294,10 +294,10 @@ class capture:
         Raises:
             CaptureError: Before any backward pass.
         """
-        return measure(*self.measurable(pooled, step))
+        return measure(self.measurable(pooled, step))
 
     def measurable(self, pooled: bool = True, step: int = 0) -> Measurable:
-        """What `measure` and `reduce_batch` take, of this batch.
+        """What `measure` and `reduce_batches` take, of this batch.
 
         Raises:
             CaptureError: Before any backward pass.

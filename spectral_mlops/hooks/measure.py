@@ -1,13 +1,12 @@
 """From the rows of a batch to spectrum records, in two steps.
 
-`reduce_batch` runs right after the backward pass and leaves small matrices
-(`spectra.reduce`); they may be solved later, together with those of other batches and
-beside the training thread (`spectra.solver`). `spectra_of` then makes records of what
-was solved.
+`reduce_batches` leaves small matrices (`spectra.reduce`) of one batch, or of several
+that waited; they are solved together and may be beside the training thread
+(`spectra.solver`). `spectra_of` then makes records of what was solved.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -15,27 +14,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectral_mlops.hooks.layer_rows import LayerRows, LoneMatrix, Wanted
+from spectral_mlops.hooks.layer_rows import Measurable
 from spectral_mlops.hooks.measured import known_of, measured_of
 from spectral_mlops.records import Spectrum
-from spectral_mlops.spectra.reduce import reduce_layers
+from spectral_mlops.spectra.groups import Groups
+from spectral_mlops.spectra.reduce import LayerFactors
 from spectral_mlops.spectra.reduced import Key, Reduced
 from spectral_mlops.spectra.solve import Solved
 from spectral_mlops.spectra.solver import solve_marking
 from spectral_mlops.spectra.summaries import SUMMARIES, summarise
+from spectral_mlops.spectra.together import reduce_together
 
 
 @dataclass(frozen=True, eq=False)
 class ReducedBatch:
-    """Small matrices of one batch, and whose they are.
+    """Whose the small matrices of one batch are.
 
     Attributes:
-        problems: To be solved.
         cells: What is known of each spectrum but its values, in the order of records.
         counted: Spectra that need no solving, descending.
     """
 
-    problems: list[Reduced] = field(default_factory=list)
     cells: dict[Key, dict[str, Any]] = field(default_factory=dict)
     counted: dict[Key, Tensor] = field(default_factory=dict)
 
@@ -80,38 +79,37 @@ def spectra_of(
     ]
 
 
-def measure(
-    layers: Iterable[LayerRows],
-    lone: Iterable[LoneMatrix],
-    wanted: Wanted,
-    elsewhere: Set[str] = frozenset(),
-) -> list[Spectrum]:
-    """Reduce and solve at once; see `reduce_batch`."""
-    batch = reduce_batch(layers, lone, wanted, elsewhere)
-    return spectra_of([batch], solve_marking(batch.problems))
+def measure(found: Measurable) -> list[Spectrum]:
+    """Reduce and solve at once; see `reduce_batches`."""
+    problems, batches = reduce_batches([found])
+    return spectra_of(batches, solve_marking(problems))
 
 
-def reduce_batch(
-    layers: Iterable[LayerRows],
-    lone: Iterable[LoneMatrix],
-    wanted: Wanted,
-    elsewhere: Set[str] = frozenset(),
-) -> ReducedBatch:
+def reduce_batches(
+    found: Sequence[Measurable],
+) -> tuple[list[Reduced], list[ReducedBatch]]:
     """Reduce rows to small matrices, one per layer, group and quantity.
 
-    Args:
-        layers: Their rows.
-        lone: Matrices without factors.
-        wanted: What is measured.
-        elsewhere: Layers whose product of factors is no parameter's gradient.
-
     Returns:
-        What is left, the pooled group first within each layer.
+        What is to be solved, of all batches in any order, and what is known of each
+        batch, the pooled group first within each layer.
     """
-    batch = ReducedBatch()
+    batches = [ReducedBatch() for _ in found]
+    parts = [
+        part
+        for one, batch in zip(found, batches, strict=True)
+        for part in _parts_of(one, batch)
+    ]
+    return reduce_together(parts), batches
+
+
+def _parts_of(
+    found: Measurable, batch: ReducedBatch
+) -> Iterator[tuple[list[LayerFactors], Groups]]:
+    """Yield a batch's factors by their groups, and note what its records will say."""
     serial = next(_SERIAL)
-    for people, measured in measured_of(layers, lone, wanted, elsewhere):
-        factors = []
+    for people, measured in measured_of(found):
+        factors: list[LayerFactors] = []
         for item in measured:
             name = (serial, item.name)
             factors += item.factors(name, people)
@@ -121,9 +119,8 @@ def reduce_batch(
                     counted = item.counted(quantity, members)
                     if counted is not None:
                         batch.counted[key] = counted
-                    batch.cells[key] = known_of(item, quantity, people, g, wanted)
-        batch.problems.extend(reduce_layers(factors, people.engine))
-    return batch
+                    batch.cells[key] = known_of(item, quantity, people, g, found.wanted)
+        yield factors, people.engine
 
 
 _SERIAL = count()

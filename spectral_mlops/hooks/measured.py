@@ -1,7 +1,7 @@
 """What is measured of each layer: its rows, by group, as the engine wants them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -10,7 +10,13 @@ from torch import Tensor
 
 from spectral_mlops.errors import InputError
 from spectral_mlops.hooks.groups import Labelling
-from spectral_mlops.hooks.layer_rows import LayerRows, LoneMatrix, People, Wanted
+from spectral_mlops.hooks.layer_rows import (
+    LayerRows,
+    LoneMatrix,
+    Measurable,
+    People,
+    Wanted,
+)
 from spectral_mlops.hooks.rows import Rows
 from spectral_mlops.records import POOLED, Quantity
 from spectral_mlops.spectra.reduce import LayerFactors
@@ -70,7 +76,6 @@ class Paired(Measured):
     Attributes:
         activation: Shape ``[N, S, d_in]``; zero where a sample has fewer positions.
         adjoint: Shape ``[N, S, d_out]``.
-        positions: Number of rows of each sample, ``[N]``.
     """
 
     def __init__(
@@ -86,7 +91,7 @@ class Paired(Measured):
         self.activation = _side_by_side([(w, r.activation) for w, r in calls])
         self.adjoint = _side_by_side([(w, r.adjoint[..., columns]) for w, r in calls])
         self.shape = self.activation.shape[-1], self.adjoint.shape[-1]
-        self.positions = summed([(who, r.row_counts("")) for who, r in calls])
+        self._calls = calls
 
     def factors(self, name: Any, people: People) -> list[LayerFactors]:
         """See `Measured`."""
@@ -98,7 +103,14 @@ class Paired(Measured):
 
     def rows(self, quantity: Quantity, members: Tensor) -> int:
         """See `Measured`."""
+        if len(self._calls) == 1 and self._calls[0][1].taken is None:
+            return self.activation.shape[1] * len(members)
         return int(self.positions[members].sum())
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """Number of rows of each sample, ``[N]``."""
+        return summed([(who, rows.row_counts("")) for who, rows in self._calls])
 
     def sums(self, quantity: Quantity, people: People) -> Tensor:
         """See `Measured`."""
@@ -252,29 +264,18 @@ def measured_layer(
         yield Paired(layer, own, section)
 
 
-def measured_of(
-    layers: Iterable[LayerRows],
-    lone: Iterable[LoneMatrix],
-    wanted: Wanted,
-    elsewhere: Set[str],
-) -> list[tuple[People, list[Measured]]]:
-    """Sort what is measured by the batches it was seen in.
-
-    Args:
-        layers: Their rows.
-        lone: Matrices without factors.
-        wanted: What is measured.
-        elsewhere: Layers whose product of factors is no parameter's gradient.
-    """
+def measured_of(found: Measurable) -> list[tuple[People, list[Measured]]]:
+    """Sort what is measured by the batches it was seen in."""
+    wanted = found.wanted
     by_labels: dict[tuple[Labelling, ...], list[Measured]] = {}
-    for layer in layers:
+    for layer in found.layers:
         by_labels.setdefault(layer.labellings, []).extend(
-            measured_layer(layer, wanted, layer.layer in elsewhere)
+            measured_layer(layer, wanted, layer.layer in found.elsewhere)
         )
     if "gradient" in wanted.quantities:
-        for matrix in lone:
+        for matrix in found.lone:
             by_labels.setdefault(matrix.labellings, []).append(_Lone(matrix))
-    return [(People(who, wanted.pooled), found) for who, found in by_labels.items()]
+    return [(People(who, wanted.pooled), own) for who, own in by_labels.items()]
 
 
 def known_of(

@@ -5,7 +5,6 @@ of all batches, and their spectrum follows from the sum of their Grams. What is 
 groups × (parameters + widths²), however long the window is.
 """
 
-from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spectral_mlops.hooks.distributed import Ranks
-from spectral_mlops.hooks.layer_rows import LayerRows, LoneMatrix, Wanted
+from spectral_mlops.hooks.layer_rows import Measurable
 from spectral_mlops.hooks.measure import ReducedBatch, spectra_of
 from spectral_mlops.hooks.measured import known_of, measured_of
 from spectral_mlops.records import Quantity, Spectrum
@@ -58,15 +57,9 @@ class Window:
     _matrices: dict[Cell, Tensor] = field(default_factory=dict)
     _seen: dict[Cell, _Seen] = field(default_factory=dict)
 
-    def add(
-        self,
-        layers: Iterable[LayerRows],
-        lone: Iterable[LoneMatrix],
-        wanted: Wanted,
-        elsewhere: Set[str] = frozenset(),
-    ) -> None:
-        """Add one batch; see `measure.reduce_batch`."""
-        for people, measured in measured_of(layers, lone, wanted, elsewhere):
+    def add(self, found: Measurable) -> None:
+        """Add one batch."""
+        for people, measured in measured_of(found):
             names = [
                 who if labels.identified else None
                 for labels in people.labellings
@@ -78,7 +71,7 @@ class Window:
                     for g, (grouping, group, members) in enumerate(people.groups):
                         own = [names[i] for i in members.tolist()]
                         seen = _Seen(
-                            known_of(item, quantity, people, g, wanted),
+                            known_of(item, quantity, people, g, found.wanted),
                             frozenset(who for who in own if who is not None),
                             own.count(None),
                         )
@@ -114,7 +107,7 @@ class Window:
         """
         matrices, self._matrices = self._matrices, {}
         every, self._seen = self._seen, {}
-        batch = ReducedBatch()
+        batch, problems = ReducedBatch(), list[Reduced]()
         for i, (cell, seen) in enumerate(every.items()):
             matrix, quantity = matrices[cell], cell[1]
             key = Key(i, 0, quantity)
@@ -122,10 +115,10 @@ class Window:
             if quantity == "gradient":
                 factors = [LayerFactors(i, gradient=matrix.unsqueeze(0))]
                 everyone = Groups(1, [None])
-                batch.problems.extend(reduce_layers(factors, everyone, [quantity]))
+                problems += reduce_layers(factors, everyone, [quantity])
             else:
-                batch.problems.append(_of_gram(key, matrix, seen.known["rows"]))
-        return spectra_of([batch], solve_marking(batch.problems))
+                problems.append(_of_gram(key, matrix, seen.known["rows"]))
+        return spectra_of([batch], solve_marking(problems))
 
 
 def _of_gram(key: Key, gram: Tensor, rows: int) -> Reduced:

@@ -1,6 +1,6 @@
 """What stands beside a p: what could have been seen, and how much it varies."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ from scipy.stats import norm
 from spectral_mlops.errors import InputError
 from spectral_mlops.inference.comparison import Comparison
 from spectral_mlops.inference.significance import TIE, Array
+from spectral_mlops.inference.whole_families import WholeFamilies
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,7 @@ def subsample_interval(
     draws: int = 200,
     *,
     groups: Sequence[str] | None = None,
+    families: Sequence[Hashable] | None = None,
     seed: int = 0,
 ) -> SubsampleInterval:
     """Describe a statistic over subsamples of ``m`` subjects, without replacement.
@@ -184,6 +186,8 @@ def subsample_interval(
         groups: One label per subject, if ``m`` of each are to be drawn. With groups
             of unequal size the factor above is that of the smallest group, the
             farthest from 1.
+        families: One family per subject, drawn whole or not at all; the factor is
+            then about that of the number of families.
         seed: Of the draws.
 
     Returns:
@@ -205,20 +209,30 @@ def subsample_interval(
             f"{m=}: draw at least 1 and fewer than {smallest} subjects, all there are "
             "in the smallest group; who is always drawn does not vary."
         )
-    chosen = draw_subsamples(np.tile(codes, (draws, 1)), m, seed)
+    if families is not None and not WholeFamilies(codes, families).ways(m):
+        raise InputError(f"{m=}: {no_whole_families(m, codes, families)}.")
+    chosen = draw_subsamples(np.tile(codes, (draws, 1)), m, seed, families)
     found = [
         statistic([ids[j] for j in np.flatnonzero(row).tolist()]) for row in chosen
     ]
     return interval_of(np.array(found, dtype=np.float64), m, smallest)
 
 
-def draw_subsamples(codes: NDArray[np.int64], m: int, seed: int) -> NDArray[np.bool_]:
+def draw_subsamples(
+    codes: NDArray[np.int64],
+    m: int,
+    seed: int | np.random.Generator,
+    families: Sequence[Hashable] | None = None,
+) -> NDArray[np.bool_]:
     """Draw ``m`` subjects of each group, without replacement.
 
     Args:
-        codes: Group of each subject, one row a draw, shape ``[draws, n]``.
-        m: Subjects per group, at most the size of the smallest.
-        seed: Of the draws.
+        codes: Group of each subject, one row a draw, shape ``[draws, n]``; below 0
+            for those who take no part.
+        m: Subjects per group, at most the size of the smallest; with families, such
+            that whole ones have it (`WholeFamilies.ways`).
+        seed: Of the draws, or random numbers to go on with.
+        families: One family per subject, drawn whole or not at all.
 
     Returns:
         Who is drawn, shape ``[draws, n]``.
@@ -226,9 +240,29 @@ def draw_subsamples(codes: NDArray[np.int64], m: int, seed: int) -> NDArray[np.b
     generator = np.random.default_rng(seed)
     chosen = np.zeros(codes.shape, dtype=bool)
     for row, drawn in zip(codes, chosen, strict=True):
-        for code in np.unique(row):
+        if families is not None:
+            drawn[:] = WholeFamilies(row, families).draw(m, generator)
+            continue
+        for code in np.unique(row[row >= 0]):
             drawn[generator.choice(np.flatnonzero(row == code), m, replace=False)] = 1
     return chosen
+
+
+def no_whole_families(
+    m: int, codes: NDArray[np.int64], families: Sequence[Hashable]
+) -> str:
+    """Say that no whole families have ``m`` people of each group, and what they have.
+
+    Args:
+        m: Wanted.
+        codes: Group of each person, below 0 for those who take no part, ``[n]``.
+        families: Family of each.
+    """
+    whole = WholeFamilies(codes, families)
+    smallest = min(np.bincount(codes[codes >= 0]))
+    sizes = [str(size) for size in range(1, smallest) if whole.ways(size)]
+    said = f"they can have {', '.join(sizes)}" if sizes else "nor any other number"
+    return f"no whole families have {m} people of each group ({said})"
 
 
 def interval_of(values: Array, m: int, n: int) -> SubsampleInterval:

@@ -21,6 +21,8 @@ APART = 4
 """Settings of trials up to which each has a column of its own."""
 ADDITIVE = 1e-4
 """Relative gap above which float32 rounding is no explanation."""
+ADDITIVE_REDUCED = 1e-2
+"""The same where forward passes are of reduced precision: ``.grad`` is rounded too."""
 
 
 def show_run(
@@ -29,6 +31,7 @@ def show_run(
     groups: pd.DataFrame,
     metrics: Mapping[str, float],
     measures: Measures = CLASSIFICATION,
+    reduced: bool = False,
 ) -> None:
     """Print what a run found, per layer and per group.
 
@@ -38,6 +41,7 @@ def show_run(
         groups: Columns ``group, n, loss`` and those of the task, validation people.
         metrics: Final numbers.
         measures: Of the run's task.
+        reduced: Whether training passed people in reduced precision.
     """
     console.print(_layers(layers))
     show_reasons(console, layers["reason"])
@@ -77,10 +81,11 @@ def show_run(
     gap = metrics["final/additivity"]
     console.print(
         "Σ of the groups' gradients = the gradient: largest relative gap "
-        f"{gap:.1e} on the first watched batch of each fold",
+        f"{gap:.1e} on the first watched batch of each fold"
+        + (", in reduced precision" if reduced else ""),
         highlight=False,
     )
-    if not gap <= ADDITIVE:
+    if not gap <= (ADDITIVE_REDUCED if reduced else ADDITIVE):
         console.print(
             "That is more than rounding: part of the gradient does not flow through "
             "the watched layers, and no group has it.",

@@ -9,6 +9,7 @@ however many groups it is in.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -87,6 +88,9 @@ class Groups:
         size: Number of samples in the batch, ``N``.
         members: Per group its samples, integers ``[n_g]`` in any order, each at
             most once; None for all samples. A group may be empty.
+
+    Attributes:
+        batches: Number of samples of each batch, where several stand side by side.
     """
 
     def __init__(self, size: int, members: Sequence[Tensor | None]) -> None:
@@ -97,9 +101,24 @@ class Groups:
             for m in members
         )
         self.counts = tuple(len(m) for m in self.members)
+        self.batches = [size]
         self._stacks: dict[tuple[int, ...], list[Stack]] = {}
         self._disjoint: dict[tuple[int, ...], bool] = {}
         self._cells: dict[tuple[int, ...], Cells] = {}
+
+    @classmethod
+    def joined(cls, several: Sequence["Groups"]) -> "Groups":
+        """Put batches side by side, groups in the order of the batches."""
+        sizes = [one.size for one in several]
+        starts = [0, *accumulate(sizes)]
+        members = [
+            group + start
+            for one, start in zip(several, starts, strict=False)
+            for group in one.members
+        ]
+        both = cls(starts[-1], members)
+        both.batches = sizes
+        return both
 
     def stacks(self, chosen: tuple[int, ...]) -> list[Stack]:
         """Return the chosen groups, none of them empty, in stacks of similar size."""

@@ -212,22 +212,24 @@ def _row_grams(
 ) -> Iterator[tuple[Stack, Tensor]]:
     """Yield stacks with their row Grams ``[c, G, m, m]``.
 
-    One Gram of the whole batch, and the groups' blocks of it, where that is no more
+    One Gram of a whole batch, and the groups' blocks of it, where that is no more
     work than the groups' own: with the pooled group, or with several labellings.
     """
     stacks = groups.stacks(chosen)
-    if sum(s.samples.shape[0] * s.samples.shape[1] ** 2 for s in stacks) < (
-        groups.size**2
-    ):
+    work = sum(s.samples.shape[0] * s.samples.shape[1] ** 2 for s in stacks)
+    if work < sum(size**2 for size in groups.batches) or len({*groups.batches}) > 1:
         for stack in stacks:
             yield stack, row_grams(x, stack)
         return
-    everyone = Groups(groups.size, [None]).stacks((0,))[0]
-    whole = row_grams(x, everyone)[:, 0]  # [c, N·S, N·S]
+    batches = list(torch.arange(groups.size).split(groups.batches))
+    (everyone,) = Groups(groups.size, batches).stacks((*range(len(batches)),))
+    whole = row_grams(x, everyone)  # [c, batches, N·S, N·S]
     positions = x.shape[2]
+    length = max(1, groups.batches[0] * positions)
     for stack in stacks:
         rows = stack.rows(positions, x.device)  # [G, m]
-        gram = whole[:, rows[:, :, None], rows[:, None, :]]
+        batch, rows = rows[:, :1, None] // length, rows % length
+        gram = whole[:, batch, rows[:, :, None], rows[:, None, :]]
         if not stack.even:
             padding = stack.padding.repeat_interleave(positions, 1).to(x.device)
             gram.masked_fill_(padding[:, :, None] | padding[:, None, :], 0.0)

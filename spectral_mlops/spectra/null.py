@@ -4,6 +4,7 @@ Relabellings that make the same group again are solved once: their values are eq
 to the last bit, so that a tie counts as one.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,11 +48,9 @@ def _once(member: Tensor) -> tuple[Tensor, Tensor]:
 
     The observed groups so stay first, and their values do not depend on the others.
     """
-    _, place = torch.unique(member, dim=0, return_inverse=True)
-    first: dict[int, int] = {}
-    for i, number in enumerate(place.tolist()):
-        first.setdefault(number, i)
-    order = {number: i for i, number in enumerate(first)}
-    return member[list(first.values())], torch.tensor(
-        [order[i] for i in place.tolist()]
-    )
+    # By their bits: torch.unique sorts rows, which takes four times as long.
+    bits = np.packbits(member.numpy(force=True), axis=1)
+    numbers: dict[bytes, int] = {}
+    place = [numbers.setdefault(row.tobytes(), len(numbers)) for row in bits]
+    first = np.unique(place, return_index=True)[1]
+    return member[torch.from_numpy(first)], torch.tensor(place)

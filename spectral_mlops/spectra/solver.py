@@ -22,6 +22,10 @@ from spectral_mlops.spectra.solve import Solved, marked, solve
 QUEUE_BYTES = 64 * 2**20
 """Waiting problems, rows held by reference included, above which `submit` solves."""
 
+WORTH_JOBS, WORTH_BYTES = 4, 4 * 2**20
+"""What has to wait, by number or by size, before the worker is woken: it is solved
+together, and takes the interpreter's lock from training once."""
+
 SMALL_BYTES = 2**20
 """Work that PyTorch does on one thread however many it has; rows of 128 people of
 1024 numbers in float64."""
@@ -84,8 +88,9 @@ class Solver:
         ):  # from another device
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(1, thread_name_prefix="spectra")
-            # The work holds the queue, not the solver, which may be forgotten.
-            self._pool.submit(self._queue.solve_waiting)
+            if self._queue.worth:
+                # The work holds the queue, not the solver, which may be forgotten.
+                self._pool.submit(self._queue.solve_waiting)
 
     def drain(self) -> list[Solved]:
         """Return every spectrum since the last call, in the order of submission.
@@ -191,6 +196,13 @@ class _Queue:
             self.waiting.append(job)
             self.changed.notify_all()
             return False
+
+    @property
+    def worth(self) -> bool:
+        """Whether so much waits that the worker is woken for it."""
+        with self.changed:
+            nbytes = sum(job.nbytes for job in self.waiting)
+            return len(self.waiting) >= WORTH_JOBS or nbytes >= WORTH_BYTES
 
     def take_waiting(self) -> list[_Job]:
         """Return all that waits; the caller solves it."""

@@ -9,11 +9,6 @@ from typing import Any
 import numpy as np
 import optuna
 import pandas as pd
-from optuna.importance import (
-    FanovaImportanceEvaluator,
-    PedAnovaImportanceEvaluator,
-    get_param_importances,
-)
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import spearmanr
 
@@ -28,10 +23,11 @@ from spectral_mlops.tracking.measures import CLASSIFICATION, MEASURES, Measures
 
 FEWEST = 10
 """Trials below which importances say nothing."""
-EVALUATORS: dict[str, Any] = {
-    "fANOVA": lambda: FanovaImportanceEvaluator(seed=0),
-    "PED-ANOVA": lambda: PedAnovaImportanceEvaluator(target_quantile=0.25),
+EVALUATORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "fANOVA": ("FanovaImportanceEvaluator", {"seed": 0}),
+    "PED-ANOVA": ("PedAnovaImportanceEvaluator", {"target_quantile": 0.25}),
 }
+"""Classes of `optuna.importance`, and what they are made with."""
 SHARES = (0.1, 0.25, 0.5)
 """Of a trial's epochs, after which its divergence is held against its last."""
 FEWEST_RANKED = 5
@@ -129,9 +125,9 @@ def importances(
             )
             continue
         copied = _lowest_first(known, values)
-        for evaluator, make in EVALUATORS.items():
+        for evaluator in EVALUATORS:
             try:
-                found = _importances(copied, make())
+                found = _importances(copied, evaluator)
             except (ValueError, RuntimeError) as error:
                 notes.append(f"{evaluator} says nothing of {target}: {error}")
                 continue
@@ -220,10 +216,15 @@ def _lowest_first(
     return copied
 
 
-def _importances(study: optuna.Study, evaluator: Any) -> dict[str, float]:
+def _importances(study: optuna.Study, evaluator: str) -> dict[str, float]:
+    # Imported here: it brings forests, and workers start without them.
+    from optuna import importance
+
+    kind, made_with = EVALUATORS[evaluator]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # which is experimental, or drops a setting
-        found = get_param_importances(study, evaluator=evaluator)
+        made = getattr(importance, kind)(**made_with)
+        found = importance.get_param_importances(study, evaluator=made)
     return {name: x for name, x in found.items() if math.isfinite(x)}
 
 

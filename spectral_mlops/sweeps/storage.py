@@ -1,18 +1,23 @@
 """Optuna's storage, made ready by one process before workers start."""
 
+import weakref
+
 import optuna
 from sqlalchemy.exc import SQLAlchemyError
 
 from spectral_mlops.errors import InputError
-from spectral_mlops.sweeps.tickets import connection_settings, make_table
+from spectral_mlops.sweeps.sqlite import connection_settings
+from spectral_mlops.sweeps.tickets import make_table
 from spectral_mlops.tracking.store import redacted
 
 
 def open_storage(storage: str) -> optuna.storages.RDBStorage:
     """Open a database, so that others may use it at the same time."""
-    return optuna.storages.RDBStorage(
+    opened = optuna.storages.RDBStorage(
         storage, engine_kwargs=connection_settings(storage)
     )
+    weakref.finalize(opened, opened.engine.dispose)  # also when the process ends
+    return opened
 
 
 def prepare_storage(storage: str) -> str:

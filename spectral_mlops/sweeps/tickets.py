@@ -31,7 +31,6 @@ from sqlalchemy import (
     func,
     insert,
     literal_column,
-    make_url,
     select,
     update,
 )
@@ -39,14 +38,13 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from spectral_mlops.errors import InputError
+from spectral_mlops.sweeps.sqlite import connection_settings
 
 INTERVAL = 60.0
 """Seconds between two signs of life of a worker."""
 GRACE = 3
 """A worker is taken for dead after so many of them without a sign."""
 ATTRIBUTE = "tickets"
-WAIT = 60
-"""Seconds that SQLite waits for others to have written."""
 
 _TABLE = Table(
     "spectral_tickets",
@@ -72,13 +70,6 @@ class Ticket(NamedTuple):
     number: int
     owner: str
     trial: int | None
-
-
-def connection_settings(storage: str) -> dict[str, Any]:
-    """Return what an engine needs where several processes use one database."""
-    if make_url(storage).get_backend_name() == "sqlite":
-        return {"connect_args": {"timeout": WAIT}}
-    return {"pool_pre_ping": True}
 
 
 def make_table(engine: Engine) -> None:

@@ -12,7 +12,6 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -49,6 +48,7 @@ _REFUSALS = (
     "MALFORMED_REQUEST",
     "RESOURCE_DOES_NOT_EXIST",
 )
+_SILENT = ("records", "names")  # of the spool alone: nothing is sent
 _TABLES = "mlflow.loggedArtifacts"
 _IMAGES = "mlflow.loggedImages"
 _THUMBNAIL = 256  # pixels
@@ -65,6 +65,8 @@ class Delivery:
         experiment: Where a new run is made.
         given: A run of the user's to attach to; its name, its status and its end are
             never touched.
+        fresh: Whether nobody ever tried to make the spool's run, so that none is
+            looked for; else one that a lost answer or a killed process left is found.
 
     Attributes:
         run: The run, once there is one.
@@ -75,7 +77,13 @@ class Delivery:
     """
 
     def __init__(
-        self, spool: Spool, uri: str, experiment: str | None, given: str | None
+        self,
+        spool: Spool,
+        uri: str,
+        experiment: str | None,
+        given: str | None,
+        *,
+        fresh: bool = False,
     ) -> None:
         self.run: Run | None = None
         self.store: Store | None = None
@@ -87,6 +95,8 @@ class Delivery:
         self._uri = uri
         self._experiment = experiment
         self._given = given
+        self._fresh = fresh
+        self._made_with: dict[str, str] = {}
         self._acked = spool.acked
         self._place = next((e.end for e in spool.events() if e.seq == self._acked), 0)
 
@@ -101,7 +111,7 @@ class Delivery:
         with quiet():
             try:
                 run = self._attached(store) if self._given else self._own(store)
-                _take(store, run, str(self._spool.root))
+                _take(store, run, self._spool.root)
             except (MlflowException, OSError) as error:
                 away = may_come_back(self._uri, error)
                 raise unusable(self._uri, error, away=away) from error
@@ -193,11 +203,11 @@ class Delivery:
         self.delivered += points
 
     def _send(self, events: list[Event]) -> None:
-        """Send metrics of several events, or one event of another kind."""
+        """Send metrics and tags of several events, or one event of another kind."""
         event, body = events[0], events[0].body
         match event.kind:
-            case "metrics":
-                self._send_metrics(events)
+            case "metrics" | "tags" | "records" | "names":
+                self._send_batch(events)
             case "start":
                 self._send_start(event)
             case "resume":
@@ -211,8 +221,6 @@ class Delivery:
                 self._send_table(inside(self._spool.root, body["path"]), body["name"])
             case "image":
                 self._send_image(inside(self._spool.root, body["path"]), event)
-            case "tags":
-                self._send_tags(body["tags"])
             case "end":
                 self.ended = True
                 if not self._given:
@@ -220,24 +228,35 @@ class Delivery:
                         self._run_id, body["status"], event.time
                     )
 
-    def _send_metrics(self, events: list[Event]) -> None:
-        points = [
-            Metric(key, value, event.time, event.body["step"])
-            for event in events
-            for key, value in event.body["metrics"].items()
-        ]
-        for start in range(0, len(points), BATCH):
+    def _send_batch(self, events: list[Event]) -> None:
+        """Send metrics and tags together: each request has a cost of its own."""
+        points: list[Metric] = []
+        tags: dict[str, str] = {}
+        for event in events:
+            step, values = event.body.get("step", 0), event.body.get("metrics", {})
+            points += [Metric(k, x, event.time, step) for k, x in values.items()]
+            tags |= event.body.get("tags", {})
+        for start in range(0, max(len(points), 1), BATCH):
             self._store.client.log_batch(
-                self._run_id, metrics=points[start : start + BATCH], synchronous=True
+                self._run_id,
+                metrics=points[start : start + BATCH],
+                tags=[RunTag(key, value) for key, value in tags.items()],
+                synchronous=True,
             )
+            tags = {}
 
     def _send_start(self, event: Event) -> None:
         """Send parameters and tags in one batch, and the cohort as a dataset."""
         body = event.body
+        tags = {
+            key: value
+            for key, value in body["tags"].items()
+            if self._made_with.get(key) != value
+        }
         self._store.client.log_batch(
             self._run_id,
             params=[Param(key, value) for key, value in body["params"].items()],
-            tags=[RunTag(key, value) for key, value in body["tags"].items()],
+            tags=[RunTag(key, value) for key, value in tags.items()],
             synchronous=True,
         )
         if body["cohort"] is not None:
@@ -313,22 +332,28 @@ class Delivery:
         start = next(self._spool.events()).body
         experiment = store.experiment(self._experiment)
         uid = start["tags"].get(UID) or self._spool.info["uid"]
-        found = store.client.search_runs(
-            [experiment.experiment_id], f"tags.`{UID}` = '{uid}'"
-        )
-        if found:
-            return found[0]
-        tags = {
+        if not self._fresh:
+            found = store.client.search_runs(
+                [experiment.experiment_id], f"tags.`{UID}` = '{uid}'"
+            )
+            if found:
+                return found[0]
+        self._fresh = False  # whatever the answer, there may be one now
+        tags = {k: v for k, v in start["tags"].items() if not k.startswith("mlflow.")}
+        tags |= {
             UID: uid,
+            WRITER: _writer(self._spool.root),
             "mlflow.user": _user(),
             "mlflow.source.name": sys.argv[0] or "interactive",
             "mlflow.source.type": "LOCAL",
         }
-        if commit := start["tags"].get("spectral.git_commit") or git_state()[0]:
+        if commit := tags.get("spectral.git_commit") or git_state()[0]:
             tags["mlflow.source.git.commit"] = commit
-        return store.client.create_run(
+        made = store.client.create_run(
             experiment.experiment_id, tags=tags, run_name=start["name"] or None
         )
+        self._made_with = tags
+        return made
 
 
 def known_uri(spool: Spool, tracking_uri: str | None) -> str:
@@ -356,21 +381,25 @@ def known_uri(spool: Spool, tracking_uri: str | None) -> str:
 
 
 def _batches(events: Iterator[Event]) -> Iterator[list[Event]]:
-    """Put metrics of following events together, up to what one request takes."""
+    """Put metrics and tags of following events together, up to what a request takes.
+
+    What is not sent at all does not part them.
+    """
     batch: list[Event] = []
-    for event in chain(events, [None]):
-        points = sum(each.points for each in batch)
-        joins = (
-            event is not None
-            and event.kind == "metrics"
-            and points + event.points <= BATCH
-            and all(each.kind == "metrics" for each in batch)
-        )
-        if batch and not joins:
+    points = 0
+    for event in events:
+        joins = _joins(event) and points + event.points <= BATCH
+        if batch and not (joins and _joins(batch[-1])):
             yield batch
-            batch = []
-        if event is not None:
-            batch.append(event)
+            batch, points = [], 0
+        batch.append(event)
+        points += event.points
+    if batch:
+        yield batch
+
+
+def _joins(event: Event) -> bool:
+    return event.kind in ("metrics", "tags", *_SILENT)
 
 
 def _halves(event: Event) -> list[list[Event]]:
@@ -381,22 +410,29 @@ def _halves(event: Event) -> list[list[Event]]:
     return [[event._replace(body=event.body | {"metrics": dict(p)})] for p in parts]
 
 
-def _take(store: Store, run: Run, folder: str) -> None:
+def _writer(folder: Path) -> str:
+    """Say who writes to a run."""
+    me = {"host": socket.gethostname(), "process": os.getpid(), "folder": str(folder)}
+    return json.dumps(me)
+
+
+def _take(store: Store, run: Run, folder: Path) -> None:
     """Write down who writes to the run; refuse one that another process writes.
 
     Raises:
         TrackingError: If a process of this machine that is still there does.
     """
-    mine = {"host": socket.gethostname(), "process": os.getpid(), "folder": folder}
-    known = run.data.tags.get(WRITER)
-    other = json.loads(known) if known else mine
-    here = other.get("host") == mine["host"]
-    if here and other.get("folder") != folder and _lives(other.get("process")):
+    mine, known = _writer(folder), run.data.tags.get(WRITER)
+    if known == mine:  # so it was made
+        return
+    me, other = json.loads(mine), json.loads(known or mine)
+    here = other.get("host") == me["host"]
+    if here and other.get("folder") != me["folder"] and _lives(other.get("process")):
         raise TrackingError(
             f"Run {run.info.run_id} is being written by process {other['process']} "
             f"from {other['folder']}: one at a time."
         )
-    store.client.set_tag(run.info.run_id, WRITER, json.dumps(mine))
+    store.client.set_tag(run.info.run_id, WRITER, mine)
 
 
 def _lives(process: object) -> bool:

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterable
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -75,11 +76,18 @@ def environment_text(device: str) -> str:
 def git_state() -> tuple[str, str]:
     """Return the commit that the running script, else this package, stands in.
 
+    As it was when this was first asked: what a process runs is what it loaded then.
+
     Returns:
         The commit, and ``true`` where files that git knows have changed since, else
         ``false``; both empty where there is no repository.
     """
-    for folder in (Path(sys.argv[0]).absolute().parent, Path(__file__).parent):
+    return _git_state(Path(sys.argv[0]).absolute().parent, Path(__file__).parent)
+
+
+@cache
+def _git_state(*folders: Path) -> tuple[str, str]:
+    for folder in folders:
         commit = _git(folder, "rev-parse", "HEAD")
         if commit:
             changes = _git(folder, "status", "--porcelain", "--untracked-files=no")

@@ -65,6 +65,7 @@ class MlflowTracker(SpoolTracker):
         self._uri = resolve_uri(tracking_uri)
         self._delivery: Delivery | None = None
         self._uploader: Uploader | None = None
+        self._tried = False
 
     @property
     def run_id(self) -> str:
@@ -127,7 +128,10 @@ class MlflowTracker(SpoolTracker):
     ) -> None:
         super()._start(name, params, tags, cohort)
         self._settle_where()
-        self._delivery = Delivery(self.spool, self._uri, self._experiment, self._given)
+        about = (self.spool, self._uri, self._experiment, self._given)
+        fresh = not (self.spool.existed or self._tried)
+        self._tried = True
+        self._delivery = Delivery(*about, fresh=fresh)
         try:
             self._connect(self._delivery)
         except BaseException:

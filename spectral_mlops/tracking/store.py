@@ -19,6 +19,8 @@ from mlflow.exceptions import MlflowException
 EXPERIMENT = "spectral_mlops"
 UI_ADDRESS = "http://127.0.0.1:5000"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_ANSWERED: set[str] = set()
+"""Stores of this process; a file that has answered is not asked again."""
 
 
 @dataclass(frozen=True)
@@ -186,9 +188,11 @@ def open_store(tracking_uri: str | None = None) -> Store:
     with quiet():
         try:
             client = MlflowClient(uri)
-            client.search_experiments(max_results=1)
+            if uri not in _ANSWERED or not (database and database.exists()):
+                client.search_experiments(max_results=1)
         except (MlflowException, OSError) as error:
             raise unusable(uri, error, away=may_come_back(uri, error)) from error
+    _ANSWERED.add(uri)
     return Store(uri, client)
 
 

@@ -1,11 +1,15 @@
 """The one thread that talks to MLflow while training goes on."""
 
 import threading
+import time
 
 from spectral_mlops.tracking.delivery import Delivery
 
 PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 """Seconds between attempts while the store is away; the last one from then on."""
+SPACING = 5.0
+"""Seconds from one delivery to the next: many points in one request cost little more
+than one point does, and what is sent while training goes on takes its processor."""
 LAST_ATTEMPTS = 3
 """Attempts after the end of a run, before what is left is left to ``sync``."""
 
@@ -26,6 +30,7 @@ class Uploader:
         self._change = threading.Condition()
         self._wanted = self._hurry = self._ending = False
         self._started = self._finished = 0
+        self._latest = time.monotonic()
         self._thread = threading.Thread(
             target=self._run, name="spectral-uploader", daemon=True
         )
@@ -58,7 +63,7 @@ class Uploader:
             arrived = self._delivery.deliver()
             last += ending
             with self._change:
-                self._finished = self._started
+                self._finished, self._latest = self._started, time.monotonic()
                 self.failures = 0 if arrived else self.failures + 1
                 self._change.notify_all()
             if ending and (arrived or last == LAST_ATTEMPTS):
@@ -73,6 +78,8 @@ class Uploader:
                 self._change.wait_for(lambda: self._hurry, pause)
             else:
                 self._change.wait_for(lambda: self._hurry or self._wanted)
+                left = self._latest + SPACING - time.monotonic()
+                self._change.wait_for(lambda: self._hurry, left)
             self._started += 1
             self._hurry = self._wanted = False
             return self._ending

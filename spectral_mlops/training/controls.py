@@ -136,9 +136,11 @@ class Controls:
     def _loss_rows(self) -> Iterator[ControlRow]:
         said = [p for one in self._networks if (p := one.predict_probe()) is not None]
         losses = np.mean([one.losses for one in said], axis=0)
-        matches = match_by_loss(losses, self._labels)
+        matches = match_by_loss(losses, self._labels, self._families)
         if len(matches) < FEWEST:
-            outcome = no_outcome(f"{len(matches)} people per group have an equal loss")
+            outcome = no_outcome(
+                f"{len(matches)} people per group have an equal loss" + self._kept_whole
+            )
         else:
             outcome = self._probe(sorted(i for match in matches for i in match))
         shown = bool(outcome.p <= self._level)
@@ -175,9 +177,15 @@ class Controls:
             yield self._shown(name, outcome, f"{what} differ")
 
     def _matched_rows(self) -> Iterator[ControlRow]:
-        chosen = equal_sizes(self._labels, self._random("matched"))
+        chosen = equal_sizes(self._labels, self._random("matched"), self._families)
+        each = len(chosen) // len(set(self._labels))
         if len(chosen) == len(self):
             yield ControlRow("matched", self._trained, None, None, "sizes are equal")
+        elif each < FEWEST:
+            outcome = no_outcome(
+                f"groups of equal size have {each} people" + self._kept_whole
+            )
+            yield ControlRow("matched", outcome, None, None, "")
         else:
             outcome = self._probe(chosen)
             yield self._shown("matched", outcome, "groups of equal size differ")
@@ -235,6 +243,10 @@ class Controls:
 
     def __len__(self) -> int:
         return len(self._ids)
+
+    @property
+    def _kept_whole(self) -> str:
+        return " in whole families" if self._families else ""
 
     def _probe(
         self,

@@ -9,7 +9,10 @@ from scipy.linalg import helmert
 from scipy.optimize import linear_sum_assignment
 
 from spectral_mlops.cohorts.columns import concept_of, plain
+from spectral_mlops.inference.effects import draw_subsamples
 from spectral_mlops.inference.exchange import draw_exchanges, kinds_of
+from spectral_mlops.inference.whole_families import WholeFamilies
+from spectral_mlops.training.matching import match_families
 
 CALIPER = 0.2
 """Largest difference of losses within a match, in SDs of all of them."""
@@ -52,17 +55,20 @@ def surrogate_mixing(
 
 
 def match_by_loss(
-    losses: NDArray[np.float64], groups: Sequence[str]
+    losses: NDArray[np.float64],
+    groups: Sequence[str],
+    families: Sequence[str] | None = None,
 ) -> list[list[int]]:
     """Match people of all groups by nearest loss, each at most once.
 
     Every person of the smallest group gets the nearest of each other group such that
     the differences add up to the least; matches further apart than `CALIPER` are
-    dropped.
+    dropped. Of families every member is matched or none is.
 
     Args:
         losses: Of each person, shape ``[n]``.
         groups: Group of each person.
+        families: Family of each person, if any are relatives.
 
     Returns:
         Matches, each with one person per group, the smallest group's first.
@@ -71,28 +77,42 @@ def match_by_loss(
     names = np.unique(labels).tolist()
     members = {name: np.flatnonzero(labels == name) for name in names}
     first = min(names, key=lambda name: len(members[name]))
+    others = [members[name] for name in names if name != first]
     limit = CALIPER * float(losses.std())
+    if families is not None:
+        return match_families(losses, members[first], others, families, limit)
     matched = {i: [i] for i in members[first].tolist()}
-    for name in names:
-        if name == first:
-            continue
-        gaps = abs(losses[members[first]][:, None] - losses[members[name]])
+    for other in others:
+        gaps = abs(losses[members[first]][:, None] - losses[other])
         cost = np.where(gaps <= limit, gaps, len(losses) * (limit + 1.0))
         for i, j in zip(*linear_sum_assignment(cost), strict=True):
             if gaps[i, j] <= limit:
-                matched[int(members[first][i])].append(int(members[name][j]))
+                matched[int(members[first][i])].append(int(other[j]))
     return [match for match in matched.values() if len(match) == len(names)]
 
 
-def equal_sizes(groups: Sequence[str], random: np.random.Generator) -> list[int]:
-    """Return as many people of each group as the smallest has, in order."""
+def equal_sizes(
+    groups: Sequence[str],
+    random: np.random.Generator,
+    families: Sequence[str] | None = None,
+) -> list[int]:
+    """Return as many people of each group as the smallest has, in order.
+
+    Args:
+        groups: Group of each person.
+        random: Of the draw.
+        families: Family of each person, if any are relatives: whole or not at all,
+            and as many people as that allows, which may be none.
+    """
     labels = np.asarray(groups, dtype=str)
-    names, counts = np.unique(labels, return_counts=True)
-    chosen = [
-        random.permutation(np.flatnonzero(labels == name))[: counts.min()]
-        for name in names
-    ]
-    return sorted(np.concatenate(chosen).tolist())
+    codes = np.unique(labels, return_inverse=True)[1]
+    size = int(np.bincount(codes).min())
+    if families is not None:
+        size = WholeFamilies(codes, families).largest(size)
+    if not size:
+        return []
+    (chosen,) = draw_subsamples(codes[None], size, random, families)
+    return np.flatnonzero(chosen).tolist()
 
 
 def permuted_within(

@@ -14,6 +14,7 @@ others wait for its word after each epoch. Evaluation is a small part of the wor
 done by one it needs no rule for putting parts together.
 """
 
+import gc
 import io
 import os
 import signal
@@ -24,6 +25,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+# Its functions have the default group as the default of an argument. Imported while
+# there is a group, by whatever needs it, it keeps that group's threads to the end of
+# the interpreter, where one that lets go of a tensor aborts the process.
+import torch.distributed.nn.functional  # noqa: F401
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
@@ -290,6 +296,7 @@ def joined(device: str) -> Iterator[tuple[Team, str]]:
     dist.init_process_group(backend, timeout=PATIENCE)
     yield Processes(), device
     dist.destroy_process_group()
+    gc.collect()  # what holds it is let go of, and its threads end here
 
 
 def started_by_torchrun() -> bool:

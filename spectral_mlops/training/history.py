@@ -155,11 +155,11 @@ class _Mean:
         self.samples, self.count = 0.0, 0
 
     def add(self, spectrum: Spectrum) -> None:
-        longest = max(len(self.total), len(spectrum.values))
-        padded = [
-            np.pad(x, (0, longest - len(x))) for x in (self.total, spectrum.values)
-        ]
-        self.total = padded[0] + padded[1]
+        if len(spectrum.values) > len(self.total):
+            total = np.zeros(len(spectrum.values))
+            total[: len(self.total)] = self.total
+            self.total = total
+        self.total[: len(spectrum.values)] += spectrum.values
         self.samples += spectrum.samples
         self.count += 1
 

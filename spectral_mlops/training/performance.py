@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
 Array = NDArray[np.float64]
@@ -124,6 +125,8 @@ class Predictions(Said):
         classes = self.probabilities.shape[1]
         if len(np.unique(self.targets)) < classes:
             return float("nan")
+        if classes == 2 and np.isfinite(self.probabilities).all():
+            return _area(self.targets == 1, self.probabilities[:, 1])
         scores = self.probabilities[:, 1] if classes == 2 else self.probabilities
         return float(roc_auc_score(self.targets, scores, multi_class="ovr"))
 
@@ -228,3 +231,14 @@ class Estimates(Said):
             "mae": self.mae,
             "pearson": self.pearson,
         }
+
+
+def _area(positive: NDArray[np.bool_], scores: Array) -> float:
+    """Area under the ROC curve as the share of pairs told rightly; half for a tie.
+
+    By ranks (Mann & Whitney 1947): the curve itself takes twenty times as long, and
+    each epoch asks for every fold and group.
+    """
+    n, some = len(positive), int(positive.sum())
+    above = rankdata(scores)[positive].sum() - some * (some + 1) / 2
+    return float(above / (some * (n - some)))

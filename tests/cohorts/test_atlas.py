@@ -53,6 +53,29 @@ def test_a_region_without_name_is_numbered_in_voxels_and_maps(tmp_path, bold, rn
     assert names == ("maps1", "maps2", "maps3")
 
 
+def test_the_repetition_time_of_a_header_is_not_believed(tmp_path, bold, labels):
+    """2000 "seconds" and 0 stand in published files; nothing here is filtered by it."""
+    extract = atlas_extractor(save(tmp_path / "a.nii", labels), "labels", False)
+    found = []
+    for number in (2.0, 2000.0, 0.0):
+        image = nibabel.Nifti1Image(bold, AFFINE)
+        image.header.set_zooms((3, 3, 3, number))
+        image.header.set_xyzt_units("mm", "sec")
+        nibabel.save(image, tmp_path / f"{number}.nii")
+        found.append(extract(tmp_path / f"{number}.nii")[0])
+    np.testing.assert_array_equal(found[1], found[0])
+    np.testing.assert_array_equal(found[2], found[0])
+
+
+@pytest.mark.parametrize("kind", ["c8", "V3"])
+def test_images_that_hold_no_real_numbers(tmp_path, labels, kind):
+    names = [("R", "u1"), ("G", "u1"), ("B", "u1")]
+    data = np.zeros((*SHAPE, 4), np.dtype(names) if kind == "V3" else kind)
+    extract = atlas_extractor(save(tmp_path / "a.nii", labels), "labels", False)
+    with pytest.raises(InputError, match="not real numbers"):
+        extract(save(tmp_path / "b.nii", data))
+
+
 def test_another_grid_is_refused_unless_asked_for(tmp_path, bold, labels):
     fine = np.repeat(np.repeat(np.repeat(labels, 3, 0), 3, 1), 3, 2)
     affine = np.eye(4)

@@ -209,6 +209,17 @@ def test_images_with_confounds_regressed(folder, fmriprep):
     assert told in clean.notes
 
 
+def test_confounds_by_their_older_name(folder, fmriprep):
+    """Before release 20.2 fMRIPrep called them ``_regressors``."""
+    settings = BOLD | {"confounds": ["motion"], "motion": "basic"}
+    clean = load(folder, **settings)
+    for path in folder.glob("sub-*/func/*confounds_timeseries.*"):
+        path.rename(str(path).replace("timeseries", "regressors"))
+    older = load(folder, **settings)
+    np.testing.assert_array_equal(older.features, clean.features)
+    del fmriprep
+
+
 def test_scrubbing_uses_the_thresholds_given(folder, fmriprep):
     del fmriprep
     settings = BOLD | {"confounds": ["motion", "scrub"], "motion": "basic", "scrub": 0}

@@ -43,6 +43,7 @@ def test_missing_cells(cell):
         ("a.csv", "ID,x,x\n1,2,3\n", "'x' stands more than once"),
         ("a.csv", "ID;x\n1;2\n", "looks separated by ';'"),
         ("a.tsv", "ID,x\n1,2\n", "looks separated by ','"),
+        ("a.csv", "ID,x\n1,2\0\n", "line 2: there are NUL bytes, so it is no UTF-8"),
         ("a.xlsx", "ID\n1\n", r"'.xlsx' .* \.csv \(comma\) or \.tsv \(tab\)"),
     ],
 )
@@ -57,6 +58,10 @@ def test_absent_and_wrongly_encoded_files(tmp_path):
     (tmp_path / "b.csv").write_bytes("ID,Zürich\n".encode("latin-1"))
     with pytest.raises(InputError, match=r"b.csv is not UTF-8 text \(byte 4\)"):
         read_table(tmp_path / "b.csv")
+    for encoding, said in (("utf-16", r"is not UTF-8 text"), ("utf-16-le", "UTF-16")):
+        (tmp_path / "c.csv").write_bytes("ID,x\n1,2\n".encode(encoding))
+        with pytest.raises(InputError, match=rf"c.csv.*{said}"):
+            read_table(tmp_path / "c.csv")
 
 
 def test_a_packed_table_is_the_table(tmp_path):

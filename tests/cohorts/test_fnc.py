@@ -101,7 +101,7 @@ def test_ids_in_one_file_only(load):
 
 def test_lost_zeros_are_recognised(load):
     labels = {who.lstrip("0"): label for who, label in LABELS.items()}
-    with pytest.raises(InputError, match=r"1 of them agree but for 'sub-' and leading"):
+    with pytest.raises(InputError, match=r"1 of them agree but for 'sub-', leading"):
         load(labels=labels)
 
 

@@ -1,12 +1,14 @@
 """People whose features were made differently are refused, whatever tells it."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from spectral_mlops.cohorts import load_cohort
+from spectral_mlops.cohorts.patterns import unnamed_folder
 from spectral_mlops.cohorts.pipelines import check_pipelines
 from spectral_mlops.config import Component
 from spectral_mlops.errors import InputError
@@ -50,6 +52,41 @@ def test_the_nearest_card_of_derivatives_tells(tmp_path):
     assert note.startswith("2 pipelines pooled (pool_pipelines=true): 3 of fMRIPrep")
     card(tmp_path / "two", "fMRIPrep", "20.2.1")
     assert check_pipelines(people(), paths, "x", False) == ()
+
+
+def test_folders_that_nothing_tells_about_are_named_by_the_user(tmp_path):
+    """Without cards, two folders that a wild card finds may be two pipelines."""
+    paths = {
+        who: tmp_path / ("one" if k < 3 else "two") / "ts" / f"{who}.tsv"
+        for k, who in enumerate(IDS)
+    }
+    said = (
+        r"3 of a pipeline not stated \(no dataset_description.json\) in one/ts "
+        r"\(a, b, c\) and 1 .* in two/ts \(d\); .*name one folder, or have a column"
+    )
+    with pytest.raises(InputError, match=said):
+        check_pipelines(people(), paths, "*/ts/{participant_id}.tsv", False)
+    (note,) = check_pipelines(people(), paths, "*/ts/{participant_id}.tsv", True)
+    assert "2 pipelines pooled" in note
+    named = ("{site}/ts/{participant_id}.tsv", "one/ts/{participant_id}.tsv")
+    for pattern in (*named, "{participant_id}/ses-*/{id}.tsv", "a bids folder"):
+        assert check_pipelines(people(), paths, pattern, False) == ()
+    card(tmp_path, "ours", "1")  # one card above both tells
+    assert check_pipelines(people(), paths, "*/ts/{participant_id}.tsv", False) == ()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "folder"),
+    [
+        ("d-*/ts/{participant_id}_*.tsv", "/work/d-1/ts/a_x.tsv", "d-1/ts"),
+        ("/data/*/{id}/f?nc/{id}.tsv", "/data/two/a/func/a.tsv", "/data/two"),
+        ("{site}/{id}.tsv", "/work/S/a.tsv", ""),
+        ("ts/{id}.tsv", "/work/ts/a.tsv", ""),
+        ("*/all.npz", "/work/ts/all.npz", ""),
+    ],
+)
+def test_folders_that_a_wild_card_alone_leads_to(pattern, path, folder):
+    assert unnamed_folder(pattern, Path(path)) == folder
 
 
 def test_sessions_and_runs_are_no_pipelines(tmp_path):

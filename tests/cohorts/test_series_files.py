@@ -1,3 +1,4 @@
+import nibabel
 import numpy as np
 import pytest
 from scipy.io import savemat
@@ -57,7 +58,7 @@ def test_missing_cells_are_nan(write):
         ("a.csv", "a,b\n", "holds no numbers"),
         ("a.tsv", "", "holds no numbers"),
         ("a.xls", "", "'.xls' is no known kind of time courses"),
-        ("a.nii.gz", "", "is an image; say with atlas="),
+        ("a.nii.gz", "", "cannot be read as a NIfTI image: Empty file"),
         ("a.npy", "", "is damaged"),
         ("a.npz", "hello", "is no NumPy file of plain arrays"),
         ("a.mat", "hello", "cannot be read as a MATLAB file"),
@@ -104,6 +105,36 @@ def test_the_usual_array_or_the_one_named(tmp_path):
         read_series(tmp_path / "b.mat")
 
 
+@pytest.mark.parametrize("shape", [(3, 2), (3, 2, 1, 1), (1, 3, 1, 2)])
+def test_gift_s_own_images_of_time_courses(tmp_path, shape):
+    """``…_timecourses_ica_s1_.nii`` has two axes, and no place in space."""
+    image = nibabel.Nifti1Image(VALUES.astype(np.float32).reshape(shape), np.eye(4))
+    if len(shape) == 2:
+        image.header["sform_code"] = image.header["qform_code"] = 0
+        image.header["pixdim"][1:4] = 0
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    found = read_series(tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(found.values, VALUES.astype(np.float32))
+    assert not found.time_first  # which axis is time is told by components=
+
+
+def test_an_image_of_a_brain_needs_an_atlas(tmp_path):
+    image = nibabel.Nifti1Image(np.ones((3, 4, 5, 6), np.float32), np.eye(4))
+    nibabel.save(image, tmp_path / "a.nii")
+    with pytest.raises(InputError, match=r"a.nii is an image; say with atlas="):
+        read_series(tmp_path / "a.nii")
+    whole = (tmp_path / "a.nii").read_bytes()
+    one = nibabel.Nifti1Image(VALUES.astype(np.float32), np.eye(4))
+    nibabel.save(one, tmp_path / "b.nii.gz")
+    cut = (tmp_path / "b.nii.gz").read_bytes()
+    (tmp_path / "b.nii.gz").write_bytes(cut[:-6])
+    with pytest.raises(InputError, match=r"b.nii.gz cannot be read as a NIfTI"):
+        read_series(tmp_path / "b.nii.gz")
+    (tmp_path / "a.nii").write_bytes(whole[:400])
+    with pytest.raises(InputError, match=r"the file cannot hold more than 400"):
+        read_series(tmp_path / "a.nii")
+
+
 def test_texts_of_matlab(tmp_path):
     cells = np.array(["sub-07", "8"], dtype=object)
     savemat(tmp_path / "a.mat", {"ids": cells, "mixed": np.array([1, "a"], object)})
@@ -118,6 +149,33 @@ def test_a_cut_off_matlab_file(tmp_path, rng):
     whole = (tmp_path / "a.mat").read_bytes()
     (tmp_path / "a.mat").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"cannot be read as a MATLAB file.*copy it"):
+        read_series(tmp_path / "a.mat")
+
+
+def test_arrays_that_promise_more_than_memory(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones((150, 9)))
+    plain = (tmp_path / "a.npy").read_bytes()
+    forged = plain.replace(b"(150, 9), }           ", b"(15000000000, 900000),}")
+    (tmp_path / "a.npy").write_bytes(forged)
+    with pytest.raises(InputError, match=r"a.npy says that it holds more than memory"):
+        read_series(tmp_path / "a.npy")
+
+
+def test_an_archive_cut_off(tmp_path):
+    np.savez(tmp_path / "a.npz", tc=np.ones((150, 9)))
+    whole = (tmp_path / "a.npz").read_bytes()
+    (tmp_path / "a.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"a.npz is damaged .*copy it anew"):
+        read_series(tmp_path / "a.npz")
+
+
+def test_a_version_73_that_promises_more_than_memory(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.mat", "w", userblock_size=512) as file:
+        size = (10**9, 10**9)
+        item = file.create_dataset("tc", size, "f8", chunks=(1000, 1000))
+        item.attrs["MATLAB_class"] = np.bytes_("double")
+    with pytest.raises(InputError, match=r"a.mat cannot be read as a MATLAB file"):
         read_series(tmp_path / "a.mat")
 
 

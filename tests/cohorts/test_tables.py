@@ -102,11 +102,29 @@ def test_label_names(write):
         ("ID,Class\n1,0\n2,0\n", "everyone has Class=0; .* at least two labels"),
         ("ID,Class,dx\n1,0,a\n", "'Class' and 'dx' could each be .*label_column="),
         ("ID,SUB_ID,dx\n1,0,a\n", "'ID' and 'SUB_ID' could each be .*id_column="),
+        ("ID,dx\n1,SZ\n2,Control\n3,control\n", "'Control' and 'control' of 'dx' are"),
+        ("ID,dx\n1,1\n2,2\n3,1.0\n", "'1' and '1.0' of 'dx' are .* label_names="),
     ],
 )
 def test_bad_tables_are_refused(write, text, message):
     with pytest.raises(InputError, match=message):
         read_people(write("a.csv", text))
+
+
+def test_one_label_written_in_two_ways_is_named_or_told(write):
+    path = write("a.csv", "ID,dx,sex,site\n1,HC,F,35343.0\n2,hc,f,35343\n3,SZ,M,A\n")
+    names = {"HC": "control", "hc": "control", "SZ": "patient"}
+    people = read_people(path, label_names=names)
+    assert people.frame["group"].tolist() == ["control", "control", "patient"]
+    assert people.notes[-2:] == (
+        "sex: 'F' and 'f' may be one label written in two ways",
+        "site: '35343' and '35343.0' may be one label written in two ways",
+    )
+    rows = [f"{k},{k}" for k in range(20, 31)]
+    ages = write("b.csv", "\n".join(["ID,age", *rows, "99,20.0\n"]))
+    people = read_people(ages, label_column="age")  # numbers, no groups
+    assert len(people.frame) == 12
+    assert "age: 12 numbers, 20 to 30" in people.notes
 
 
 def test_absent_columns_are_named_with_the_nearest(write):

@@ -72,3 +72,16 @@ def test_things_that_are_no_archive(write, tmp_path):
         np.save(stream, np.ones(3))
     with pytest.raises(InputError, match=r"not an NPZ file"):
         read_vectors(tmp_path / "plain.npz")
+
+
+def test_damaged_archives_and_ids_in_another_encoding(tmp_path, rng):
+    path = tmp_path / "f.npz"
+    np.savez(path, ids=np.array(["a", "b"]), features=rng.normal(size=(2, 300)))
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2] ^= 0xFF
+    path.write_bytes(whole)
+    with pytest.raises(InputError, match=r"f.npz is damaged \(Bad CRC.*copy it anew"):
+        read_vectors(path)
+    np.savez(path, ids=np.array(["é".encode("latin-1")]), features=np.ones((1, 3)))
+    with pytest.raises(InputError, match="bytes of an id are no UTF-8 text"):
+        read_vectors(path)

@@ -181,3 +181,27 @@ def test_a_truncated_gz(known, tmp_path, share):
     path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(InputError, match=r"a.nii.gz cannot be read as a NIfTI image"):
         read_volume(path)
+
+
+@pytest.mark.parametrize("colour", [True, False])
+def test_values_that_are_no_real_numbers(known, tmp_path, colour):
+    """Half of a complex number would be lost, and of colours there are three."""
+    kind = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]) if colour else "c8"
+    path = save(tmp_path / "a.nii.gz", np.zeros(SHAPE, kind))
+    with pytest.raises(InputError, match=r"a.nii.gz holds values of type .*no. real"):
+        read_volume(path)
+
+
+@pytest.mark.parametrize("row", [[0, 0, 0, 0], [np.nan, 0, 0, 0]])
+def test_an_affine_that_leads_nowhere(known, tmp_path, row):
+    plain = save(tmp_path / "a.nii", known).read_bytes()
+    srow = np.array(row, dtype="<f4").tobytes()
+    (tmp_path / "a.nii").write_bytes(plain[:280] + srow + plain[296:])
+    with pytest.raises(InputError, match=r"a.nii: its affine .* no place in space; "):
+        read_volume(tmp_path / "a.nii")
+
+
+def test_an_empty_map(tmp_path):
+    path = save(tmp_path / "a.nii", np.zeros(SHAPE, np.float32))
+    with pytest.raises(InputError, match=r"a.nii holds zeros only; repair the map"):
+        read_volume(path)

@@ -1,6 +1,7 @@
 """What the processes of a distributed test run; started by `torchrun`."""
 
 import copy
+import os
 import sys
 from dataclasses import fields
 from typing import Any
@@ -258,4 +259,6 @@ if __name__ == "__main__":
         "errors": errors,
     }[sys.argv[1]]()
     dist.destroy_process_group()
-    print("done")
+    print("done", flush=True)
+    # A mesh keeps its group, whose threads may not outlive the interpreter.
+    os._exit(0)

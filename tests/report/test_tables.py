@@ -7,6 +7,7 @@ from rich.console import Console
 from spectral_mlops.records import Divergence, EpochRecord, Spectrum
 from spectral_mlops.report import layer_table
 from spectral_mlops.report.console import show_effects, show_run, show_trials
+from spectral_mlops.tracking.measures import CLASSIFICATION
 
 
 def spectrum(layer, quantity, group, rank, grouping="dx", status="ok", step=0):
@@ -145,6 +146,11 @@ def test_the_table_fits_a_terminal_and_says_what_is_missing():
     assert "more than rounding" in shown(
         show_run, layers, groups, METRICS | {"final/additivity": 0.3}
     )
+    for gap, told in ((3e-3, False), (3e-2, True)):  # as bfloat16 rounds, and not
+        values = METRICS | {"final/additivity": gap}
+        text = shown(show_run, layers, groups, values, CLASSIFICATION, True)
+        assert ("more than rounding" in text) == told
+        assert "in reduced precision" in text.replace("\n", " ")
     without = {k: v for k, v in METRICS.items() if "probe" not in k and "div" not in k}
     assert "probe" not in shown(show_run, layers, groups, without)
     assert "permuted in" not in text

@@ -56,19 +56,35 @@ def test_the_thread_starts_late_and_stops(solver):
     before = threads()
     assert solver.drain() == []
     assert threads() == before
-    solver.submit(problems(0))
+    for step in range(module.WORTH_JOBS - 1):
+        solver.submit(problems(step))
+    assert threads() == before
+    solver.submit(problems(module.WORTH_JOBS))
     assert threads() == before + 1
-    assert len(solver.drain()) == 3
+    assert len(solver.drain()) == 3 * module.WORTH_JOBS
     solver.close()
     assert threads() == before
     solver.submit(problems(1))
     assert len(solver.drain()) == 3
 
 
+def test_a_large_problem_waits_for_no_others(monkeypatch, solver):
+    before = threads()
+    size = sum(problem.nbytes for problem in problems(0))
+    monkeypatch.setattr(module, "WORTH_BYTES", size + 1)
+    solver.submit(problems(0))
+    assert threads() == before
+    solver.submit(problems(1))
+    assert threads() == before + 1
+    assert len(solver.drain()) == 6
+
+
 def test_a_forgotten_solver_stops_its_thread():
     before = threads()
     forgotten = Solver(threaded=True)
-    forgotten.submit(problems(0))
+    for step in range(module.WORTH_JOBS):
+        forgotten.submit(problems(step))
+    assert threads() == before + 1
     forgotten.drain()
     gone = weakref.ref(forgotten)
     del forgotten
@@ -93,6 +109,7 @@ def test_what_waits_is_bounded(monkeypatch, solver):
         return solve(given)
 
     monkeypatch.setattr(module, "solve", slow)
+    monkeypatch.setattr(module, "WORTH_JOBS", 1)
     size = sum(problem.nbytes for problem in problems(0))
     solver = Solver(queue_bytes=2 * size)
     solver.submit(problems(0))

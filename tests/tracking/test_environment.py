@@ -1,7 +1,17 @@
 import subprocess
 import sys
 
+import pytest
+
 from spectral_mlops.tracking import environment
+
+
+@pytest.fixture(autouse=True)
+def ask_anew():
+    """Ask git in every test: a process remembers the first answer."""
+    environment._git_state.cache_clear()
+    yield
+    environment._git_state.cache_clear()
 
 
 def git(folder, *words):
@@ -22,8 +32,11 @@ def test_commit_and_changes_of_the_scripts_repository(tmp_path, monkeypatch):
     commit = git(tmp_path, "rev-parse", "HEAD").strip()
     assert environment.git_state() == (commit, "false")
     (tmp_path / "new.txt").write_text("not known to git\n")
+    environment._git_state.cache_clear()
     assert environment.git_state() == (commit, "false")
     script.write_text("2\n")
+    assert environment.git_state() == (commit, "false")  # what runs was loaded before
+    environment._git_state.cache_clear()
     assert environment.git_state() == (commit, "true")
     text = environment.environment_text("cuda:0 (a card)")
     assert f"git commit: {commit}" in text

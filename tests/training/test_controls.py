@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -273,6 +274,16 @@ def test_families_are_whole_in_a_run_and_its_controls(small):
     families = [x.groupby(kin["family"]).agg(sorted).tolist() for x in (dealt, real)]
     assert sorted(families[0]) == sorted(families[1])
     assert families[0] != families[1]
+    asked = []
+    controls._probe = lambda chosen, **_: asked.append(chosen) or primary
+    fold.predict_probe = lambda: SimpleNamespace(losses=np.zeros(len(held)))
+    controls._labels = labels = ["aab"[i % 3] for i in range(len(held))]
+    for (row,) in (controls._matched_rows(), controls._loss_rows()):
+        assert row.outcome is primary
+        chosen = asked.pop()
+        assert [labels[i] for i in chosen].count("a") == len(chosen) / 2
+        there = kin["family"].iloc[chosen]
+        assert len(chosen) == kin["family"].isin(there).sum() < len(held)
 
 
 def test_controls_are_switched_one_by_one_and_left_in_files(small, tmp_path):

@@ -1,4 +1,4 @@
-from itertools import permutations
+from itertools import combinations, permutations
 
 import numpy as np
 import pandas as pd
@@ -75,6 +75,66 @@ def test_matches_of_several_groups_have_one_of_each():
     assert match_by_loss(losses, groups) == [[0, 2, 6], [1, 3, 5]]
     apart = np.array([0.0, 0.1, 8.0, 9.0])
     assert match_by_loss(apart, [*"aabb"]) == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_matches_with_families_are_the_best_that_cut_none(seed):
+    """Against every set of whole families, and every assignment in it."""
+    random = np.random.default_rng(seed)
+    losses = random.uniform(size=9).round(2)
+    groups = [*"aaaabbbbb"]
+    families = random.choice([*"PQRSTU"], 9).tolist()
+    found = match_by_loss(losses, groups, families)
+    there = [i for match in found for i in match]
+    assert len(there) == len(set(there))
+    cut = {families[i] for i in there} & {
+        families[i] for i in range(9) if i not in there
+    }
+    assert not cut
+
+    limit = CALIPER * losses.std()
+    best = (0, 0.0)
+    for k in range(1, 5):
+        for who in combinations(range(4), k):
+            for to in permutations(range(4, 9), k):
+                some = {*who, *to}
+                whole = all(
+                    (i in some) == (families[i] in {families[j] for j in some})
+                    for i in range(9)
+                )
+                gaps = abs(losses[list(who)] - losses[list(to)])
+                if whole and gaps.max() <= limit:
+                    best = min(best, (-k, gaps.sum()))
+    gaps = [abs(losses[i] - losses[j]) for i, j in found]
+    assert (-len(found), pytest.approx(sum(gaps))) == best
+
+
+def test_matches_of_several_groups_keep_families_whole():
+    losses = np.array([0.0, 1.0, 0.01, 1.02, 5.0, 1.01, 0.02, 0.015])
+    groups, families = [*"aabbbccb"], [*"ABCDEFGC"]
+    assert match_by_loss(losses, groups, families) == [[1, 3, 5]]
+    families[7] = "D"  # of 2 and 7 the farther one, who completes a family
+    assert match_by_loss(losses, groups, families) == [[0, 7, 6], [1, 3, 5]]
+    nobody = np.array([0.0, 0.1, 8.0, 9.0])
+    assert match_by_loss(nobody, [*"aabb"], [*"PPQQ"]) == []
+    alike = np.zeros(4)  # differences of none at all
+    assert len(match_by_loss(alike, [*"aabb"], [*"PPQQ"])) == 2
+
+
+def test_groups_of_equal_size_are_of_whole_families(random):
+    groups, families = [*"aaaabbbbbbb"], [*"AABBCCCDDEE"]
+    seen = set()
+    for _ in range(200):
+        chosen = equal_sizes(groups, random, families)
+        assert [groups[i] for i in chosen].count("b") == 4
+        there = {families[i] for i in chosen}
+        assert chosen == [i for i, family in enumerate(families) if family in there]
+        seen.add(tuple(chosen))
+    assert seen == {(0, 1, 2, 3, 7, 8, 9, 10)}  # D and E; three of C and one cannot be
+    assert len(equal_sizes(groups, random, [*"AABBCCCDDEF"])) == 8
+    assert equal_sizes([*"aab"], random, [*"PPQ"]) == []
+    alone = equal_sizes(groups, random, range(11))
+    assert [groups[i] for i in alone].count("b") == 4
 
 
 def test_equal_sizes_and_permuted_labels(random):

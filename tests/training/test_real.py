@@ -1,15 +1,12 @@
 """Recurrent networks and transformers on real time courses, where they are here."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from spectral_mlops.cohorts import Cohort, register_cohort
-from spectral_mlops.cohorts.tables import read_people
-from spectral_mlops.config import RunConfig, Settings, validate
+from spectral_mlops.config import RunConfig, validate
 from spectral_mlops.tracking import MemoryTracker
 from spectral_mlops.training import make_plan, run
 from tests.conftest import ROOT
@@ -22,31 +19,20 @@ MODELS = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Padded(Cohort):
-    lengths: np.ndarray | None = None
-
-
-@register_cohort("abide_npz", Settings)
-def load_abide(settings: Settings, workdir: Path, progress=None) -> Cohort:
-    people = read_people(ABIDE / "participants.tsv")
-    with np.load(ABIDE / "timecourses_float16.npz", allow_pickle=False) as archive:
-        series = [archive[who].astype(np.float32) for who in people.frame.index]
-    lengths = np.array([len(one) for one in series])
-    features = np.zeros((len(series), lengths.max(), 200), dtype=np.float32)
-    for row, one in zip(features, series, strict=True):
-        row[: len(one)] = one
-    known = (people.target, "autism", "ABIDE CC200")
-    return Padded(people.frame, features, "timecourses", *known, lengths=lengths)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_unequal_lengths_and_dead_regions_are_trained_on(name, tmp_path):
     if not ABIDE.is_dir():
         pytest.skip(f"real data are not here: {ABIDE}")
+    cohort = {
+        "series": str(ABIDE / "timecourses_float16.npz"),
+        "labels": str(ABIDE / "participants.tsv"),
+        "positive": "autism",
+        "lengths": "pad",
+        "dead": "zero",
+    }
     config = {
-        "cohort": {"name": "abide_npz"},
+        "cohort": {"name": "timecourses", "settings": cohort},
         "model": {"name": name, "settings": MODELS[name]},
         "training": {"epochs": 2, "folds": 2, "learning_rate": 1e-3},
         "spectra": {"batches_per_epoch": 1, "directions": 0},
@@ -54,6 +40,7 @@ def test_unequal_lengths_and_dead_regions_are_trained_on(name, tmp_path):
     }
     plan = make_plan(validate(RunConfig, config, "test"), Path())
     assert set(plan.cohort.lengths) == {146, 196}
+    assert any("dead='zero'" in note for note in plan.cohort.notes)
     with MemoryTracker() as tracker:
         result = run(plan, tracker, tmp_path / "run", name=name, figures=False).result
     assert result.metrics["final/additivity"] < 1e-5

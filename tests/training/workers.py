@@ -5,10 +5,12 @@ Words: what to do, then folders that hold ``settings.json`` and take a run each.
 
 import sys
 import warnings
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from spectral_mlops.config import RunConfig
@@ -110,6 +112,7 @@ def main() -> None:
     what, *folders = sys.argv[1:]
     warnings.simplefilter("error")
     with joined("cpu") as (team, _):
+        group = weakref.ref(dist.group.WORLD)
         for folder in map(Path, folders):
             if what == "train":
                 train(folder, team)
@@ -126,6 +129,7 @@ def main() -> None:
                 own_people(folder, team)
             else:
                 weights(folder, team)
+    assert group() is None  # or its threads outlive the interpreter
     print("done")
 
 
