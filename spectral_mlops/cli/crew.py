@@ -63,6 +63,8 @@ def watch(crew: "Crew | Array") -> None:
             crew.interrupt()
             crew.wait()
             raise
+        if not console.is_terminal:
+            console.line()  # what was shown last ends without
         if urgency(told) >= INTERRUPT:
             raise KeyboardInterrupt
 

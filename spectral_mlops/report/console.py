@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from spectral_mlops.report.terminal import (
@@ -16,6 +17,8 @@ from spectral_mlops.report.terminal import (
 )
 from spectral_mlops.tracking.measures import CLASSIFICATION, WORDS, Measures
 
+APART = 4
+"""Settings of trials up to which each has a column of its own."""
 ADDITIVE = 1e-4
 """Relative gap above which float32 rounding is no explanation."""
 ADDITIVE_REDUCED = 1e-2
@@ -211,7 +214,7 @@ def show_parts(console: Console, parts: pd.DataFrame) -> None:
 
 
 def show_trials(console: Console, trials: pd.DataFrame) -> None:
-    """Print a study, one line a trial.
+    """Print a study, one line a trial; many settings share a column.
 
     Args:
         console: Where to.
@@ -220,12 +223,21 @@ def show_trials(console: Console, trials: pd.DataFrame) -> None:
     """
     table = plain_table("Trials: in validation, settings, divergence on the probe (z)")
     shown = trials.drop(columns=["run", "error", "infeasible"], errors="ignore")
-    for name in map(str, shown.columns):
-        head = name.replace("model.settings.", "").replace("training.", "")
-        head = head.replace("divergence.", "z ")
-        table.add_column(head[:5] if head.startswith("z ") else head, justify="right")
-    for row in shown.itertuples(index=False):
-        table.add_row(*(cell(value) for value in row))
+    settings = [name for name in map(str, shown) if not _judges(name)]
+    together = settings if len(settings) > APART else []
+    apart = [name for name in map(str, shown) if name not in together]
+    for name in apart:
+        head = _short(name).replace("divergence.", "z ")
+        kept = name == "state"  # which tells most: others give way on narrow screens
+        table.add_column(
+            head[:5] if head.startswith("z ") else head, justify="right", no_wrap=kept
+        )
+    if together:
+        table.add_column("settings", overflow="fold")
+    for row in shown.to_dict("records"):
+        drawn = [f"{_short(x)}={cell(row[x])}" for x in together if _is_set(row[x])]
+        words = [escape(" ".join(drawn))] if together else []
+        table.add_row(*(cell(row[name]) for name in apart), *words)
     console.print(table)
     for column, before in (("infeasible", "not allowed, "), ("error", "")):
         if column not in trials:
@@ -234,6 +246,18 @@ def show_trials(console: Console, trials: pd.DataFrame) -> None:
         for number, words in zip(said["trial"], said[column], strict=True):
             line = f"  – trial {number}: {before}{words}"
             console.print(line, style="dim", highlight=False, markup=False)
+
+
+def _judges(name: str) -> bool:
+    return name in ("trial", "state", *WORDS) or name.startswith("divergence.")
+
+
+def _is_set(value: object) -> bool:
+    return value is not None and value == value
+
+
+def _short(name: str) -> str:
+    return name.replace("model.settings.", "").replace("training.", "")
 
 
 def show_confirmed(console: Console, table: pd.DataFrame) -> None:

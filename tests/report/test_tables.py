@@ -219,3 +219,12 @@ def test_trials_are_one_line_each():
     assert failed.split() == ["1", "FAIL", "–", "0.01", "–", "–"]
     assert "z gra" in text
     assert "trial 1: ValueError: by hand" in text
+    many = {f"training.a{n}": [n, None] for n in range(5)}
+    several = trials.assign(**many, **{"lstm/model.settings.[b]": [None, "x"]})
+    text = shown(show_trials, several)
+    complete, failed = (line for line in text.splitlines() if "rate=" in line)
+    judged = ["0", "COMPLETE", "0.712", "1.23", "-0.5"]
+    drawn = ["learning_rate=0.00123", *(f"a{n}={n}" for n in range(5))]
+    assert complete.split() == [*judged, *drawn][: len(complete.split())]
+    assert set(drawn) < set(text.split())  # some on a second line
+    assert failed.split() == ["1", "FAIL", *"–––", "learning_rate=0.01", "lstm/[b]=x"]

@@ -1,6 +1,7 @@
 """Whatever becomes of a trial: state, tag and message are right in both places."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -83,6 +84,23 @@ def test_a_trial_that_fails_is_told_in_both_places(
     assert complete.user_attrs["mlflow.run_id"] == runs[1].run_id
     assert sweep.tickets.counts() == {"free": 0, "taken": 0, "spent": 2}
     assert sweep.reconcile().mended == []
+
+
+def test_a_network_that_no_memory_holds_fails_its_trial_alone(make, uri):
+    sweep = make()
+    sweep.want(2)
+    usual = sweep.space
+    huge = {"model": {"settings": {"hidden": [10**12]}}}  # beyond 2^47 bytes
+    sweep.space = replace(usual, suggest=lambda trial: huge)
+    assert work(sweep, most=1) == [TrialState.FAIL]
+    sweep.space = usual
+    assert work(sweep) == [TrialState.COMPLETE]
+    failed, _ = sweep.study.get_trials()
+    assert "allocate memory" in failed.user_attrs["error"]
+    run = runs_of(uri)[0]
+    assert (run.status, run.tags["optuna.state"]) == ("FAILED", "FAIL")
+    assert run.tags["spectral.error"] == failed.user_attrs["error"]
+    assert sweep.tickets.counts() == {"free": 0, "taken": 0, "spent": 2}
 
 
 def test_one_seed_draws_the_same_trials_whoever_runs_them(make, monkeypatch):

@@ -25,6 +25,8 @@ from tests.tracking.servers import make_databases, postgres, running, sqlite_ser
 
 STORAGE = "sqlite:///optuna.db"
 RUNS = Path("runs")
+AWAY = 60
+"""Seconds without MLflow's server."""
 
 
 def start(*words, storage=STORAGE):
@@ -189,20 +191,26 @@ def test_workers_killed_at_random_lose_and_repeat_nothing(cheap, migrated, tmp_p
 def killed_at_random(tickets, storage, server, kills):
     """Run four workers; one is killed and replaced at each number of trials done.
 
-    The server goes at the third and is back at the fourth.
+    The server goes at the third, for a minute.
     """
     chance = random.Random(8)
-    words, killed = ("worker", "--study", "many"), 0
+    words, killed, back = ("worker", "--study", "many"), 0, None
     workers = [start(*words, storage=storage) for _ in range(4)]
-    while living := [w for w in workers if w.poll() is None]:
-        if killed < len(kills) and tickets.counts()["spent"] >= kills[killed]:
+    while (living := [w for w in workers if w.poll() is None]) or back is not None:
+        if (
+            living
+            and killed < len(kills)
+            and tickets.counts()["spent"] >= kills[killed]
+        ):
             time.sleep(chance.random())
             chance.choice(living).send_signal(signal.SIGKILL)
             workers.append(start(*words, storage=storage))
             killed += 1
             if killed == 3:
                 server.kill()
-            if killed == 4:
-                server.start()
+                back = time.monotonic() + AWAY
+        if back is not None and time.monotonic() > back:
+            server.start()
+            back = None
         time.sleep(0.1)
     return Counter(w.wait() for w in workers)
