@@ -29,8 +29,8 @@ pytestmark = [
 ]
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 MIXING = [name for name in CASES if build(name).mixes]
-# Where rows, not losses, split a gradient, and batch statistics mix the samples.
-SPLIT_BY_ROW = ("batch-norm-train", "batch-norm-no-stats", "embedding-frequency")
+# Where rows, not losses, split a gradient: batch statistics mix the samples.
+SPLIT_BY_ROW = ("batch-norm-train", "batch-norm-no-stats")
 
 
 def watched(case: Case, seed: int = 3):
@@ -91,6 +91,55 @@ def test_groups_add_up_to_what_reached_each_parameter(name, dtype, device):
             sizes = [g[parameter].norm() for g in captured.group_gradients().values()]
             gap = (total[parameter] - tensor.grad).norm()
             assert gap <= TOLERANCE[dtype] * max(*sizes, tensor.grad.norm())
+
+
+REPLAYED = {
+    "bare": {"matrix", "scale"},
+    "bare-3d": {"matrix", "scale"},
+    "matrix": {"code.", "gru."},
+    "nested": {"1.0.matrix", "1.0.scale"},
+    "outputs": {"gain"},
+    "parametrized": {"0."},
+    "parametrized-attention": {"self_attn."},
+    "recurrent-cells": {"lstm.", "gru."},
+    "spectral-norm": {"0."},
+    "subclass": {"0."},
+    "views": {"gain"},
+    "without-batch": {"context."},
+}
+"""All that has no rows, by the beginning of its name."""
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_has_a_rule_is_seen_by_rows(name):
+    """A rule that gave way to a replay would be as exact, and have no factors."""
+    case = build(name)
+    for row in watched(case).coverage():
+        replayed = row.parameter.startswith(tuple(REPLAYED.get(name, ())))
+        trained_ = row.parameter in trained(case.model)
+        expected = ("replay" if replayed else "rows") if trained_ else "frozen"
+        assert row.method == expected, row
+        assert row.split == {"rows": "row", "replay": "loss", "frozen": ""}[expected]
+        assert bool(row.why) == (expected != "rows")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_backward_passes_of_one_graph_add_up(name):
+    """The first of them makes a graph of its own, as for second derivatives."""
+    case = build(name)
+    once = watched(case).group_gradients()
+    case.model.zero_grad()
+    torch.manual_seed(3)
+    with capture(case.model, LABELS, batch_dim=case.batch_dim) as captured:
+        loss = loss_of(case.model(*case.inputs), None, case.batch_dim)
+        loss.backward(retain_graph=True)
+        loss.mul(-3).backward()
+    assert max(captured.additivity_error().values()) <= 1e-10
+    twice = {
+        group: {name: -2 * gradient for name, gradient in gradients.items()}
+        for group, gradients in once.items()
+    }
+    assert_same(captured.group_gradients(), twice, torch.float64)
 
 
 @pytest.mark.parametrize("name", CASES)
