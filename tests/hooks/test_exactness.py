@@ -125,7 +125,7 @@ def test_what_has_a_rule_is_seen_by_rows(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_backward_passes_of_one_graph_add_up(name):
-    """The first of them makes a graph of its own, as for second derivatives."""
+    """Whatever a rule keeps of the first is still there for the second."""
     case = build(name)
     once = watched(case).group_gradients()
     case.model.zero_grad()
