@@ -1,24 +1,18 @@
 """Every case, every parameter, against slow references that share nothing."""
 
-import copy
-from contextlib import nullcontext
-
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spectral_mlops import SpectralMonitor, capture
+from spectral_mlops import capture
 from tests.cases import CASES, Case, N, build
 from tests.hooks.conftest import (
     DEVICES,
     LABELS,
-    everything_in,
     gradients_by_masking,
     gradients_one_by_one,
-    hooks_on,
     loss_of,
-    outputs_of,
     trained,
 )
 
@@ -233,79 +227,3 @@ def test_spectra_are_those_of_the_group_gradient(name):
         if getattr(m, "groups", 1) > 1
     }
     assert seen >= matrices - grouped - vector_parameters(case.model)
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", CASES)
-def test_watching_changes_nothing(name, device):
-    case = build(name, device=device)
-    plain = copy.deepcopy(case.model)
-    captured_rng, rng = [], []
-    for model, watch, states in ((case.model, True, captured_rng), (plain, False, rng)):
-        torch.manual_seed(5)
-        optimizer = torch.optim.Adam(trained(model).values(), lr=1e-3)
-        for _ in range(3):
-            optimizer.zero_grad()
-            if watch:
-                with capture(model, LABELS, batch_dim=case.batch_dim) as captured:
-                    returned = model(*case.inputs)
-                    loss_of(returned, None, case.batch_dim).backward()
-                captured.spectra()
-            else:
-                returned = model(*case.inputs)
-                loss_of(returned, None, case.batch_dim).backward()
-            optimizer.step()
-            states += [torch.get_rng_state(), *outputs_of(returned)]
-    for a, b in zip(captured_rng, rng, strict=True):
-        assert torch.equal(a, b)
-    assert hooks_on(case.model) == 0
-    pairs = zip(everything_in(case.model), everything_in(plain), strict=True)
-    for (what, a), (same, b) in pairs:
-        assert what == same
-        if isinstance(a, Tensor):
-            assert torch.equal(a, b), what
-        else:
-            assert a == b, what
-
-
-FAMILIES = [
-    "linear-3d",
-    "conv2d",
-    "transposed2d",
-    "embedding-padding",
-    "lstm-dropout",
-    "gru-packed",
-    "attention-dropout",
-    "encoder",
-    "batch-norm-train",
-    "bare",
-]
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", FAMILIES)
-def test_fifty_monitored_steps_are_those_of_an_unwatched_twin(name, device):
-    case = build(name, torch.float32, device)
-    plain = copy.deepcopy(case.model)
-    monitor = SpectralMonitor(case.model, batch_dim=case.batch_dim, permutations=0)
-    states: list[list[Tensor]] = []
-    for model, watch in ((case.model, True), (plain, False)):
-        torch.manual_seed(6)
-        optimizer = torch.optim.Adam(trained(model).values(), lr=1e-3)
-        seen = []
-        for step in range(50):
-            optimizer.zero_grad()
-            with monitor.watch(LABELS) if watch else nullcontext():
-                returned = model(*case.inputs)
-                loss_of(returned, None, case.batch_dim).backward()
-            optimizer.step()
-            seen += [torch.get_rng_state(), *outputs_of(returned)]
-            if watch and step % 10 == 9:
-                assert monitor.collect().spectra
-        states.append(seen)
-    for a, b in zip(*states, strict=True):
-        assert torch.equal(a, b)
-    pairs = zip(everything_in(case.model), everything_in(plain), strict=True)
-    for (what, a), (_, b) in pairs:
-        assert torch.equal(a, b) if isinstance(a, Tensor) else a == b, what
-    assert hooks_on(case.model) == 0
