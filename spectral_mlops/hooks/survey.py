@@ -109,16 +109,15 @@ def _inner_axes(model: nn.Module) -> dict[int, int]:
 
 
 def _fast_inside(model: nn.Module) -> set[int]:
-    """Return modules inside of frozen transformer layers.
+    """Return the layers of transformers that may take PyTorch's fast path.
 
-    Those take PyTorch's fast path even where gradients are wanted of others, but not
-    if a hook is on them or on something inside.
+    In evaluation, where no gradient is wanted of them (of the call, or of a frozen
+    layer in a network that learns), and no hook is on them or on a part of them.
     """
     return {
         id(inner)
         for layer in model.modules()
         if isinstance(layer, nn.TransformerEncoderLayer)
-        if not any(p.requires_grad for p in layer.parameters())
         for inner in layer.modules()
     }
 

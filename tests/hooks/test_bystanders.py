@@ -173,6 +173,28 @@ def test_frozen_transformers_take_the_path_that_they_take(monkeypatch, train, fi
     assert method["encoder.layers.0.linear1.weight"] == "frozen"
 
 
+def test_parts_of_a_model_evaluated_by_themselves_take_it_too(monkeypatch):
+    made = []
+    fast = torch._transformer_encoder_layer_fwd
+    monkeypatch.setattr(
+        torch,
+        "_transformer_encoder_layer_fwd",
+        lambda *given: made.append(1) or fast(*given),
+    )
+    torch.manual_seed(0)
+    model, x = Probe(True), torch.randn(N, 9, 16)
+    model.encoder.requires_grad_(True)
+    with capture(model, LABELS, strict=True) as captured:
+        model.encoder.eval()
+        with torch.no_grad():
+            model.encoder(x[:2])
+            model.encoder.layers[1](x[:2])
+        assert len(made) == 3
+        model.encoder.train()
+        model(x).square().sum().backward()
+    assert {row.method for row in captured.coverage()} == {"rows"}
+
+
 # -- failures, modes ---------------------------------------------------------------
 
 
