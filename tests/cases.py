@@ -15,10 +15,13 @@ from torch.nn.utils import parametrizations
 from tests.networks import (
     STEPS,
     Attention,
+    AttentionReused,
     Bags,
     Bare,
     Bare4,
+    Cells,
     Checkpointed,
+    ConvolutionReused,
     Decoder,
     Doubled,
     InPlaceAfter,
@@ -28,9 +31,12 @@ from tests.networks import (
     Matrix,
     Outputs,
     Recurrent,
+    RecurrentReused,
     Reused,
+    States,
     Tied,
     TiedEmbedding,
+    Transformer,
     Twice,
     Views,
     WeightedBags,
@@ -86,6 +92,15 @@ def _recurrent(kind: type[nn.RNNBase], packed: str = "", **settings: object) -> 
     x = torch.randn(N, STEPS, 3)
     dropout = bool(settings.get("dropout"))
     return Case(Recurrent(kind, packed, **settings), (x, lengths), mixes=dropout)
+
+
+def _states(kind: type[nn.RNNBase], packed: bool, **settings: object) -> Case:
+    """A recurrent layer with given first states."""
+    model = States(kind, packed, **settings)
+    count = model.rnn.num_layers * (2 if model.rnn.bidirectional else 1)
+    widths = (model.rnn.proj_size or 4, 4)
+    states = (torch.randn(N, count, width) for width in widths)
+    return Case(model, (torch.randn(N, STEPS, 3), LENGTHS, *states))
 
 
 def _attention(kind: str = "self", weights: str = "", mask: str = "", **more: object):
@@ -226,6 +241,19 @@ CASES: dict[str, Callable[[], Case]] = {
     "bag-weighted": lambda: Case(
         WeightedBags(), (torch.randint(0, 9, (N, 5)), torch.rand(N, 5))
     ),
+    "bag-offsets-max": lambda: Case(
+        Bags("max", padding_idx=1), (torch.randn(N, 4), torch.rand(14)), mixes=True
+    ),
+    "bag-offsets-padding": lambda: Case(
+        Bags("sum", padding_idx=2, include_last_offset=True),
+        (torch.randn(N, 4), torch.rand(14)),
+        mixes=True,
+    ),
+    "bag-frequency": lambda: _tokens(
+        nn.EmbeddingBag(9, 4, mode="mean", scale_grad_by_freq=True, padding_idx=3)
+    )._replace(mixes=True),
+    "bag-max-norm": lambda: _tokens(nn.EmbeddingBag(9, 4, mode="max", max_norm=0.8)),
+    "embedding-max-norm": lambda: _tokens(nn.Embedding(9, 4, max_norm=0.5)),
     "tied-embedding": lambda: _tokens(TiedEmbedding()),
     # -- recurrent
     "rnn-tanh": lambda: _recurrent(nn.RNN, batch_first=True),
@@ -263,6 +291,12 @@ CASES: dict[str, Callable[[], Case]] = {
         LastState(),
         (torch.randn(N, 5, 3), torch.randn(N, 2, 4), torch.randn(N, 2, 4)),
     ),
+    "lstm-packed-states": lambda: _states(
+        nn.LSTM, True, num_layers=2, bidirectional=True, proj_size=2
+    ),
+    "gru-packed-states": lambda: _states(nn.GRU, True, batch_first=True, bias=False),
+    "rnn-states": lambda: _states(nn.RNN, False, num_layers=2),
+    "recurrent-cells": lambda: _one(Cells(), 5, 3),
     "gru-inplace-after": lambda: _one(InPlaceAfterRecurrent(), 5, 3),
     # -- attention
     "attention": _attention,
@@ -286,6 +320,14 @@ CASES: dict[str, Callable[[], Case]] = {
     "attention-causal": lambda: _attention(mask="causal padding"),
     "attention-causal-hint": lambda: _attention(mask="causal hint"),
     "attention-float-mask": lambda: _attention("cross", mask="float"),
+    "attention-mask-per-head": lambda: _attention("cross", mask="heads soft"),
+    "attention-mask-per-head-weights": lambda: _attention(
+        weights="heads", mask="heads", batch_first=False, add_zero_attn=True
+    ),
+    "attention-float-padding": lambda: _attention(mask="soft"),
+    "attention-added-causal": lambda: _attention(
+        mask="causal hint", add_bias_kv=True, add_zero_attn=True
+    ),
     "attention-dropout": lambda: _attention(dropout=0.3),
     "attention-dropout-weights": lambda: _attention(
         "cross", weights="average", dropout=0.4, mask="padding"
@@ -313,6 +355,13 @@ CASES: dict[str, Callable[[], Case]] = {
         (torch.randn(4, N, 6), torch.randn(5, N, 6)),
         batch_dim=1,
         mixes=True,
+    ),
+    "transformer": lambda: Case(
+        Transformer(batch_first=True), (torch.randn(N, 4, 6), torch.randn(N, 5, 6))
+    ),
+    # as many steps as samples, which only the layers themselves tell apart
+    "transformer-time-first": lambda: Case(
+        Transformer(), (torch.randn(N, N, 6), torch.randn(N, N, 6))
     ),
     # -- normalisation, slopes
     "layer-norm": lambda: _norm(nn.Linear(5, 4), nn.LayerNorm(4), shape=(3, 5)),
@@ -349,6 +398,9 @@ CASES: dict[str, Callable[[], Case]] = {
     "function-inplace": lambda: _one(InPlaceAfter(), 4),
     "function-inplace-3d": lambda: _one(InPlaceAfter(), 3, 4),
     "reused": lambda: _one(Reused(), 5, 3),
+    "reused-recurrent": lambda: _one(RecurrentReused(), 5, 3),
+    "reused-attention": lambda: _one(AttentionReused(), 5, 4),
+    "reused-convolution": lambda: _one(ConvolutionReused(), 3, 7),
     "tied": lambda: _one(Tied(), 4),
     "keyword-call": lambda: _one(KeywordCall(), 4),
     "dropout": lambda: _one(
@@ -359,6 +411,15 @@ CASES: dict[str, Callable[[], Case]] = {
     "frozen-weight": lambda: _one(_frozen("0.weight"), 5),
     "frozen-bias": lambda: _one(_frozen("0.bias"), 5),
     "frozen-layer": lambda: _one(_frozen("2.weight", "2.bias"), 5),
+    "frozen-convolution": lambda: _one(
+        _freeze(
+            nn.Sequential(nn.Conv1d(3, 4, 2), nn.Conv1d(4, 2, 2)), "0.bias", "1.weight"
+        ),
+        3,
+        6,
+    ),
+    "frozen-recurrent": lambda: _frozen_recurrent(),
+    "frozen-attention": lambda: _frozen_attention(),
     "bare": lambda: _one(Bare(), 5),
     "bare-3d": lambda: _one(Bare(), 2, 5),
     "subclass": lambda: _one(
@@ -387,11 +448,28 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 
 
-def _frozen(*names: str) -> nn.Module:
-    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
+def _freeze(model: nn.Module, *names: str) -> nn.Module:
     for name in names:
         model.get_parameter(name).requires_grad_(False)
     return model
+
+
+def _frozen(*names: str) -> nn.Module:
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
+    return _freeze(model, *names)
+
+
+def _frozen_recurrent() -> Case:
+    case = _recurrent(nn.LSTM, num_layers=2)
+    frozen = ("rnn.weight_ih_l0", "rnn.bias_hh_l0", "rnn.weight_hh_l1")
+    _freeze(case.model, *frozen)
+    return case
+
+
+def _frozen_attention() -> Case:
+    case = _attention()
+    _freeze(case.model, "attention.in_proj_weight", "attention.out_proj.bias")
+    return case
 
 
 def _spectral() -> nn.Module:

@@ -22,6 +22,42 @@ class Reused(nn.Module):
         return self.output(long.mean(1) + short.mean(1))
 
 
+class RecurrentReused(nn.Module):
+    """A recurrent layer called at two lengths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(3, 4, num_layers=2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rnn(x)[0].mean(1) + self.rnn(x[:, 1:3].flip(1))[0].sin().mean(1)
+
+
+class AttentionReused(nn.Module):
+    """Attention called on itself, at two lengths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        long = self.attention(x, x, x)[0]
+        short = long[:, :2]
+        return x + self.attention(short, short, short)[0].mean(1, keepdim=True)
+
+
+class ConvolutionReused(nn.Module):
+    """A convolution called at two sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv1d(3, 3, 2, groups=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        short = self.convolution(torch.tanh(self.convolution(x)))
+        return short.mean(-1) + self.convolution(x[..., ::2]).mean(-1)
+
+
 class Tied(nn.Module):
     """Two layers with one weight."""
 
@@ -142,6 +178,44 @@ class LastState(nn.Module):
         return last.sum(0)
 
 
+class States(nn.Module):
+    """A recurrent layer with first states, of which all last ones count."""
+
+    def __init__(self, kind: type[nn.RNNBase], packed: bool, **settings: object):
+        super().__init__()
+        self.rnn = kind(3, 4, **settings)
+        self.packed = packed
+
+    def forward(self, x: Tensor, lengths: Tensor, h: Tensor, c: Tensor) -> Tensor:
+        first = self.rnn.batch_first
+        given = x if first else x.transpose(0, 1)
+        if self.packed:
+            given = pack_padded_sequence(given, lengths.cpu(), first, False)
+        begin = [z.transpose(0, 1).contiguous() for z in (h, c)]
+        lstm = isinstance(self.rnn, nn.LSTM)
+        out, last = self.rnn(given, tuple(begin) if lstm else begin[0])
+        if self.packed:
+            out, _ = pad_packed_sequence(out, first, 0.0, STEPS)
+        ends = last if isinstance(last, tuple) else (last,)
+        end = sum(z.sin().sum((0, 2)) for z in ends)
+        return (out if first else out.transpose(0, 1)).cos() + end[:, None, None]
+
+
+class Cells(nn.Module):
+    """Single steps of recurrent layers, for which there are no rules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.gru = nn.LSTMCell(3, 4), nn.GRUCell(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states, last = None, None
+        for step in x.unbind(1):
+            states = self.lstm(step, states)
+            last = self.gru(states[0], last)
+        return last
+
+
 class InPlaceAfterRecurrent(nn.Module):
     """An in-place activation on the transposed view that batch_first returns."""
 
@@ -183,6 +257,12 @@ class Attention(nn.Module):
                 length, dtype=torch.bool, device=x.device
             ).triu(1)
             keywords["is_causal"] = "hint" in self.mask
+        if "heads" in self.mask:  # one of each sample and head
+            shape = (len(x), 2, x.shape[1], key.shape[1])
+            scores = x[:, :, :2].permute(0, 2, 1)[..., None] * key[:, None, None, :, 0]
+            keywords["attn_mask"] = scores.reshape(-1, *shape[2:])
+        if "soft" in self.mask:
+            keywords["key_padding_mask"] = padding[:, : key.shape[1]].to(x) * -1.5
         if "float" in self.mask:
             length = (x.shape[1], key.shape[1])
             keywords["attn_mask"] = (
@@ -212,6 +292,30 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return self.output(self.decoder(x, self.encoder(y)))
+
+
+class Transformer(nn.Module):
+    """An encoder and a decoder, with norms at their ends."""
+
+    def __init__(self, batch_first: bool = False) -> None:
+        super().__init__()
+        settings = {"dropout": 0.0, "batch_first": batch_first}
+        encoder = nn.TransformerEncoderLayer(6, 2, 7, **settings)
+        decoder = nn.TransformerDecoderLayer(6, 3, 5, **settings)
+        norms = nn.LayerNorm(6), nn.LayerNorm(6)
+        self.encoder = nn.TransformerEncoder(
+            encoder, 1, norms[0], enable_nested_tensor=False
+        )
+        self.decoder = nn.TransformerDecoder(decoder, 2, norms[1])
+        self.batch_first = batch_first
+        for norm in norms:
+            nn.init.normal_(norm.weight)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.batch_first:
+            return self.decoder(x, self.encoder(y))
+        memory = self.encoder(y.transpose(0, 1))
+        return self.decoder(x.transpose(0, 1), memory).transpose(0, 1)
 
 
 class Bags(nn.Module):

@@ -1,5 +1,6 @@
 """Adjoints as the backward pass brings them, call by call."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -121,9 +122,9 @@ class Arrivals:
             if gradient is not None and not seen:
                 receive(call, i, outputs, anchor, anchor.view(gradient.detach()))
 
-        self._handles.append(x.register_hook(on_output))
+        self._handles.append(_listen(x, on_output, hidden))
         if anchor.layout is not None:
-            self._handles.append(anchor.tensor.register_hook(on_base))
+            self._handles.append(_listen(anchor.tensor, on_base, hidden))
 
     def _counts(self, call: Watched) -> bool:
         """Whether this pass goes on to the layer's parameters.
@@ -251,6 +252,23 @@ class Arrivals:
         fresh = gradient.detach()
         fresh = fresh.to_dense() if fresh.is_sparse else fresh
         self.reaching[name] = fresh.clone() if total is None else total + fresh
+
+
+def _listen(
+    x: Tensor, hook: Callable[[Tensor | None], None], first: bool
+) -> RemovableHandle:
+    """Hear what arrives at a tensor, after all hooks on it have had their say.
+
+    Args:
+        x: Somebody may have put hooks on it that change its gradient, or may yet.
+        hook: Told the gradient.
+        first: Be told before hooks that come later, which a pass that begins at the
+            tensor wakes again.
+    """
+    node, place = x.grad_fn, x.output_nr
+    if first or node is None:
+        return x.register_hook(hook)
+    return node.register_prehook(lambda gradients: hook(gradients[place]))
 
 
 def packed_samples(given: PackedSequence) -> Tensor:

@@ -412,5 +412,10 @@ def _refuse_other_kinds(model: object, batch_dim: object) -> None:
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model is {type(model).__name__}, not a torch.nn.Module.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(
+            "model is scripted or traced (torch.jit), and takes no hooks: watch the "
+            "module that it was made from."
+        )
     if not isinstance(batch_dim, int) or batch_dim < 0:
         raise InputError(f"batch_dim={batch_dim}: count axes from 0.")

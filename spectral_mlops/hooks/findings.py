@@ -71,7 +71,7 @@ class Findings:
             name: "" if name in reached else obstacle
             for name in self._replay.parameters
         }
-        arrived = self._arrivals.reaching.keys() - reached
+        arrived = self._arrivals.reaching.keys() - reached if self._anybody() else set()
         for name in arrived & obstacles.keys():
             obstacles[name] = obstacles[name] or OUTSIDE
         for site in self._survey.sites:
@@ -87,6 +87,12 @@ class Findings:
         for name in arrived - watched - obstacles.keys() - self._masked():
             obstacles[name] = "no call of its layer was seen: it was used by itself"
         return obstacles
+
+    def _anybody(self) -> bool:
+        """Whether there was a sample at all: an empty batch's gradients are zero."""
+        calls = (call.labelling for call in self._arrivals.calls)
+        seen = (self._labelling, *self._replay.labellings, *calls)
+        return any(labelling.size for labelling in seen)
 
     def _masked(self) -> set[str]:
         """Names of the parameters of layers that cannot be seen into."""

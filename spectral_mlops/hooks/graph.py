@@ -43,6 +43,15 @@ def edges_between(outputs: Iterable[Tensor], inputs: Iterable[Tensor]) -> Counte
     return _walk((x.grad_fn for x in outputs), ends)[0]
 
 
+def nodes_of(outputs: Iterable[Tensor]) -> tuple[Any, ...]:
+    """Return where outputs stand in the graph, and the bases that they are views of.
+
+    An in-place operation on a view leaves only the base's place in the graph.
+    """
+    both = (y for x in outputs for y in (x, x._base) if y is not None)
+    return tuple(y.grad_fn for y in both if y.grad_fn is not None)
+
+
 def product_with(
     weight: Tensor, outputs: Iterable[Tensor], inputs: Iterable[Tensor]
 ) -> tuple[Any, Tensor | None]:

@@ -143,7 +143,8 @@ class People:
                 zero.
         """
         zero = torch.zeros_like(next(iter(of_group.values())))
-        first = next(name for name, _, _ in self.groups if name != POOLED)
+        named = (name for name, _, _ in self.groups if name != POOLED)
+        first = next(named, "")  # nobody at all is in no group
         parts = [x for (grouping, _), x in of_group.items() if grouping == first]
         whole = {(POOLED, POOLED): torch.stack(parts).sum(0)} if parts else {}
         together = {**whole, **of_group}

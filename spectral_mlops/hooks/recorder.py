@@ -12,13 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torch.utils.hooks import RemovableHandle
 
 from spectral_mlops.errors import CaptureError
 from spectral_mlops.hooks.arrivals import Arrivals
 from spectral_mlops.hooks.autocast import autocast_is_on
-from spectral_mlops.hooks.graph import edges_between, used_outside
+from spectral_mlops.hooks.graph import edges_between, nodes_of, used_outside
 from spectral_mlops.hooks.groups import Labelling
 from spectral_mlops.hooks.hook import Hook
 from spectral_mlops.hooks.inputs import Inputs, named
@@ -70,11 +73,16 @@ class Recorder:
         self.survey = survey
         self.begun = False
         self._model, self._sites = survey.model, survey.sites
+        self._untouched = {
+            id(site.module): site
+            for site in survey.sites
+            if site.untouched and site.rule is not None
+        }
         self._batch_dim, self._folded = batch_dim, folded
         self._parameters, self._replay = parameters, replay
         self._handles: list[RemovableHandle] = []
         self._on_modules: list[RemovableHandle] = []
-        self._states: dict[int, list[RandomState]] = {}
+        self._states: dict[int, RandomState] = {}
         self.arrivals.labellings.add(id(labelling))
 
     # -- attaching ---------------------------------------------------------------
@@ -101,8 +109,11 @@ class Recorder:
         keep = self._on_modules.append
         root = self._model
         keep(root.register_forward_pre_hook(Hook(self._on_root), with_kwargs=True))
+        if self._untouched:
+            keep(register_module_forward_pre_hook(self._before_any))
+            keep(register_module_forward_hook(self._after_any, with_kwargs=True))
         for site in self._sites:
-            if site.rule is None:
+            if site.rule is None or site.untouched:
                 continue
             if type(site.rule).draws is not RowRule.draws:
                 hook = Hook(partial(self._on_draw, site))
@@ -113,6 +124,24 @@ class Recorder:
                 site.module.register_forward_hook(hook, prepend=True, with_kwargs=True)
             )
         keep(root.register_forward_hook(Hook(self._on_return)))
+
+    def _before_any(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """See whether a layer that no hook may be put on is about to be called."""
+        site = self._untouched.get(id(module))
+        if site is not None:
+            self._on_draw(site, module, args)
+
+    def _after_any(
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
+    ) -> None:
+        """See whether it was a layer that no hook may be put on."""
+        site = self._untouched.get(id(module))
+        if site is not None:
+            self._on_forward(site, module, args, kwargs, output)
 
     def _detach_modules(self) -> None:
         while self._on_modules:
@@ -133,7 +162,13 @@ class Recorder:
             return
         self._refuse_functional(self.survey.swapped())
         self.arrivals.labellings.add(id(self.labelling))
-        self.inputs.note(tensors_in((args, kwargs)), self.labelling.size)
+        given = tensors_in((args, kwargs))
+        if any(x.is_nested for x in given):
+            raise CaptureError(
+                "The model is called with a nested tensor, whose rows have no sample "
+                "axis to count: pad it, or pack the sequences."
+            )
+        self.inputs.note(given, self.labelling.size)
         sizes = batch_sizes((args, kwargs), self._batch_dim)
         if not sizes:
             return
@@ -195,10 +230,11 @@ class Recorder:
     def _on_draw(self, site: Site, layer: nn.Module, args: tuple[Any, ...]) -> None:
         """Note where the random numbers stand before a call that draws some."""
         assert site.rule is not None
+        self._states.pop(id(layer), None)  # of a call that failed
         watched = torch.is_grad_enabled() and not RUNNING.at(layer)
         if watched and site.rule.draws(layer):
             device = next(layer.parameters()).device
-            self._states.setdefault(id(layer), []).append(RandomState.now(device))
+            self._states[id(layer)] = RandomState.now(device)
 
     def _on_forward(
         self,
@@ -208,8 +244,7 @@ class Recorder:
         kwargs: dict[str, Any],
         output: Any,
     ) -> None:
-        states = self._states.get(id(layer))
-        random = states.pop() if states else None
+        random = self._states.pop(id(layer), None)
         if RUNNING.at(layer):  # a checkpoint recomputes for the replay
             return
         returned = [x for x in tensors_in(output) if x.is_floating_point()]
@@ -243,7 +278,7 @@ class Recorder:
         self.arrivals.calls.append(call)
         if self.survey.outside is None:
             call.edges = edges_between(returned, tensors_in(given))
-            call.nodes = tuple(x.grad_fn for x in returned if x.grad_fn is not None)
+            call.nodes = nodes_of(returned)
         call.inside = self._inside_of(call, given, returned)
         hidden = rule.hidden(layer, given)
         self.hidden |= {site.name: hidden} if hidden else {}
@@ -269,6 +304,8 @@ class Recorder:
         n, x = self.labelling.size, first(given)
         if complex_:
             return "has complex numbers"
+        if any(x.is_nested for x in tensors_in(given)):
+            return "called with a nested tensor"
         axis = self._batch_dim if site.batch_dim is None else site.batch_dim
         size = site.rule.batch_size(site.module, given, axis)
         inside = site.batch_dim is not None and isinstance(x, Tensor) and x.ndim < 3

@@ -29,6 +29,7 @@ class Site:
         why: Why there is no rule.
         wanted: Whether the layer is among those asked for.
         batch_dim: Its batch axis where a layer around it says so (a transformer's).
+        untouched: Whether no hook may be put on it (`_fast_inside`).
     """
 
     name: str
@@ -39,6 +40,7 @@ class Site:
     why: str = ""
     wanted: bool = True
     batch_dim: int | None = None
+    untouched: bool = False
 
     @cached_property
     def tensors(self) -> dict[str, nn.Parameter]:
@@ -90,12 +92,32 @@ def _held(module: nn.Module, local: str) -> nn.Parameter:
 
 
 def _inner_axes(model: nn.Module) -> dict[int, int]:
-    """Return the batch axis of the layers inside of transformer layers."""
+    """Return the batch axis of the layers inside of transformers and their layers."""
     kinds = nn.TransformerEncoderLayer | nn.TransformerDecoderLayer
+    stacks = nn.TransformerEncoder | nn.TransformerDecoder
+    axes: dict[int, int] = {}
+    for whole in model.modules():
+        if isinstance(whole, stacks):
+            layers = [x for x in whole.layers if isinstance(x, kinds)]
+            around = [] if whole.norm is None else [*whole.norm.modules()]
+        else:
+            layers, around = [whole] if isinstance(whole, kinds) else [], []
+        for layer in layers:
+            axis = 0 if layer.self_attn.batch_first else 1
+            axes |= dict.fromkeys(map(id, (*layer.modules(), *around)), axis)
+    return axes
+
+
+def _fast_inside(model: nn.Module) -> set[int]:
+    """Return the layers of transformers that may take PyTorch's fast path.
+
+    In evaluation, where no gradient is wanted of them (of the call, or of a frozen
+    layer in a network that learns), and no hook is on them or on a part of them.
+    """
     return {
-        id(inner): 0 if layer.self_attn.batch_first else 1
+        id(inner)
         for layer in model.modules()
-        if isinstance(layer, kinds)
+        if isinstance(layer, nn.TransformerEncoderLayer)
         for inner in layer.modules()
     }
 
@@ -118,6 +140,7 @@ def find_sites(model: nn.Module, layers: Set[str] | None) -> list[Site]:
     sites: list[Site] = []
     inside: set[str] = set()
     clean, axes = clean_names(model), _inner_axes(model)
+    fast = _fast_inside(model)
     for name, module in model.named_modules():
         own = {k: p for k, p in module._parameters.items() if p is not None}
         if not own or name in inside:
@@ -137,8 +160,10 @@ def find_sites(model: nn.Module, layers: Set[str] | None) -> list[Site]:
         wanted = layers is None or title in layers
         if not wanted:
             rule, why = None, "not among the layers= asked for"
-        axis = axes.get(id(module))
-        sites.append(Site(title, module, rule, full, parts, why, wanted, axis))
+        axis, untouched = axes.get(id(module)), id(module) in fast
+        sites.append(
+            Site(title, module, rule, full, parts, why, wanted, axis, untouched)
+        )
     known = [site.name for site in sites]
     for asked in sorted(layers or ()):
         if asked not in known:

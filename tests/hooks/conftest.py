@@ -2,6 +2,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from tests.cases import Case, N
 
@@ -87,18 +88,33 @@ def _gradients(loss: Tensor, model: nn.Module) -> dict[str, Tensor]:
 
 
 def hooks_on(model: nn.Module) -> int:
-    """Count everything that is still hooked on a model and its parameters."""
+    """Count everything hooked on a model, its parameters, and all modules there are."""
     modules = sum(
-        len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks)
+        len(m._forward_hooks)
+        + len(m._forward_pre_hooks)
+        + len(m._forward_hooks_with_kwargs)
+        + len(m._forward_pre_hooks_with_kwargs)
+        + len(m._backward_hooks)
+        + len(m._backward_pre_hooks)
         for m in model.modules()
     )
-    return modules + sum(len(p._backward_hooks or {}) for p in model.parameters())
+    everywhere = len(_global_forward_hooks) + len(_global_forward_pre_hooks)
+    on_parameters = sum(len(p._backward_hooks or {}) for p in model.parameters())
+    return modules + everywhere + on_parameters
+
+
+def random_states() -> list[Tensor]:
+    """Where the random number generators stand."""
+    on_device = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return [torch.get_rng_state(), *on_device]
 
 
 def everything_in(model: nn.Module) -> Iterator[tuple[str, object]]:
     """Yield each thing that watching could have changed, with a name."""
     for name, tensor in model.state_dict().items():
         yield f"state {name}", tensor
+    for name, buffer in model.named_buffers():
+        yield f"buffer {name}", buffer
     for name, parameter in model.named_parameters():
         yield f"gradient {name}", parameter.grad
     for name, module in model.named_modules():

@@ -5,6 +5,7 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from spectral_mlops import capture
 
@@ -162,6 +163,33 @@ def recurrent(draw):
     return layer, draw(st.integers(1, 5)), draw(labels_strategy)
 
 
+class Packed(nn.Module):
+    """A recurrent layer on sequences of these lengths, in no order."""
+
+    def __init__(self, rnn):
+        super().__init__()
+        self.rnn = rnn
+
+    def forward(self, x, lengths):
+        first, steps = self.rnn.batch_first, x.shape[1 if self.rnn.batch_first else 0]
+        given = pack_padded_sequence(x, lengths, first, enforce_sorted=False)
+        out, last = self.rnn(given)
+        return pad_packed_sequence(out, first, total_length=steps)[0], last
+
+
+@few
+@given(recurrent(), st.data())
+def test_packed_sequences(drawn, data):
+    layer, steps, labels = drawn
+    n, axis = len(labels), 0 if layer.batch_first else 1
+    each = st.lists(st.integers(1, steps), min_size=n, max_size=n)
+    lengths = torch.tensor(data.draw(each))
+    shape = [n, steps] if layer.batch_first else [steps, n]
+    x = torch.randn(*shape, layer.input_size).double()
+    last = [1, 1] if isinstance(layer, nn.LSTM) else [1]
+    assert_exact(Packed(layer.double()), [x, lengths], labels, [axis, 0], [axis, *last])
+
+
 @few
 @given(recurrent())
 def test_recurrent_layers(drawn):
@@ -211,3 +239,54 @@ def test_attention(drawn):
         tensor(keys, layer.vdim),
     ]
     assert_exact(layer, inputs, labels, [axis] * 3, [axis, 0])
+
+
+class Masked(nn.Module):
+    """Attention with masks; every query sees the first key."""
+
+    def __init__(self, attention, mask, **settings):
+        super().__init__()
+        self.attention, self.mask, self.settings = attention, mask, settings
+
+    def forward(self, query, key, value, padding):
+        return self.attention(
+            query,
+            key,
+            value,
+            attn_mask=self.mask,
+            key_padding_mask=padding,
+            **self.settings,
+        )
+
+
+@few
+@given(attentions(), st.data())
+def test_masked_attention(drawn, data):
+    layer, (queries, keys), labels = drawn
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    layer, n = layer.double(), len(labels)
+
+    def hidden(rows):
+        some = st.lists(st.booleans(), min_size=rows * keys, max_size=rows * keys)
+        mask = torch.tensor(data.draw(some)).reshape(rows, keys)
+        mask[:, 0] = False
+        return mask
+
+    mask, padding = hidden(queries), hidden(n)
+    if data.draw(st.booleans()):
+        mask, padding = mask.double() * -1.5, padding.double() * -0.5
+    settings = {
+        "need_weights": data.draw(st.booleans()),
+        "average_attn_weights": data.draw(st.booleans()),
+    }
+    axis = 0 if layer.batch_first else 1
+    x = torch.randn(n, queries, layer.embed_dim).double()
+    y = torch.randn(n, keys, layer.kdim).double()
+    z = torch.randn(n, keys, layer.vdim).double()
+    given_ = [x, y, z] if axis == 0 else [w.transpose(0, 1) for w in (x, y, z)]
+    out = [axis, 0] if settings["need_weights"] else [axis]
+    assert_exact(
+        Masked(layer, mask, **settings), [*given_, padding], labels,
+        [axis] * 3 + [0], out,
+    )  # fmt: skip

@@ -2,10 +2,12 @@
 
 import copy
 from contextlib import nullcontext
+from shutil import which
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from spectral_mlops import SpectralMonitor, capture
 from spectral_mlops.errors import CaptureError, InputError
@@ -169,6 +171,9 @@ def test_generator_and_discriminator():
 
 def test_accumulation_is_a_context_per_micro_batch():
     model, x = network(), torch.randn(8, 5).double()
+    plain = copy.deepcopy(model)
+    for part in (x[:4], x[4:]):
+        (plain(part).square().sum() / 8).backward()
     sums = {}
     for part in (x[:4], x[4:]):
         with capture(model, list("aabb"), loss_scale=1 / 8) as captured:
@@ -178,6 +183,7 @@ def test_accumulation_is_a_context_per_micro_batch():
             sums[name] = sums.get(name, 0) + total(captured, name)
     for name, parameter in trained(model).items():
         torch.testing.assert_close(sums[name], parameter.grad)
+        assert torch.equal(parameter.grad, plain.get_parameter(name).grad)
 
 
 @pytest.mark.parametrize("alone", [False, True])
@@ -258,6 +264,62 @@ def test_checkpoints_that_are_reentrant():
     assert max(captured.additivity_error().values()) < 1e-10
     for a, b in zip(model.parameters(), plain.parameters(), strict=True):
         assert torch.equal(a.grad, b.grad)
+    plain.reentrant = False  # which may be asked for gradients of one group's loss
+    for group, gradients in captured.group_gradients().items():
+        loss = loss_of(plain(x), torch.tensor([label == group for label in LABELS]))
+        expected = torch.autograd.grad(loss, list(plain.parameters()))
+        for name, gradient in zip(trained(plain), expected, strict=True):
+            if name != "block.1.gain":
+                torch.testing.assert_close(gradients[name], gradient)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("kind", ["lstm", "attention", "encoder", "conv", "linear"])
+def test_single_layers_in_checkpoints(kind, reentrant):
+    """With the very dropout masks that were drawn, here and when computed again."""
+    layers = {
+        "lstm": lambda: nn.LSTM(4, 4, 2, dropout=0.5, batch_first=True),
+        "attention": lambda: nn.MultiheadAttention(4, 2, 0.4, batch_first=True),
+        "encoder": lambda: nn.TransformerEncoderLayer(4, 2, 6, 0.3, batch_first=True),
+        "conv": lambda: nn.Conv1d(6, 6, 3, padding=1),
+        "linear": lambda: nn.Linear(4, 4),
+    }
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.layer = nn.Linear(4, 4), layers[kind]()
+            self.output, self.reentrant = nn.Linear(4, 2), reentrant
+
+        def call(self, x):
+            found = self.layer(*[x] * (3 if kind == "attention" else 1))
+            return found[0] if isinstance(found, tuple) else found
+
+        def forward(self, x):
+            hidden = self.first(x)
+            return self.output(
+                checkpoint(self.call, hidden, use_reentrant=self.reentrant)
+            )
+
+    torch.manual_seed(8)
+    model, x = Model().double(), torch.randn(7, 6, 4).double()
+    plain = copy.deepcopy(model)
+    torch.manual_seed(9)
+    with capture(model, LABELS) as captured:
+        loss_of(model(x)).backward()
+    torch.manual_seed(9)
+    loss_of(plain(x)).backward()
+    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+    assert {row.method for row in captured.coverage()} == {"rows"}
+    assert max(captured.additivity_error().values()) < 1e-10
+    plain.reentrant = False
+    for group, gradients in captured.group_gradients().items():
+        torch.manual_seed(9)
+        loss = loss_of(plain(x), torch.tensor([label == group for label in LABELS]))
+        expected = torch.autograd.grad(loss, list(plain.parameters()))
+        for name, gradient in zip(trained(plain), expected, strict=True):
+            torch.testing.assert_close(gradients[name], gradient)
 
 
 # -- mixed precision ---------------------------------------------------------------
@@ -351,6 +413,63 @@ def test_compiled_models_run_eagerly_while_watched(inplace):
     counters.clear()
     compiled(x).square().sum().backward()
     assert not counters["frames"]  # the compiled code of before is used again
+
+
+class Mixed(nn.Module):
+    """Layers of several kinds, one without a rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(5, 4, batch_first=True)
+        self.gain, self.output = Gain(4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.output(self.gain(self.gru(x)[0].relu())).sum(1)
+
+
+COMPILED = {
+    "eager": lambda m: torch.compile(m, backend="eager"),
+    "aot": lambda m: torch.compile(m, backend="aot_eager", dynamic=True),
+    "inductor": torch.compile,
+    "reduce-overhead": lambda m: torch.compile(m, mode="reduce-overhead"),
+    "max-autotune": lambda m: torch.compile(m, mode="max-autotune-no-cudagraphs"),
+    "function": lambda m: torch.compile(lambda x: m(x), backend="aot_eager"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("how", [*COMPILED, "layer", "layer inside"])
+def test_every_way_to_compile(how):
+    if how in ("inductor", "reduce-overhead", "max-autotune") and not which("g++"):
+        pytest.skip("PyTorch's own compiler needs one for C++")
+    torch.manual_seed(0)
+    model, x = Mixed(), torch.randn(7, 6, 5)
+    plain = copy.deepcopy(model)
+    if how == "layer":
+        model.output.compile(backend="aot_eager")
+    elif how == "layer inside":
+        model.output = torch.compile(model.output, backend="aot_eager")
+    compiled = COMPILED[how](model) if how in COMPILED else model
+    compiled(x).square().sum().backward()
+    model.zero_grad()
+    watched = compiled if isinstance(compiled, nn.Module) else model
+    with capture(watched, LABELS) as captured:
+        compiled(x).square().sum().backward()
+    plain(x).square().sum().backward()
+    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+    assert max(captured.additivity_error().values()) < 1e-5
+    method = {row.parameter: row.method for row in captured.coverage()}
+    assert method.keys() == trained(plain).keys()
+    assert {name for name, m in method.items() if m == "replay"} == {"gain.gain"}
+    assert hooks_on(model) == 0
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    compiled(x).square().sum().backward()
+    assert not counters["frames"]  # the compiled code of before is used again
+    torch._dynamo.reset()
 
 
 def test_functional_calls_get_their_sentence():

@@ -135,9 +135,11 @@ def _seen_inside(
 ) -> dict[str, Contributions]:
     """Rows of self-attention, whose products hold time-first rows ``[L·N, ·]``."""
     x = _batch_first(layer, call.as_used(call.given["query"]))
-    shape = (x.shape[1], x.shape[0], -1)
-    adjoint = adjoint.reshape(shape).transpose(0, 1)
-    context = call.as_used(context).reshape(shape).transpose(0, 1)
+    context = call.as_used(context)
+    adjoint, context = (
+        z.reshape(x.shape[1], x.shape[0], z.shape[-1]).transpose(0, 1)
+        for z in (adjoint, context)
+    )
     d_out = call.adjoints[0]
     heads = _Heads(layer.embed_dim, layer.num_heads)
     return {

@@ -146,14 +146,38 @@ class EmbeddingBagRule(RowRule):
                 share = share / taken.sum(1).clamp(min=1)[:, None, None]
         adjoint = call.adjoint.unsqueeze(1) * share.to(call.adjoint.dtype)
         if layer.scale_grad_by_freq:
-            adjoint = adjoint / _frequency(index[taken], layer.num_embeddings, index)
+            adjoint = adjoint * _factors_of_frequency(layer, call, index, taken)
         return EmbeddingRows(index, adjoint, taken, layer.num_embeddings)
 
 
-def _frequency(index: Tensor, entries: int, at: Tensor | None = None) -> Tensor:
+def _frequency(index: Tensor, entries: int) -> Tensor:
     """How often each position's entry occurs in the whole call, ``[N, S, 1]``."""
-    count = torch.bincount(index.flatten(), minlength=entries)
-    return count[index if at is None else at].clamp(min=1).unsqueeze(-1)
+    return torch.bincount(index.flatten(), minlength=entries)[index].unsqueeze(-1)
+
+
+def _factors_of_frequency(
+    layer: Any, call: Call, index: Tensor, taken: Tensor
+) -> Tensor:
+    """Return what a bag's kernel makes of the frequency of entries, ``[N, S, 1]``.
+
+    NOTE: asked of the kernel itself, since the CPU's divides by the frequency of
+    another entry than the member's (PyTorch 2.13).
+    """
+    ones = torch.ones_like(call.adjoint[:, :1])
+    table = ones.new_ones(layer.num_embeddings, 1).requires_grad_()
+    with torch.enable_grad():
+        sums = F.embedding_bag(
+            call.input,
+            table,
+            call.given.get("offsets"),
+            mode="sum",
+            scale_grad_by_freq=True,
+            include_last_offset=layer.include_last_offset,
+            padding_idx=layer.padding_idx,
+        )
+    (scaled,) = torch.autograd.grad(sums, table, ones)
+    count = torch.bincount(index[taken], minlength=layer.num_embeddings)
+    return (scaled.squeeze(1) / count.clamp(min=1))[index].unsqueeze(-1)
 
 
 def _bags(layer: Any, given: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
