@@ -7,9 +7,7 @@ it was made under (tag ``spectral.uid``).
 
 import getpass
 import json
-import os
 import shutil
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +19,7 @@ from PIL import Image
 
 from spectral_mlops.errors import InputError, TrackingError
 from spectral_mlops.tracking.environment import git_state
+from spectral_mlops.tracking.holder import WRITER, take, writer
 from spectral_mlops.tracking.pending import build_part
 from spectral_mlops.tracking.quiet import quiet  # NOTE: stays before mlflow
 from spectral_mlops.tracking.spool import Event, Spool, inside
@@ -40,7 +39,6 @@ from mlflow.exceptions import MlflowException
 BATCH = 1000
 """Metrics in one request; more are refused by servers."""
 UID = "spectral.uid"
-WRITER = "spectral.writer"
 _DIGEST = 12  # characters shown; the whole digest stands in the profile
 _REFUSALS = (
     "INVALID_PARAMETER_VALUE",
@@ -111,7 +109,7 @@ class Delivery:
         with quiet():
             try:
                 run = self._attached(store) if self._given else self._own(store)
-                _take(store, run, self._spool.root)
+                take(store, run, self._spool.root)
             except (MlflowException, OSError) as error:
                 away = may_come_back(self._uri, error)
                 raise unusable(self._uri, error, away=away) from error
@@ -342,7 +340,7 @@ class Delivery:
         tags = {k: v for k, v in start["tags"].items() if not k.startswith("mlflow.")}
         tags |= {
             UID: uid,
-            WRITER: _writer(self._spool.root),
+            WRITER: writer(self._spool.root),
             "mlflow.user": _user(),
             "mlflow.source.name": sys.argv[0] or "interactive",
             "mlflow.source.type": "LOCAL",
@@ -408,43 +406,6 @@ def _halves(event: Event) -> list[list[Event]]:
     middle = len(items) // 2
     parts = [part for part in (items[:middle], items[middle:]) if part]
     return [[event._replace(body=event.body | {"metrics": dict(p)})] for p in parts]
-
-
-def _writer(folder: Path) -> str:
-    """Say who writes to a run."""
-    me = {"host": socket.gethostname(), "process": os.getpid(), "folder": str(folder)}
-    return json.dumps(me)
-
-
-def _take(store: Store, run: Run, folder: Path) -> None:
-    """Write down who writes to the run; refuse one that another process writes.
-
-    Raises:
-        TrackingError: If a process of this machine that is still there does.
-    """
-    mine, known = _writer(folder), run.data.tags.get(WRITER)
-    if known == mine:  # so it was made
-        return
-    me, other = json.loads(mine), json.loads(known or mine)
-    here = other.get("host") == me["host"]
-    if here and other.get("folder") != me["folder"] and _lives(other.get("process")):
-        raise TrackingError(
-            f"Run {run.info.run_id} is being written by process {other['process']} "
-            f"from {other['folder']}: one at a time."
-        )
-    store.client.set_tag(run.info.run_id, WRITER, mine)
-
-
-def _lives(process: object) -> bool:
-    if not isinstance(process, int) or process <= 0:
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _refuse(spool: Spool, event: Event, reason: str) -> None:

@@ -13,7 +13,8 @@ from mlflow.exceptions import MlflowException
 from spectral_mlops.errors import TrackingError
 from spectral_mlops.tracking import MlflowTracker, open_store
 from spectral_mlops.tracking import uploader as uploader_module
-from spectral_mlops.tracking.delivery import UID, WRITER, Delivery
+from spectral_mlops.tracking.delivery import UID, Delivery
+from spectral_mlops.tracking.holder import WRITER
 from spectral_mlops.tracking.uploader import Uploader
 from tests.conformance import COHORT
 from tests.tracking.factory import epoch
