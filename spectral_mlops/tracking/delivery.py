@@ -46,7 +46,8 @@ _REFUSALS = (
     "MALFORMED_REQUEST",
     "RESOURCE_DOES_NOT_EXIST",
 )
-_SILENT = ("records", "names")  # of the spool alone: nothing is sent
+_JOINED = ("metrics", "tags", "part", "records", "names")
+"""Events that are sent together; the last two are the spool's alone."""
 _TABLES = "mlflow.loggedArtifacts"
 _IMAGES = "mlflow.loggedImages"
 _THUMBNAIL = 256  # pixels
@@ -201,18 +202,15 @@ class Delivery:
         self.delivered += points
 
     def _send(self, events: list[Event]) -> None:
-        """Send metrics and tags of several events, or one event of another kind."""
+        """Send several events that go together, or one of another kind."""
         event, body = events[0], events[0].body
         match event.kind:
-            case "metrics" | "tags" | "records" | "names":
+            case kind if kind in _JOINED:
                 self._send_batch(events)
             case "start":
                 self._send_start(event)
             case "resume":
                 self._send_resume(body)
-            case "part":
-                for path in build_part(self._spool.root, body["part"]):
-                    self._send_file(path, path.parent.name)
             case "file":
                 self._send_file(inside(self._spool.root, body["path"]), body["folder"])
             case "table":
@@ -227,7 +225,7 @@ class Delivery:
                     )
 
     def _send_batch(self, events: list[Event]) -> None:
-        """Send metrics and tags together: each request has a cost of its own."""
+        """Send metrics and tags at once: each request has a cost of its own."""
         points: list[Metric] = []
         tags: dict[str, str] = {}
         for event in events:
@@ -242,6 +240,9 @@ class Delivery:
                 synchronous=True,
             )
             tags = {}
+        for part in (event.body["part"] for event in events if event.kind == "part"):
+            for path in build_part(self._spool.root, part):
+                self._send_file(path, path.parent.name)
 
     def _send_start(self, event: Event) -> None:
         """Send parameters and tags in one batch, and the cohort as a dataset."""
@@ -379,25 +380,18 @@ def known_uri(spool: Spool, tracking_uri: str | None) -> str:
 
 
 def _batches(events: Iterator[Event]) -> Iterator[list[Event]]:
-    """Put metrics and tags of following events together, up to what a request takes.
-
-    What is not sent at all does not part them.
-    """
+    """Put following events together that are sent so, up to what a request takes."""
     batch: list[Event] = []
     points = 0
     for event in events:
-        joins = _joins(event) and points + event.points <= BATCH
-        if batch and not (joins and _joins(batch[-1])):
+        joins = {event.kind, *(each.kind for each in batch[-1:])} <= {*_JOINED}
+        if batch and not (joins and points + event.points <= BATCH):
             yield batch
             batch, points = [], 0
         batch.append(event)
         points += event.points
     if batch:
         yield batch
-
-
-def _joins(event: Event) -> bool:
-    return event.kind in ("metrics", "tags", *_SILENT)
 
 
 def _halves(event: Event) -> list[list[Event]]:
