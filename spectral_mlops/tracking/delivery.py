@@ -7,9 +7,7 @@ it was made under (tag ``spectral.uid``).
 
 import getpass
 import json
-import os
 import shutil
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +19,7 @@ from PIL import Image
 
 from spectral_mlops.errors import InputError, TrackingError
 from spectral_mlops.tracking.environment import git_state
+from spectral_mlops.tracking.holder import WRITER, take, writer
 from spectral_mlops.tracking.pending import build_part
 from spectral_mlops.tracking.quiet import quiet  # NOTE: stays before mlflow
 from spectral_mlops.tracking.spool import Event, Spool, inside
@@ -40,7 +39,6 @@ from mlflow.exceptions import MlflowException
 BATCH = 1000
 """Metrics in one request; more are refused by servers."""
 UID = "spectral.uid"
-WRITER = "spectral.writer"
 _DIGEST = 12  # characters shown; the whole digest stands in the profile
 _REFUSALS = (
     "INVALID_PARAMETER_VALUE",
@@ -48,7 +46,8 @@ _REFUSALS = (
     "MALFORMED_REQUEST",
     "RESOURCE_DOES_NOT_EXIST",
 )
-_SILENT = ("records", "names")  # of the spool alone: nothing is sent
+_JOINED = ("metrics", "tags", "part", "records", "names")
+"""Events that are sent together; the last two are the spool's alone."""
 _TABLES = "mlflow.loggedArtifacts"
 _IMAGES = "mlflow.loggedImages"
 _THUMBNAIL = 256  # pixels
@@ -111,7 +110,7 @@ class Delivery:
         with quiet():
             try:
                 run = self._attached(store) if self._given else self._own(store)
-                _take(store, run, self._spool.root)
+                take(store, run, self._spool.root)
             except (MlflowException, OSError) as error:
                 away = may_come_back(self._uri, error)
                 raise unusable(self._uri, error, away=away) from error
@@ -203,18 +202,15 @@ class Delivery:
         self.delivered += points
 
     def _send(self, events: list[Event]) -> None:
-        """Send metrics and tags of several events, or one event of another kind."""
+        """Send several events that go together, or one of another kind."""
         event, body = events[0], events[0].body
         match event.kind:
-            case "metrics" | "tags" | "records" | "names":
+            case kind if kind in _JOINED:
                 self._send_batch(events)
             case "start":
                 self._send_start(event)
             case "resume":
                 self._send_resume(body)
-            case "part":
-                for path in build_part(self._spool.root, body["part"]):
-                    self._send_file(path, path.parent.name)
             case "file":
                 self._send_file(inside(self._spool.root, body["path"]), body["folder"])
             case "table":
@@ -229,7 +225,7 @@ class Delivery:
                     )
 
     def _send_batch(self, events: list[Event]) -> None:
-        """Send metrics and tags together: each request has a cost of its own."""
+        """Send metrics and tags at once: each request has a cost of its own."""
         points: list[Metric] = []
         tags: dict[str, str] = {}
         for event in events:
@@ -244,6 +240,9 @@ class Delivery:
                 synchronous=True,
             )
             tags = {}
+        for part in (event.body["part"] for event in events if event.kind == "part"):
+            for path in build_part(self._spool.root, part):
+                self._send_file(path, path.parent.name)
 
     def _send_start(self, event: Event) -> None:
         """Send parameters and tags in one batch, and the cohort as a dataset."""
@@ -342,7 +341,7 @@ class Delivery:
         tags = {k: v for k, v in start["tags"].items() if not k.startswith("mlflow.")}
         tags |= {
             UID: uid,
-            WRITER: _writer(self._spool.root),
+            WRITER: writer(self._spool.root),
             "mlflow.user": _user(),
             "mlflow.source.name": sys.argv[0] or "interactive",
             "mlflow.source.type": "LOCAL",
@@ -381,15 +380,12 @@ def known_uri(spool: Spool, tracking_uri: str | None) -> str:
 
 
 def _batches(events: Iterator[Event]) -> Iterator[list[Event]]:
-    """Put metrics and tags of following events together, up to what a request takes.
-
-    What is not sent at all does not part them.
-    """
+    """Put following events together that are sent so, up to what a request takes."""
     batch: list[Event] = []
     points = 0
     for event in events:
-        joins = _joins(event) and points + event.points <= BATCH
-        if batch and not (joins and _joins(batch[-1])):
+        joins = {event.kind, *(each.kind for each in batch[-1:])} <= {*_JOINED}
+        if batch and not (joins and points + event.points <= BATCH):
             yield batch
             batch, points = [], 0
         batch.append(event)
@@ -398,53 +394,12 @@ def _batches(events: Iterator[Event]) -> Iterator[list[Event]]:
         yield batch
 
 
-def _joins(event: Event) -> bool:
-    return event.kind in ("metrics", "tags", *_SILENT)
-
-
 def _halves(event: Event) -> list[list[Event]]:
     """Cut the metrics of an event in two; nothing else can be cut."""
     items = list(event.body["metrics"].items()) if event.kind == "metrics" else []
     middle = len(items) // 2
     parts = [part for part in (items[:middle], items[middle:]) if part]
     return [[event._replace(body=event.body | {"metrics": dict(p)})] for p in parts]
-
-
-def _writer(folder: Path) -> str:
-    """Say who writes to a run."""
-    me = {"host": socket.gethostname(), "process": os.getpid(), "folder": str(folder)}
-    return json.dumps(me)
-
-
-def _take(store: Store, run: Run, folder: Path) -> None:
-    """Write down who writes to the run; refuse one that another process writes.
-
-    Raises:
-        TrackingError: If a process of this machine that is still there does.
-    """
-    mine, known = _writer(folder), run.data.tags.get(WRITER)
-    if known == mine:  # so it was made
-        return
-    me, other = json.loads(mine), json.loads(known or mine)
-    here = other.get("host") == me["host"]
-    if here and other.get("folder") != me["folder"] and _lives(other.get("process")):
-        raise TrackingError(
-            f"Run {run.info.run_id} is being written by process {other['process']} "
-            f"from {other['folder']}: one at a time."
-        )
-    store.client.set_tag(run.info.run_id, WRITER, mine)
-
-
-def _lives(process: object) -> bool:
-    if not isinstance(process, int) or process <= 0:
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _refuse(spool: Spool, event: Event, reason: str) -> None:

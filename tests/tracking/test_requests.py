@@ -11,9 +11,10 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from spectral_mlops.errors import TrackingError
-from spectral_mlops.tracking import MlflowTracker, open_store
+from spectral_mlops.tracking import MlflowTracker, load_run, open_store
 from spectral_mlops.tracking import uploader as uploader_module
-from spectral_mlops.tracking.delivery import UID, WRITER, Delivery
+from spectral_mlops.tracking.delivery import UID, Delivery
+from spectral_mlops.tracking.holder import WRITER
 from spectral_mlops.tracking.uploader import Uploader
 from tests.conformance import COHORT
 from tests.tracking.factory import epoch
@@ -54,9 +55,9 @@ def test_a_short_run_asks_little_of_its_store(
     tracker = MlflowTracker(tracking_uri=uri)
     tags = {UID: "mine", "spectral.kind": "trial", "mlflow.note.content": "said"}
     tracker.start("one", {"depth": 3}, tags, COHORT)
-    for number in range(7):
+    for number in range(12):  # ten make a part
         tracker.log(epoch(number), {"train/loss": 0.5 / (1 + number)})
-    tracker.log_metrics({"final/auc": 0.75}, step=6)
+    tracker.log_metrics({"final/auc": 0.75}, step=11)
     tracker.log_tags({"optuna.state": "RUNNING"})
     tracker.log_tags({"optuna.state": "COMPLETE"})
     tracker.close()
@@ -72,7 +73,8 @@ def test_a_short_run_asks_little_of_its_store(
     assert tags.items() <= run.data.tags.items()
     assert run.data.tags["optuna.state"] == "COMPLETE"
     assert WRITER not in run.data.tags
-    assert run.data.metrics["train/loss"] == 0.5 / 7
+    assert run.data.metrics["train/loss"] == 0.5 / 12
+    assert len(load_run(tracker.run_id, uri)) == 12 * 54
     assert run.data.metrics["final/auc"] == 0.75
 
 
