@@ -103,6 +103,12 @@ def test_a_batch_axis_elsewhere_gets_its_sentence():
     words = r"6 samples \(axis 0.*batch_dim="
     with capture(case.model, LABELS), pytest.raises(CaptureError, match=words):
         case.model(*case.inputs)
+    words = r"batch_dim=3.*\(6, 7, 5\), which has no axis 3"
+    with (
+        capture(case.model, LABELS, batch_dim=3),
+        pytest.raises(CaptureError, match=words),
+    ):
+        case.model(*case.inputs)
     inner = nn.Sequential(nn.Flatten(0, 1), nn.Linear(5, 2)).double()
     with capture(inner, LABELS) as captured:
         inner(torch.randn(7, 3, 5).double()).sum().backward()
@@ -271,7 +277,7 @@ AMP = ["linear-3d", "conv2d", "gru", "attention-weights", "encoder", "bare"]
 @pytest.mark.parametrize("name", AMP)
 def test_autocast_and_a_scaler(name, dtype):
     case = build(name, torch.float32)
-    plain = copy.deepcopy(case.model)
+    plain, fresh = copy.deepcopy(case.model), copy.deepcopy(case.model)
     for model, watch in ((case.model, True), (plain, False)):
         torch.manual_seed(6)
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**6)
@@ -298,6 +304,19 @@ def test_autocast_and_a_scaler(name, dtype):
         assert (whole - unscaled).norm() <= 1e-2 * max(
             unscaled.norm(), *(group[name_].norm() for group in found.values())
         )
+    expected = {}
+    for group in found:
+        torch.manual_seed(6)
+        with torch.autocast("cpu", dtype):
+            returned = fresh(*case.inputs)
+        mask = torch.tensor([label == group for label in LABELS])
+        loss = loss_of(returned.float(), mask) / 7
+        gradients = torch.autograd.grad(loss, list(trained(fresh).values()))
+        expected[group] = dict(zip(trained(fresh), gradients, strict=True))
+    for group, gradients in found.items():
+        for name_, gradient in gradients.items():
+            size = max(expected[g][name_].norm() for g in expected)
+            assert (gradient - expected[group][name_]).norm() <= 2e-2 * size
 
 
 def test_an_input_changed_in_place_under_autocast_is_kept():

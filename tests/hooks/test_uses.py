@@ -11,6 +11,7 @@ from torch.nn.utils import parametrizations, parametrize, prune, rnn
 from spectral_mlops import capture
 from tests.hooks.conftest import trained
 from tests.hooks.test_hard_cases import LABELS, Model, N, check, loss_of, x2, x3
+from tests.networks import Gain
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated"),
@@ -243,3 +244,37 @@ def test_spectral_norms_in_training_move_once(old):
     for a, b in zip(model.buffers(), twin.buffers(), strict=True):
         assert torch.equal(a, b)
     assert {row.method for row in captured.coverage()} == {"replay"}
+
+
+RETURNED = {
+    "linear": lambda: around(nn.Linear(4, 3)),
+    "recurrent": lambda: around(lstm()),
+    "convolution": lambda: around(nn.Conv1d(6, 3, 2)),
+    "own": lambda: nn.Sequential(nn.Linear(4, 3), Gain(3)).double(),
+    "own on a view": lambda: Model(
+        lambda s, x: s.layer(s.gain(x)), gain=Gain(4), layer=nn.Linear(4, 3)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RETURNED)
+def test_what_the_model_returned_is_changed_in_place(name):
+    torch.manual_seed(5)
+    model = RETURNED[name]()
+
+    def loss(mask=None):
+        returned = model(x3)
+        returned[:, 1:].mul_(3)
+        returned.add_(0.1).relu_()
+        return loss_of(returned, mask)
+
+    with capture(model, LABELS, strict=True) as captured:
+        loss().backward()
+    replayed = {row.parameter for row in captured.coverage() if row.method == "replay"}
+    assert all("gain" in parameter for parameter in replayed)
+    for group, gradients in captured.group_gradients().items():
+        mask = torch.tensor([float(label == group) for label in LABELS]).double()
+        own = trained(model)
+        expected = torch.autograd.grad(loss(mask), list(own.values()))
+        for parameter, gradient in zip(own, expected, strict=True):
+            torch.testing.assert_close(gradients[parameter], gradient)
