@@ -171,7 +171,8 @@ def label_texts(labels: Labels) -> list[str]:
     if hasattr(labels, "tolist"):  # tensors, arrays, pandas columns
         labels = labels.tolist()
     unordered = isinstance(labels, set | frozenset | Mapping)
-    if isinstance(labels, str) or not hasattr(labels, "__iter__") or unordered:
+    text = isinstance(labels, str | bytes)
+    if text or not hasattr(labels, "__iter__") or unordered:
         raise InputError(f"Labels {labels!r} are not a sequence: give one per sample.")
     return [x if type(x) is str else _text(i, x) for i, x in enumerate(labels)]
 

@@ -170,9 +170,16 @@ class Recorder:
             )
         self.inputs.note(given, self.labelling.size)
         sizes = batch_sizes((args, kwargs), self._batch_dim)
-        if not sizes:
-            return
         n = self.labelling.size
+        if not sizes:
+            shapes = [tuple(x.shape) for x in given if x.ndim]
+            if shapes:
+                raise CaptureError(
+                    f"batch_dim={self._batch_dim}, and the model is called with "
+                    f"{shapes[0]}, which has no axis {self._batch_dim} (they count "
+                    "from 0): set batch_dim= to the axis of samples."
+                )
+            return
         if not {n, n * self._folded} & sizes.keys():
             size, shape = next(iter(sizes.items()))
             raise CaptureError(

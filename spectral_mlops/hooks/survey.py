@@ -235,12 +235,26 @@ def ruled_parameters(sites: Sequence[Site]) -> dict[str, nn.Parameter]:
     return found
 
 
-def refuse_sharded(parameters: Mapping[str, nn.Parameter]) -> None:
-    """Refuse parameters of which each process holds a shard.
+def refuse_sharded(model: nn.Module) -> None:
+    """Refuse models of which each process holds a shard, or each thread a copy.
 
     Raises:
-        CaptureError: If there is one.
+        CaptureError: If it is one.
     """
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    for module in model.modules():
+        if fsdp is not None and isinstance(module, fsdp.FullyShardedDataParallel):
+            raise CaptureError(
+                "The model is sharded over processes (FullyShardedDataParallel), and a "
+                "shard's gradient has no groups: train with DistributedDataParallel to "
+                "watch."
+            )
+        if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
+            raise CaptureError(
+                "The model is copied to several devices in each step (DataParallel), "
+                "which are not the model: train with DistributedDataParallel to watch."
+            )
+    parameters = dict(model.named_parameters())
     sharding = sys.modules.get("torch.distributed.tensor")
     if sharding is None:
         return
@@ -267,7 +281,7 @@ class Survey:
     """
 
     def __init__(self, model: nn.Module, layers: Iterable[str] | None = None) -> None:
-        refuse_sharded(dict(model.named_parameters()))
+        refuse_sharded(model)
         self.model = model
         self.sites: Sequence[Site] = find_sites(
             model, None if layers is None else frozenset(layers)

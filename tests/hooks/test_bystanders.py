@@ -386,3 +386,13 @@ def test_scripted_models_get_their_sentence():
     ):
         with pytest.raises(InputError, match="takes no hooks"):
             capture(model, LABELS)
+
+
+def test_copies_on_several_devices_get_their_sentence():
+    model = nn.DataParallel(nn.Linear(4, 3))
+    with capture(model, LABELS) as captured:  # on no device or one it is a plain call
+        model(x2.float()).square().sum().backward()
+    assert {row.parameter for row in captured.coverage()} == {"weight", "bias"}
+    model.device_ids = [0, 1]
+    with pytest.raises(CaptureError, match="train with DistributedDataParallel"):
+        capture(model, LABELS)

@@ -204,7 +204,7 @@ def test_spectra_are_those_of_the_group_gradient(name):
         parameter = s.layer if s.layer in shapes else holder[s.layer]
         module = dict(case.model.named_modules()).get(s.layer)
         if getattr(module, "groups", 1) > 1:
-            continue  # a union over blocks: test_convolutions.py
+            continue  # a union over blocks: test_factors.py
         g = gradients[s.group][parameter]
         matrix = g.flatten(1)
         if isinstance(module, torch.nn.modules.conv._ConvNd) and module.transposed:

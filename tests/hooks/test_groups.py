@@ -42,6 +42,7 @@ def test_a_group_called_missing_does_not_swallow_missing_labels():
         ({"all": ["a", "b"]}, {}, "pooled group"),
         ({}, {}, "groups is empty"),
         ("patients", {}, "not a sequence"),
+        (b"patients", {}, "not a sequence"),
         (3, {}, "not a sequence"),
         (
             {"dx": ["a", "b"], "sex": [1, 2, 3]},

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from spectral_mlops import SpectralMonitor, capture
@@ -84,6 +84,9 @@ def fsdp() -> None:
     torch.manual_seed(0)
     model = fully_shard(Network())
     with pytest.raises(CaptureError, match=r"over processes \(FSDP2.*DistributedData"):
+        capture(model, ["a", "b"])
+    model = FullyShardedDataParallel(Network(), device_id=torch.device("cpu"))
+    with pytest.raises(CaptureError, match=r"over processes \(Fully.*DistributedData"):
         capture(model, ["a", "b"])
 
 
