@@ -2,7 +2,7 @@
 
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ from spectral_mlops.cli.terminal import (
 )
 
 if TYPE_CHECKING:
+    from spectral_mlops.sweeps.worker import Orders
     from spectral_mlops.training.distributed import Team
 
 __all__ = ["sweeps"]  # all commands of studies are of one group
@@ -183,7 +184,13 @@ def _search(
             ),
         )
         mend(search)
-        states = work(search, most=trials, stop=stop, **shown(bar, search, trials))
+        states = work(
+            search,
+            most=trials,
+            stop=stop,
+            interrupted=stop.interrupted,
+            **shown(bar, search, trials),
+        )
     if search.processes is not None:
         search.processes.end()
     ended = ", ".join(f"{n} {s}" for s, n in Counter(x.name for x in states).items())
@@ -196,12 +203,12 @@ def _search(
 
 
 @contextmanager
-def _draining(team: "Team") -> Iterator[Callable[[], bool]]:
+def _draining(team: "Team") -> Iterator["Orders"]:
     """Let SIGTERM ask for an end, unless torchrun says it to all and soon kills."""
-    from spectral_mlops.sweeps import draining
+    from spectral_mlops.sweeps.worker import Orders, draining
 
     if team.size > 1:
-        yield lambda: False
+        yield Orders()
         return
     with draining() as stop:
         yield stop

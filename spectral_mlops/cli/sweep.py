@@ -140,7 +140,7 @@ def sweep(
     with _leaving_nothing_behind(search, on):
         if workers is None:
             with live_trials(search) as told, draining() as stop:
-                work(search, stop=stop, **told)
+                work(search, stop=stop, interrupted=stop.interrupted, **told)
         elif cluster is not None:
             _make_store_ready(search)
             array = clusters.submit(

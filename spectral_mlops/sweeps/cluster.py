@@ -101,13 +101,18 @@ class Worker:
         requeue = signal.getsignal(signal.SIGUSR1)  # submitit's
         with _told_to_end() as told:
             try:
-                work(sweep, on_trial=on_trial, stop=lambda: self.drained)
+                work(
+                    sweep,
+                    on_trial=on_trial,
+                    stop=lambda: self.drained,
+                    interrupted=lambda: bool(told),
+                )
             except BaseException:  # what cleaned up may have failed of the interrupt
-                if told != [signal.SIGUSR1] or not callable(requeue):
+                if told != [signal.SIGUSR1]:
                     raise
                 print("told to end: the ticket is given back", flush=True)
-                if not self.drained:
-                    requeue(signal.SIGUSR1, None)
+            if told == [signal.SIGUSR1] and callable(requeue) and not self.drained:
+                requeue(signal.SIGUSR1, None)
         return states
 
     def _drain(self, number: int, frame: FrameType | None) -> None:

@@ -2,8 +2,9 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from types import FrameType
 
 from optuna.trial import TrialState
@@ -25,6 +26,7 @@ def work(
     on_epoch: OnEpoch | None = None,
     on_trial: Callable[[TrialState], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> list[TrialState]:
     """Run trials until no ticket of the study is left.
 
@@ -38,13 +40,26 @@ def work(
         on_epoch: Called with the epoch and its metrics.
         on_trial: Called after each trial with how it ended.
         stop: Asked before each trial whether to take no more.
+        interrupted: Asked after each epoch whether the trial is to end at once. A
+            `KeyboardInterrupt` that a signal's handler raises is lost where Python is
+            just letting go of an object.
 
     Returns:
         How each trial ended.
+
+    Raises:
+        KeyboardInterrupt: If it was interrupted.
     """
     tickets = sweep.tickets
     states: list[TrialState] = []
-    while not stop() and (most is None or len(states) < most):
+
+    def each_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
+        if interrupted():
+            raise KeyboardInterrupt
+        if on_epoch is not None:
+            on_epoch(epoch, metrics)
+
+    while not (stop() or interrupted()) and (most is None or len(states) < most):
         mend(sweep.study, tickets)
         if (hold := tickets.take()) is None:
             if not tickets.silent(SUSPECT * tickets.interval):
@@ -53,34 +68,65 @@ def work(
             continue
         try:
             with hold.alive():
-                states.append(sweep.run_trial(on_epoch, hold))
+                states.append(sweep.run_trial(each_epoch, hold))
         finally:
             if hold.open and hold.trial is None:
                 hold.give_back()
         if on_trial is not None:
             on_trial(states[-1])
+    if interrupted():
+        raise KeyboardInterrupt
     return states
 
 
+@dataclass
+class Orders:
+    """What signals ask of a worker.
+
+    Attributes:
+        drain: Whether to take no more trials.
+        interrupts: Signals that ask for an end at once, in their order.
+    """
+
+    drain: bool = False
+    interrupts: list[int] = field(default_factory=list)
+
+    def __call__(self) -> bool:
+        """Whether to take no more trials."""
+        return self.drain or self.interrupted()
+
+    def interrupted(self) -> bool:
+        """Whether the running trial is to end at once."""
+        return bool(self.interrupts)
+
+    def interrupt(self, number: int, frame: FrameType | None) -> None:
+        """Note a signal, and interrupt what runs."""
+        del frame
+        self.interrupts.append(number)
+        raise KeyboardInterrupt
+
+
 @contextmanager
-def draining() -> Iterator[Callable[[], bool]]:
+def draining() -> Iterator[Orders]:
     """Let the first SIGTERM ask for an end after the running trial.
 
     The second interrupts at once, as Ctrl-C does.
 
     Yields:
-        Whether the end was asked for.
+        What was asked for.
     """
-    asked: list[int] = []
+    orders = Orders()
 
     def ask(number: int, frame: FrameType | None) -> None:
-        del frame
-        asked.append(number)
-        if len(asked) > 1:
-            raise KeyboardInterrupt
+        if orders.drain:
+            orders.interrupt(number, frame)
+        orders.drain = True
 
-    before = signal.signal(signal.SIGTERM, ask)
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, ask)}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, orders.interrupt)
     try:
-        yield lambda: bool(asked)
+        yield orders
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

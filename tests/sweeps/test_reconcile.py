@@ -1,6 +1,8 @@
 """Whatever becomes of a trial: state, tag and message are right in both places."""
 
 import math
+import signal
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,10 +11,10 @@ import pytest
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from spectral_mlops.sweeps import Sweep, work
+from spectral_mlops.sweeps import Sweep, draining, work
 from spectral_mlops.sweeps import sweep as module
 from spectral_mlops.sweeps.ended import TAKEN_OVER
-from spectral_mlops.sweeps.stale import DIED, mend
+from spectral_mlops.sweeps.stale import DIED, INTERRUPTED, mend
 from spectral_mlops.sweeps.tickets import worker_name
 from spectral_mlops.tracking import open_store
 from spectral_mlops.tracking.trials import TrialRuns
@@ -130,6 +132,54 @@ def test_an_interrupt_gives_the_ticket_back(make, uri):
     (run,) = runs_of(uri).values()
     assert (run.status, run.tags["spectral.error"]) == ("KILLED", "interrupted")
     assert sweep.reconcile().mended == []
+
+
+def lose_an_interrupt():
+    """Be interrupted where Python lets go of an object, which loses the exception."""
+
+    class Thing:
+        pass
+
+    thing = Thing()
+    reference = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT))
+    del thing
+    assert reference() is None
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_python_loses_is_found_after_the_epoch(make, uri):
+    sweep = make()
+    sweep.want(2)
+    with draining() as stop:
+        orders = {"stop": stop, "interrupted": stop.interrupted}
+
+        def on_trial(state):
+            lose_an_interrupt()
+
+        def on_epoch(epoch, metrics):
+            pytest.fail("it was interrupted before")
+
+        with pytest.raises(KeyboardInterrupt):  # between two trials
+            work(sweep, on_trial=on_trial, **orders)
+        assert stop()
+        assert stop.interrupted()
+        assert not stop.drain
+        stop.interrupts.clear()
+        plan = sweep.space.suggest
+
+        def draw(trial):
+            lose_an_interrupt()
+            return plan(trial)
+
+        sweep.space = replace(sweep.space, suggest=draw)
+        with pytest.raises(KeyboardInterrupt):
+            work(sweep, on_epoch=on_epoch, **orders)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    whole, cut = sweep.study.get_trials()
+    assert (whole.state, cut.state) == (TrialState.COMPLETE, TrialState.FAIL)
+    assert cut.user_attrs["error"] == INTERRUPTED
+    assert runs_of(uri)[1].status == "KILLED"
+    assert sweep.tickets.counts() == {"free": 1, "taken": 0, "spent": 1}
 
 
 def test_a_worker_thought_dead_survives(make, uri):
