@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import (
+    _global_forward_hooks_with_kwargs,
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
@@ -145,7 +146,11 @@ class Recorder:
 
     def _detach_modules(self) -> None:
         while self._on_modules:
-            self._on_modules.pop().remove()
+            handle = self._on_modules.pop()
+            handle.remove()
+            # PyTorch leaves this mark of a hook on all modules behind, and then takes
+            # the hook to be there still (`torch.compile` warns of it).
+            _global_forward_hooks_with_kwargs.pop(handle.id, None)
 
     # -- forward -----------------------------------------------------------------
 

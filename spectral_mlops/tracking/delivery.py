@@ -259,7 +259,15 @@ class Delivery:
             synchronous=True,
         )
         if body["cohort"] is not None:
-            self._store.client.log_inputs(self._run_id, [_dataset(body["cohort"])])
+            self._send_cohort(_dataset(body["cohort"]))
+
+    def _send_cohort(self, cohort: DatasetInput) -> None:
+        """Send the dataset; runs of an experiment share the entry of one cohort."""
+        try:
+            self._store.client.log_inputs(self._run_id, [cohort])
+        except MlflowException:
+            # Another run made the entry at the same moment: now it is found.
+            self._store.client.log_inputs(self._run_id, [cohort])
 
     def _send_resume(self, body: dict[str, Any]) -> None:
         if not self._given:

@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
+from torch.nn.modules import module as torch_module
 
 from tests.cases import Case, N
 
@@ -98,7 +98,11 @@ def hooks_on(model: nn.Module) -> int:
         + len(m._backward_pre_hooks)
         for m in model.modules()
     )
-    everywhere = len(_global_forward_hooks) + len(_global_forward_pre_hooks)
+    everywhere = sum(
+        len(hooks)
+        for name, hooks in vars(torch_module).items()
+        if name.startswith("_global_") and "hook" in name and isinstance(hooks, dict)
+    )
     on_parameters = sum(len(p._backward_hooks or {}) for p in model.parameters())
     return modules + everywhere + on_parameters
 

@@ -1,14 +1,18 @@
 """How often a run talks to its store, by counting; and what must not come of it."""
 
 import json
+import sqlite3
 import threading
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.store.tracking.dbmodels.models import SqlDataset
 
 from spectral_mlops.errors import TrackingError
 from spectral_mlops.tracking import MlflowTracker, load_run, open_store
@@ -105,6 +109,36 @@ def test_a_run_whose_making_was_not_confirmed_is_found_again(
     tracker.close()
     (run,) = runs_of(uri)
     assert (run.data.params, run.info.status) == ({"depth": "3"}, "FINISHED")
+
+
+def test_a_cohort_that_two_runs_log_at_the_same_moment(uri: str) -> None:
+    open_store(uri)
+    collided = []
+
+    def make_it_first(made: Any, args: Any, entry: dict[str, Any]) -> None:
+        """Be another process, between MLflow's look and its own entry."""
+        if collided:
+            return
+        collided.append(entry["name"])
+        theirs = entry | {"dataset_uuid": "theirs"}
+        with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as connection:
+            connection.execute(
+                f"INSERT INTO datasets ({', '.join(theirs)}) "
+                f"VALUES ({', '.join('?' * len(theirs))})",
+                list(theirs.values()),
+            )
+            connection.commit()
+
+    sqlalchemy.event.listen(SqlDataset, "init", make_it_first)
+    try:
+        tracker = MlflowTracker(tracking_uri=uri)
+        tracker.start("one", cohort=COHORT)
+        tracker.close()
+    finally:
+        sqlalchemy.event.remove(SqlDataset, "init", make_it_first)
+    (run,) = runs_of(uri)
+    (cohort,) = run.inputs.dataset_inputs
+    assert [cohort.dataset.name] == collided
 
 
 def test_a_refused_tag_takes_no_number_with_it(
