@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import pytest
 from spectral_mlops import cli, load_run
 from spectral_mlops.cohorts import simulate
 from spectral_mlops.tracking import open_store
+from tests.interrupts import lose_a_signal
 
 ROOT = Path(__file__).parents[1]
 QUICK = ["--epochs", "2", "--folds", "2", "--hidden", "7,5", "--permutations", "19"]
@@ -363,6 +365,27 @@ def test_an_interrupted_run_is_marked_and_keeps_what_it_had(
     assert run.info.status == "KILLED"
     assert "val/auc" in run.data.metrics
     assert len(load_run(run.info.run_id, uri)) > 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_that_python_loses_ends_the_run_after_the_epoch(
+    command, cohort_files, monkeypatch, number
+):
+    described = []
+
+    def lose_it(metrics):
+        described.append(metrics)
+        lose_a_signal(number)
+        return ""
+
+    monkeypatch.setattr(cli.train, "describe", lose_it)
+    code, _, err = command(*fnc(cohort_files))
+    assert code == 130
+    assert "Interrupted" in err
+    assert len(described) == 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM).__module__ == cli.__name__
 
 
 def test_the_real_mlsp_files(command, uri):

@@ -1,5 +1,6 @@
 """The command that trains."""
 
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -235,6 +236,7 @@ def _train_one(
     )
     from spectral_mlops.tracking import open_tracker
     from spectral_mlops.training import run
+    from spectral_mlops.training.interrupts import noted
     from spectral_mlops.training.trajectories import sentences
 
     for note in plan.notes:
@@ -242,11 +244,23 @@ def _train_one(
     settings = plan.config
     experiment = settings.tracking.experiment
     tracker = open_tracker(tracking, experiment, folder, notice=notice)
-    with _saying_how_to_go_on(folder), tracker, progress_bar() as bar:
+    signals = noted(signal.SIGINT, signal.SIGTERM)
+    with (
+        signals as interrupted,
+        _saying_how_to_go_on(folder),
+        tracker,
+        progress_bar() as bar,
+    ):
         task = bar.add_task("training", total=settings.training.epochs)
+        report = reporter(bar)
 
         def on_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
+            interrupted.check()
             bar.update(task, completed=epoch + 1, description=describe(metrics))
+
+        def progress(what: str, done: int, total: int) -> None:
+            interrupted.check()
+            report(what, done, total)
 
         finished = run(
             plan,
@@ -255,7 +269,7 @@ def _train_one(
             name=name,
             on_epoch=on_epoch,
             device=device,
-            progress=reporter(bar),
+            progress=progress,
             resume=resume,
             team=team,
         )

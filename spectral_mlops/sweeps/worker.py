@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 
 from spectral_mlops.sweeps.stale import mend
 from spectral_mlops.sweeps.sweep import Sweep
+from spectral_mlops.training.interrupts import Interrupts, noted
 from spectral_mlops.training.loop import OnEpoch
 
 SUSPECT = 2
@@ -85,25 +86,15 @@ class Orders:
 
     Attributes:
         drain: Whether to take no more trials.
-        interrupts: Signals that ask for an end at once, in their order.
+        interrupted: Whether the running trial is to end at once.
     """
 
     drain: bool = False
-    interrupts: list[int] = field(default_factory=list)
+    interrupted: Interrupts = field(default_factory=Interrupts)
 
     def __call__(self) -> bool:
         """Whether to take no more trials."""
         return self.drain or self.interrupted()
-
-    def interrupted(self) -> bool:
-        """Whether the running trial is to end at once."""
-        return bool(self.interrupts)
-
-    def interrupt(self, number: int, frame: FrameType | None) -> None:
-        """Note a signal, and interrupt what runs."""
-        del frame
-        self.interrupts.append(number)
-        raise KeyboardInterrupt
 
 
 @contextmanager
@@ -115,18 +106,18 @@ def draining() -> Iterator[Orders]:
     Yields:
         What was asked for.
     """
-    orders = Orders()
+    with noted(signal.SIGINT) as interrupted:
+        orders = Orders(interrupted=interrupted)
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        if orders.drain:
-            orders.interrupt(number, frame)
-        orders.drain = True
+        def ask(number: int, frame: FrameType | None) -> None:
+            del frame
+            if orders.drain:
+                interrupted.numbers.append(number)
+                raise KeyboardInterrupt
+            orders.drain = True
 
-    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, ask)}
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        before[signal.SIGINT] = signal.signal(signal.SIGINT, orders.interrupt)
-    try:
-        yield orders
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        before = signal.signal(signal.SIGTERM, ask)
+        try:
+            yield orders
+        finally:
+            signal.signal(signal.SIGTERM, before)

@@ -2,7 +2,6 @@
 
 import math
 import signal
-import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +17,7 @@ from spectral_mlops.sweeps.stale import DIED, INTERRUPTED, mend
 from spectral_mlops.sweeps.tickets import worker_name
 from spectral_mlops.tracking import open_store
 from spectral_mlops.tracking.trials import TrialRuns
+from tests.interrupts import lose_a_signal
 
 
 @pytest.fixture
@@ -134,18 +134,6 @@ def test_an_interrupt_gives_the_ticket_back(make, uri):
     assert sweep.reconcile().mended == []
 
 
-def lose_an_interrupt():
-    """Be interrupted where Python lets go of an object, which loses the exception."""
-
-    class Thing:
-        pass
-
-    thing = Thing()
-    reference = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT))
-    del thing
-    assert reference() is None
-
-
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_that_python_loses_is_found_after_the_epoch(make, uri):
     sweep = make()
@@ -154,7 +142,7 @@ def test_an_interrupt_that_python_loses_is_found_after_the_epoch(make, uri):
         orders = {"stop": stop, "interrupted": stop.interrupted}
 
         def on_trial(state):
-            lose_an_interrupt()
+            lose_a_signal()
 
         def on_epoch(epoch, metrics):
             pytest.fail("it was interrupted before")
@@ -164,11 +152,11 @@ def test_an_interrupt_that_python_loses_is_found_after_the_epoch(make, uri):
         assert stop()
         assert stop.interrupted()
         assert not stop.drain
-        stop.interrupts.clear()
+        stop.interrupted.numbers.clear()
         plan = sweep.space.suggest
 
         def draw(trial):
-            lose_an_interrupt()
+            lose_a_signal()
             return plan(trial)
 
         sweep.space = replace(sweep.space, suggest=draw)
