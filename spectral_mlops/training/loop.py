@@ -7,7 +7,6 @@ are averaged relabelling by relabelling before z is formed (`networks`).
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,7 +15,6 @@ import torch
 from spectral_mlops.errors import InputError
 from spectral_mlops.inference.comparison import (
     Comparison,
-    headline,
     to_divergences,
 )
 from spectral_mlops.monitor import EpochSpectra
@@ -36,14 +34,19 @@ from spectral_mlops.training.networks import (
     by_fold,
     by_seed,
     mean_comparisons,
-    spread_metrics,
     start_networks,
+)
+from spectral_mlops.training.on_probe import (
+    compare,
+    headline_metrics,
+    on_probe,
+    spread_over_networks,
 )
 from spectral_mlops.training.outcome import outcome_of
 from spectral_mlops.training.plan import Plan
 from spectral_mlops.training.result import RunResult
 from spectral_mlops.training.trajectories import trajectory_table
-from spectral_mlops.training.trends import compare_everyone, only, trend_table
+from spectral_mlops.training.trends import only, trend_table
 from spectral_mlops.training.verdict import controls_table, verdict_of
 
 OnEpoch = Callable[[int, Mapping[str, float]], None]
@@ -111,7 +114,7 @@ def train(
     last: list[EpochRecord] = []
     training_comparisons: list[list[Comparison]] = []
     untrained = [x for one in networks if (x := one.probe(UNTRAINED)) is not None]
-    init = _on_probe(plan, networks, untrained)
+    init = on_probe(plan, networks, untrained)
     first, along = 0, dict[int, list[Comparison]]()
     if checkpoints is not None:
         first, along = checkpoints.load(networks, null_epochs, history)
@@ -125,10 +128,10 @@ def train(
         with_null = ending or epoch in null_epochs
         seen = [spectra for spectra, _ in trained]
         learned = clock()
-        training_comparisons = [_compare(plan, x, with_null) for x in seen]
+        training_comparisons = [compare(plan, x, with_null) for x in seen]
         probed = [one.probe(epoch) for one in networks] if with_null else []
         held_out = [x for x in probed if x is not None]
-        found_now = _on_probe(plan, networks, held_out)
+        found_now = on_probe(plan, networks, held_out)
         together = found_now.together
         if with_null:
             null_epochs.decide(clock() - learned, learned - began)
@@ -139,7 +142,7 @@ def train(
             last = [r for r in shown.to_records() if r.source == "train"]
         losses = [loss for _, loss in trained]
         metrics = epoch_metrics(plan, losses, by_seed(networks, said), said)
-        metrics |= _headlines(plan, together, "divergence/{}")
+        metrics |= headline_metrics(plan, together, "divergence/{}")
         if epoch == 0:
             metrics |= _null_cost(null_epochs)
         if held_out:
@@ -150,7 +153,9 @@ def train(
         tracker.log(shown, metrics)
         if untrained:  # after the first epoch, whose keys open a run's page
             before = _EpochOfNetworks([*zip(networks, untrained, strict=True)])
-            tracker.log(before, _headlines(plan, init.together, "init/divergence_{}"))
+            tracker.log(
+                before, headline_metrics(plan, init.together, "init/divergence_{}")
+            )
             untrained = []
         if checkpoints and not ending and checkpoints.due() and tracker.durable:
             checkpoints.save(epoch, networks, null_epochs, along, history)
@@ -222,12 +227,12 @@ def _finish(
         one.restore_best()
     said = [one.validate(one.best_epoch) for one in networks]
     held_out = [x for one in networks if (x := one.probe(one.best_epoch)) is not None]
-    probed = _on_probe(plan, networks, held_out)
+    probed = on_probe(plan, networks, held_out)
     together = probed.together
-    metrics = _headlines(plan, together, "final/divergence_{}")
+    metrics = headline_metrics(plan, together, "final/divergence_{}")
     measures = plan.task.measures
     headlines = [getattr(x, measures.headline) for x in said]
-    metrics |= _spread(plan, networks, probed, headlines)
+    metrics |= spread_over_networks(plan, networks, probed, headlines)
     compared = probed.pairs or mean_comparisons(networks, training_comparisons)
     predicted = [p for one in networks if (p := one.predict_probe()) is not None]
     validation = by_seed(networks, said)
@@ -311,77 +316,9 @@ def _beside(key: str) -> bool:
     return "_sd" in key or key.startswith(("baseline/", "controls/"))
 
 
-def _compare(plan: Plan, spectra: EpochSpectra, with_null: bool) -> list[Comparison]:
-    settings = plan.config.comparison
-    return spectra.comparisons(
-        settings.permutations if with_null else 0,
-        seed=settings.seed,
-        divergence=settings.divergence,
-    )
-
-
-class _OnProbe(NamedTuple):
-    """Groups compared on the probe, means over seeds, then folds.
-
-    Attributes:
-        together: With everyone's labels moving together.
-        pairs: With those of each pair alone, which is what is recorded; the very same
-            list where there is one pair.
-        everyone: ``together`` of each network.
-        trends: Like ``together``, by other statistics (`trends.TRENDS`).
-    """
-
-    together: list[Comparison]
-    pairs: list[Comparison]
-    everyone: list[list[Comparison]]
-    trends: list[Comparison]
-
-
-def _on_probe(
-    plan: Plan, networks: list[FoldRun], held_out: list[EpochSpectra]
-) -> _OnProbe:
-    """Compare groups on the probe; nothing where there is none."""
-    if not held_out:
-        return _OnProbe([], [], [], [])
-    everyone, others = compare_everyone(plan, held_out)
-    together = mean_comparisons(networks, everyone)
-    trends = mean_comparisons(networks, others)
-    primary = [item for item in together if item.grouping == plan.primary]
-    if len(plan.groupings) > 1 or len(_groups(primary)) > 2:
-        pairs = [_compare(plan, x, True) for x in held_out]
-        return _OnProbe(together, mean_comparisons(networks, pairs), everyone, trends)
-    return _OnProbe(together, together, everyone, trends)
-
-
-def _spread(
-    plan: Plan, networks: list[FoldRun], probed: _OnProbe, headlines: list[float]
-) -> dict[str, float]:
-    """Tell how much single networks vary: in AUC or R², and in z, one null for all."""
-    values = {f"final/{plan.task.measures.headline}": headlines}
-    each = [_headlines(plan, x, "final/divergence_{}") for x in probed.everyone]
-    for name in each[0] if each else ():
-        values[name] = [one.get(name, np.nan) for one in each]
-    return spread_metrics(networks, values)
-
-
-def _headlines(plan: Plan, together: list[Comparison], name: str) -> dict[str, float]:
-    """The one number per quantity: z over layers of what was averaged first."""
-    primary = [item for item in together if item.grouping == plan.primary]
-    if not primary:
-        return {}
-    return {
-        name.format(quantity): headline(primary, quantity)
-        for quantity in plan.quantities
-    }
-
-
 def _null_cost(null_epochs: NullEpochs) -> dict[str, float]:
     every = null_epochs.every
     return {} if every is None else {"cost/null_every": float(every)}
-
-
-def _groups(comparisons: list[Comparison]) -> set[str]:
-    return {group for item in comparisons for group in (item.group_a, item.group_b)}
 
 
 def _coverage(networks: list[FoldRun]) -> pd.DataFrame:
