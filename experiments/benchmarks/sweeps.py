@@ -28,6 +28,8 @@ from spectral_mlops.inference.comparison import Comparison
 from spectral_mlops.records import EpochRecord
 from spectral_mlops.sweeps import Sweep, work
 from spectral_mlops.sweeps import sweep as module
+from spectral_mlops.sweeps.objective import WARM_UP_EPOCHS
+from spectral_mlops.sweeps.stopping import STARTUP_TRIALS
 from spectral_mlops.sweeps.storage import open_storage
 from spectral_mlops.tracking import Tracker
 from spectral_mlops.training import Plan
@@ -98,7 +100,9 @@ class _Alone:
             storage=open_storage(storage),
             direction="maximize",
             sampler=sweep.judgement.sampler(0, sweep.space.grouped),
-            pruner=sweep.stopping.of_optuna(),
+            pruner=optuna.pruners.MedianPruner(
+                n_startup_trials=STARTUP_TRIALS, n_warmup_steps=WARM_UP_EPOCHS
+            ),
         )
 
     def run_trial(self) -> None:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from spectral_mlops.sweeps.crew import Crew
 
 NEW_TRIALS = 20
+TRIAL_SETTINGS = {"spectra": {"directions": 0, "influence": False}}
+"""Of a new study, where none are given: both are looked at in one run, not compared
+over many, and take time of each."""
 STORAGE, RUNS = "sqlite:///optuna.db", Path("runs")
 
 sweeps = typer.Typer()
@@ -185,7 +188,7 @@ def _opened(
     **place: Any,
 ) -> "Sweep":
     """Make a study, or open the one of that name: what is given must be its own."""
-    from spectral_mlops.config import RunConfig, validate
+    from spectral_mlops.config import RunConfig, merge, validate
     from spectral_mlops.sweeps import Sweep, read_sweep
     from spectral_mlops.sweeps.recipe import kept_recipe
 
@@ -202,7 +205,7 @@ def _opened(
             **place,
         )
     return Sweep(
-        validate(RunConfig, given, where),
+        validate(RunConfig, merge(TRIAL_SETTINGS, given), where),
         study=study,
         storage=storage,
         space=searched,

@@ -6,9 +6,10 @@ the same folds, never fold against another fold.
 """
 
 import math
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
 
 import numpy as np
 import optuna
@@ -21,8 +22,60 @@ from spectral_mlops.sweeps.seen import Seen
 Pruner = Literal["median", "hyperband", "none"]
 STARTUP_TRIALS = 4
 """Finished trials before any is stopped by a median."""
+GLANCE = 10.0
+"""Seconds for which a trial takes those that others finished as they were."""
 SOUGHT = "prune_divergence"
 """User attribute of a study whose trials were stopped by their divergence."""
+
+
+class _Finished:
+    """The finished trials of a study, which are read once a trial and now and then.
+
+    Reading them costs more than what an epoch of a small network has to be told.
+    """
+
+    def __init__(self) -> None:
+        self._trials: list[FrozenTrial] = []
+        self._for: int | None = None
+        self._at = 0.0
+
+    def of(self, study: optuna.Study, number: int) -> list[FrozenTrial]:
+        """Return what a running trial of that number is held against."""
+        now = time.monotonic()
+        if number != self._for or now - self._at >= GLANCE:
+            states = (TrialState.COMPLETE,)
+            self._trials = study.get_trials(deepcopy=False, states=states)
+            self._for, self._at = number, now
+        return self._trials
+
+
+class _Glance:
+    """A study as it was when its finished trials were read."""
+
+    def __init__(self, study: optuna.Study, finished: list[FrozenTrial]) -> None:
+        self._study, self._finished = study, finished
+
+    def get_trials(self, deepcopy: bool, states: Sequence[TrialState]) -> Any:
+        """Return the finished trials, for which alone a pruner asks."""
+        assert not deepcopy
+        assert tuple(states) == (TrialState.COMPLETE,)
+        return self._finished
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+
+class _Median(optuna.pruners.MedianPruner):
+    """Optuna's, which would read the database at every epoch."""
+
+    def __init__(self, finished: _Finished, **settings: int) -> None:
+        super().__init__(**settings)
+        self._finished = finished
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether a trial should stop."""
+        glance = _Glance(study, self._finished.of(study, trial.number))
+        return super().prune(cast("optuna.Study", glance), trial)
 
 
 @dataclass(frozen=True)
@@ -41,6 +94,7 @@ class Stopping:
     judgement: Judgement
     pruner: Pruner = "median"
     largest: float | None = None
+    _finished: _Finished = field(default_factory=_Finished, repr=False, compare=False)
 
     def check(self, has_probe: bool) -> None:
         """Refuse rules that cannot be followed.
@@ -71,8 +125,10 @@ class Stopping:
             return optuna.pruners.NopPruner()
         if self.pruner == "hyperband":
             return optuna.pruners.HyperbandPruner(min_resource=WARM_UP_EPOCHS)
-        return optuna.pruners.MedianPruner(
-            n_startup_trials=STARTUP_TRIALS, n_warmup_steps=WARM_UP_EPOCHS
+        return _Median(
+            self._finished,
+            n_startup_trials=STARTUP_TRIALS,
+            n_warmup_steps=WARM_UP_EPOCHS,
         )
 
     def why(self, trial: optuna.Trial, epoch: int, seen: Seen) -> str:
@@ -102,7 +158,7 @@ class Stopping:
     ) -> str:
         """Compare with the medians of finished trials at the same epoch."""
         names = self.judgement.accuracy, self.judgement.quantity
-        finished = trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        finished = self._finished.of(trial.study, trial.number)
         pairs = np.array(
             [[_at(one, name, epoch) for name in names] for one in finished]
         )

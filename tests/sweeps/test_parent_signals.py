@@ -30,7 +30,7 @@ WANTED = 3
 def parent(command, cheap, uri):
     """A study made, and a call that lets two workers run it until both train."""
     words = ["--config", cheap, "--tracking", uri, "--study", "many", "--seed", 4]
-    words += ["--epochs", 40, "--trials", WANTED, "--workers", 0]
+    words += ["--epochs", 25, "--trials", WANTED, "--workers", 0]
     assert command("sweep", *words)[0] == 0
     return begin
 
@@ -122,7 +122,7 @@ def test_ctrl_c_twice_kills_and_is_mended_at_once(parent, uri):
     study, _ = check_nothing_is_left(process, pids, uri)
     assert len(re.findall("Mended: trial", Path("log").read_text())) >= 2
     waiting = study.get_trials(states=(TrialState.WAITING,))
-    assert [trial.user_attrs["retry_of"] for trial in waiting] == [0, 1]
+    assert {trial.user_attrs["retry_of"] for trial in waiting} == {0, 1}
     goes_on_to_exact_totals(uri)
 
 

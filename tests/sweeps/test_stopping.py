@@ -9,7 +9,7 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from spectral_mlops.errors import InputError
-from spectral_mlops.sweeps import Sweep
+from spectral_mlops.sweeps import Sweep, stopping
 from spectral_mlops.sweeps.objective import WARM_UP_EPOCHS, Judgement
 from spectral_mlops.sweeps.seen import Seen
 from spectral_mlops.sweeps.stopping import STARTUP_TRIALS, Stopping
@@ -117,6 +117,57 @@ def test_one_objective_has_optunas_rules():
             else:
                 study.tell(trial, auc)
         assert stopped >= 4
+
+
+@pytest.mark.parametrize("glance", [0.0, 10.0])
+def test_finished_trials_are_read_once_a_trial_and_judged_as_optuna_does(
+    monkeypatch, glance
+):
+    monkeypatch.setattr(stopping, "GLANCE", glance)
+    reads = []
+    read = optuna.Study.get_trials
+
+    def counted(study, *args, **kwargs):
+        reads.append(study)
+        return read(study, *args, **kwargs)
+
+    monkeypatch.setattr(optuna.Study, "get_trials", counted)
+    rule, rng = Stopping(ONE, "median"), np.random.default_rng(3)
+    study = optuna.create_study(direction="maximize", pruner=rule.of_optuna())
+    plain = optuna.pruners.MedianPruner(
+        n_startup_trials=STARTUP_TRIALS, n_warmup_steps=WARM_UP_EPOCHS
+    )
+    said = []
+    for _ in range(20):
+        trial = study.ask()
+        reads.clear()
+        auc = rng.uniform(size=9)
+        for epoch, value in enumerate(auc):
+            stops = bool(rule.why(trial, epoch, seen_of(value, 0.0, epoch)))
+            own = len(reads)
+            frozen = study.trials[trial.number]
+            waits = epoch < WARM_UP_EPOCHS
+            assert stops == (not waits and plain.prune(study, frozen))
+            del reads[own:]
+            said.append(stops)
+        asked = len(auc) - WARM_UP_EPOCHS
+        assert len(reads) == (1 if glance else asked)
+        study.tell(trial, auc[-1])
+    assert 0 < sum(said) < len(said)
+
+
+def test_those_that_others_finish_meanwhile_are_seen_later(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: clock[0])
+    study, rule = study_of_both(STARTUP_TRIALS - 1), Stopping(BOTH)
+    trial, bad = study.ask(), seen_of(0.1, 9.0, 5)
+    assert rule.why(trial, 5, bad) == ""
+    study.add_trial(finished(0.9, 0.0))
+    clock[0] += stopping.GLANCE / 2
+    assert rule.why(trial, 5, bad) == ""
+    clock[0] += stopping.GLANCE / 2
+    assert rule.why(trial, 5, bad)
+    assert Stopping(BOTH).why(study.ask(), 5, bad)
 
 
 @pytest.mark.parametrize(

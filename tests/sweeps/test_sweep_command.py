@@ -1,10 +1,12 @@
 """The command: a space from a file, a page, a summary run, and the page anew."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from spectral_mlops.sweeps.recipe import kept_recipe
 from spectral_mlops.tracking import open_store
 
 SPACE = """
@@ -60,6 +62,26 @@ def test_a_sweep_ends_in_a_page_and_a_run_of_its_own(command, config, uri):
     code, _, err = command("sweep", "report", "three")
     assert (code, len(err.strip().splitlines())) == (2, 1)
     assert "there is two" in err
+
+
+@pytest.mark.parametrize("given", [{}, {"influence": True, "directions": 2}])
+def test_trials_keep_directions_and_influence_where_asked_to(
+    command, config, uri, given
+):
+    with config.open("a") as stream:
+        stream.writelines(
+            f"spectra.{name} = {json.dumps(value)}\n" for name, value in given.items()
+        )
+    words = ["--config", config, "--tracking", uri, "--study", "two"]
+    assert command("sweep", *words, "--trials", 1, "--workers", 0)[0] == 0
+    kept = kept_recipe("two", "sqlite:///optuna.db").settings["spectra"]
+    wanted = {"influence": False, "directions": 0} | given
+    assert {name: kept[name] for name in wanted} == wanted
+    assert command("sweep", *words, "--workers", 0)[0] == 0  # they are its own
+    assert command("train", "--config", config, "--tracking", "none")[0] == 0
+    (folder,) = (path for path in Path("runs").glob("train*"))
+    kept = json.loads((folder / "config.json").read_text())["spectra"]
+    assert (kept["influence"], kept["directions"]) == (True, (given and 2) or 3)
 
 
 @pytest.mark.parametrize(
