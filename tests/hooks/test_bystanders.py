@@ -139,17 +139,23 @@ class Probe(nn.Module):
         return self.output(self.encoder(self.first(x))).mean(1)
 
 
-@pytest.mark.parametrize("train", [False, True])
-@pytest.mark.parametrize("first", [False, True])
-def test_frozen_transformers_take_the_path_that_they_take(monkeypatch, train, first):
-    """Hooks close it; a layer in front that is trained closes it too."""
-    made = []
+@pytest.fixture
+def made(monkeypatch):
+    """One entry for each call of an encoder's layer that took the fast path."""
+    calls = []
     fast = torch._transformer_encoder_layer_fwd
     monkeypatch.setattr(
         torch,
         "_transformer_encoder_layer_fwd",
-        lambda *given: made.append(1) or fast(*given),
+        lambda *given: calls.append(1) or fast(*given),
     )
+    return calls
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("first", [False, True])
+def test_frozen_transformers_take_the_path_that_they_take(made, train, first):
+    """Hooks close it; a layer in front that is trained closes it too."""
     torch.manual_seed(0)
     model = Probe(first).train(train)
     plain, x = copy.deepcopy(model), torch.randn(N, 9, 16)
@@ -173,14 +179,7 @@ def test_frozen_transformers_take_the_path_that_they_take(monkeypatch, train, fi
     assert method["encoder.layers.0.linear1.weight"] == "frozen"
 
 
-def test_parts_of_a_model_evaluated_by_themselves_take_it_too(monkeypatch):
-    made = []
-    fast = torch._transformer_encoder_layer_fwd
-    monkeypatch.setattr(
-        torch,
-        "_transformer_encoder_layer_fwd",
-        lambda *given: made.append(1) or fast(*given),
-    )
+def test_parts_of_a_model_evaluated_by_themselves_take_it_too(made):
     torch.manual_seed(0)
     model, x = Probe(True), torch.randn(N, 9, 16)
     model.encoder.requires_grad_(True)
